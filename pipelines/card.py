@@ -1,0 +1,122 @@
+"""ModelCard: what the gateway must know of a model without holding it. Standard library only.
+
+A worker builds the card from a checkpoint (`pipelines.loading`) and announces it in Redis as JSON; the gateway
+knows models only from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What is drawn when the client does not say."""
+
+    sampler: str = "dpmpp_2m"
+    schedule: str = "auto"
+    steps: int = 20
+    guidance: float = 5.0
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerInfo:
+    """One sampler that the model can run. U-Net evaluations of n steps = `evals_per_step` * n + `evals_offset`."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    min_steps: int = 1
+    max_steps: int = 1000
+    evals_per_step: int = 1
+    evals_offset: int = 0
+    options: Mapping[str, OptionInfo] = field(default_factory=dict)
+    stochastic: bool = False
+
+    def evaluations(self, steps: int) -> int:
+        return self.evals_per_step * steps + self.evals_offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleInfo:
+    """One schedule that the model can run; `curve` is logSNR over 16 steps, for plots."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    min_steps: int = 1
+    max_steps: int = 1000
+    options: Mapping[str, OptionInfo] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionInfo:
+    """One option of a sampler or schedule: a number in [minimum, maximum], or one of `choices`."""
+
+    default: float | int | str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    integer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """Sizes, limits, words and defaults of one checkpoint. Pixels; `vae_factor` pixels make one latent cell."""
+
+    id: str
+    title: str
+    description: str
+    license: str
+    hash: str
+    prediction_type: str
+    width: int
+    height: int
+    max_width: int
+    max_height: int
+    size_multiple: int
+    max_steps: int
+    max_prompt_tokens: int
+    defaults: Defaults
+    samplers: tuple[SamplerInfo, ...]
+    schedules: tuple[ScheduleInfo, ...]
+    words: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
+        """The inverse of `to_dict`, also after a trip through JSON."""
+        fields = dict(data)
+        fields["defaults"] = Defaults(**fields["defaults"])
+        fields["samplers"] = tuple(SamplerInfo(**_with_options(s)) for s in fields["samplers"])
+        fields["schedules"] = tuple(ScheduleInfo(**_with_options(s) | {"curve": tuple(s["curve"])}) for s in fields["schedules"])
+        fields["words"] = tuple(fields["words"])
+        return cls(**fields)
+
+    def sampler(self, name: str) -> SamplerInfo | None:
+        """The sampler of that id, name or alias (case does not matter), or None."""
+        return _find(self.samplers, name)
+
+    def schedule(self, name: str) -> ScheduleInfo | None:
+        """The schedule of that id, name or alias (case does not matter), or None."""
+        return _find(self.schedules, name)
+
+
+Info = TypeVar("Info", SamplerInfo, ScheduleInfo)
+
+
+def _find(infos: tuple[Info, ...], name: str) -> Info | None:
+    wanted = name.lower()
+    return next((i for i in infos if wanted in (i.id, i.name.lower(), *map(str.lower, i.aliases))), None)
+
+
+def _with_options(info: Mapping[str, Any]) -> dict[str, Any]:
+    options = {k: OptionInfo(**dict(v) | {"choices": tuple(v["choices"])}) for k, v in info["options"].items()}
+    return {**info, "aliases": tuple(info["aliases"]), "options": options}

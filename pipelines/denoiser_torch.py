@@ -1,0 +1,29 @@
+"""The torch backend: a diffusers U-Net, eager."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import array_api_compat.numpy
+import array_api_compat.torch
+import torch
+
+Array = Any
+
+
+class TorchDenoiser:
+    """A diffusers U-Net. On a CPU the registers are numpy arrays (shared memory, no copy), on a GPU torch tensors."""
+
+    def __init__(self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._unet, self._dtype, self._torch_device = unet, dtype, device
+        on_cpu = device.type == "cpu"
+        self.xp: ModuleType = array_api_compat.numpy if on_cpu else array_api_compat.torch
+        self.device: Any = "cpu" if on_cpu else device
+
+    @torch.inference_mode()
+    def __call__(self, x: Array, timestep: Array, context: Array) -> Array:
+        x, timestep, context = (torch.as_tensor(a, device=self._torch_device) for a in (x, timestep, context))
+        out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False)[0]
+        out = out.float()
+        return out.numpy() if self.xp is array_api_compat.numpy else out

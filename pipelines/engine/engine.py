@@ -1,0 +1,177 @@
+"""Engine: continuous batching of samples that share nothing but a latent shape.
+
+Synchronous, one thread, no I/O, time passed in. At every tick the batcher picks due samples of one shape; one U-Net
+pass and one fused update move each of them by one row of its own table, so a forward pass serves any mix of samplers,
+schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image.generate`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipelines import guidance
+from pipelines.denoiser import Denoiser
+from pipelines.engine import batcher
+from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
+from pipelines.engine.sample import InFlight, Sample
+from pipelines.engine.slots import Shape, SlotPool
+from pipelines.noise import NormalStream
+from pipelines.step_table import BASIS
+
+Array = Any
+
+
+class Engine:
+    """Holds up to `slots` samples and moves them.
+
+    `rows` is None where the denoiser's result for a row does not depend on the size of the batch; otherwise every call
+    is cut and padded to exactly `rows` rows, so that a picture never depends on its neighbours.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, *, slots: int = 16, max_rows: int = 32, rows: int | None = None, preview_interval_s: float = 0.5
+    ) -> None:
+        self._denoiser, self._xp = denoiser, denoiser.xp
+        self._slots, self._max_rows, self._rows = slots, max_rows, rows
+        self._preview_interval_s = preview_interval_s
+        self._flying: dict[str, InFlight] = {}
+        self._pools: dict[Shape, SlotPool] = {}
+        self._arrivals = 0
+        self._tick = 0
+
+    @property
+    def free_slots(self) -> int:
+        return self._slots - len(self._flying)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._flying)
+
+    def add(self, sample: Sample) -> None:
+        """Let a sample in: its first noise is drawn and it moves at the next tick. Raises ValueError if full or known."""
+        if self.free_slots < 1:
+            raise ValueError(f"no free slot for sample {sample.id}: {self._slots} are taken")
+        if sample.id in self._flying:
+            raise ValueError(f"sample {sample.id} is already in flight")
+        pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
+        self._pools[sample.shape] = pool
+        noise = NormalStream(sample.seed)
+        first = np.float32(sample.table.init) * noise.draw(sample.shape)  # [C, h, w]
+        self._arrivals += 1
+        update = sample.table.update.astype(np.float32)
+        self._flying[sample.id] = InFlight(sample, pool.take(first), self._arrivals, noise, update, served=self._tick)
+
+    def cancel(self, sample_id: str) -> bool:
+        """Forget a sample at once; False if it is not here."""
+        flight = self._flying.get(sample_id)
+        if flight is None:
+            return False
+        self._remove(flight)
+        return True
+
+    def step(self, now: float) -> list[Event]:
+        """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
+        batch = batcher.choose(self._flying.values(), self._max_rows)
+        self._tick += 1
+        return self._move(batch, now) if batch else []
+
+    def _move(self, batch: list[InFlight], now: float) -> list[Event]:
+        """Advance the batch; a model call that raises is halved until the one sample that cannot run stands alone."""
+        try:
+            outputs = self._evaluate(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._fail(batch[0], error)]
+            half = len(batch) // 2
+            return self._move(batch[:half], now) + self._move(batch[half:], now)
+        state, denoised = self._update(batch, *outputs)
+        finite = np.asarray(self._to_host(self._xp.all(self._xp.isfinite(state[:, 0]), axis=1)))  # [S]
+        events: list[Event] = []
+        for i, flight in enumerate(batch):
+            flight.advance(self._tick)
+            events += self._report(flight, bool(finite[i]), state[i, 0], denoised[i], now)
+        return events
+
+    def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array]:
+        """Registers [S, 8, D], scalars [S, 6], and raw conditional and unconditional outputs [S, D]."""
+        xp, device = self._xp, self._denoiser.device
+        shape = batch[0].sample.shape
+        state = self._pools[shape].read([f.slot for f in batch])  # [S, 8, D]
+        scalars = xp.asarray(np.array([f.scalars() for f in batch], dtype=np.float32), device=device)  # [S, 6]
+        guided = [i for i, f in enumerate(batch) if f.sample.guided]
+        index = xp.asarray([*range(len(batch)), *guided], dtype=xp.int64, device=device)  # [R], cond rows, then uncond rows
+        x = xp.take(state[:, 0] * scalars[:, 0:1], index, axis=0)  # [R, D]
+        timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
+        context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided]
+        out = self._call(xp.reshape(x, (-1, *shape)), timestep, xp.stack(context))  # [R, D]
+        cond = out[: len(batch)]  # [S, D]
+        if not guided:
+            return state, scalars, cond, cond
+        uncond = cond + 0  # rows without guidance keep their own output
+        uncond[xp.asarray(guided, dtype=xp.int64, device=device)] = out[len(batch) :]
+        return state, scalars, cond, uncond
+
+    def _call(self, x: Array, timestep: Array, context: Array) -> Array:
+        """The model over R rows -> [R, D]: at once, or in calls of exactly `rows` rows."""
+        xp, count = self._xp, x.shape[0]
+        if self._rows is None:
+            return xp.reshape(self._denoiser(x, timestep, context), (count, -1))
+        padding = -count % self._rows
+        index = xp.asarray([*range(count), *([0] * padding)], dtype=xp.int64, device=self._denoiser.device)
+        x, timestep, context = (xp.take(a, index, axis=0) for a in (x, timestep, context))
+        cuts = [slice(i, i + self._rows) for i in range(0, count + padding, self._rows)]
+        out = xp.concat([self._denoiser(x[c], timestep[c], context[c]) for c in cuts], axis=0)
+        return xp.reshape(out[:count], (count, -1))
+
+    def _update(self, batch: list[InFlight], state: Array, scalars: Array, cond: Array, uncond: Array) -> tuple[Array, Array]:
+        """The fused update state' = rows . basis of the whole batch; new state [S, 8, D] and denoised [S, D]."""
+        xp = self._xp
+        c_skip, c_out = scalars[:, 2:3], scalars[:, 3:4]  # [S, 1]
+        raw = guidance.combine(xp, cond, uncond, scalars[:, 4], scalars[:, 5])  # [S, D]
+        denoised = c_skip * state[:, 0] + c_out * raw  # [S, D]
+        basis = xp.empty((len(batch), len(BASIS), state.shape[2]), dtype=xp.float32, device=self._denoiser.device)
+        basis[:, 0:2] = state[:, 0:2]
+        basis[:, 2] = denoised
+        basis[:, 3] = c_skip * state[:, 0] + c_out * uncond
+        basis[:, 4:10] = state[:, 2:8]
+        basis[:, 10] = 0
+        for i, flight in enumerate(batch):
+            noise = flight.row_noise()
+            if noise is not None:
+                basis[i, 10] = xp.asarray(noise.reshape(-1), device=self._denoiser.device)
+        rows = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=self._denoiser.device)  # [S, 8, 11]
+        state = xp.matmul(rows, basis)  # [S, 8, D]
+        self._pools[batch[0].sample.shape].write([f.slot for f in batch], state)
+        return state, denoised
+
+    def _report(self, flight: InFlight, finite: bool, x: Array, denoised: Array, now: float) -> list[Event]:
+        """Events of one sample after its row; a finished or broken sample leaves."""
+        sample = flight.sample
+        if not finite:
+            self._remove(flight)
+            message = "The model returned values that are not finite; try another dtype, sampler or lower guidance."
+            return [Failed(sample.id, "not_finite", message)]
+        events: list[Event] = [Progress(sample.id, flight.row, len(sample.table))]
+        if flight.done:
+            self._remove(flight)
+            return [*events, Finished(sample.id, self._xp.reshape(x + 0, sample.shape))]
+        if sample.preview and now - flight.previewed >= self._preview_interval_s:
+            flight.previewed = now
+            events.append(Preview(sample.id, self._xp.reshape(denoised + 0, sample.shape)))
+        return events
+
+    def _fail(self, flight: InFlight, error: Exception) -> Failed:
+        self._remove(flight)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            message = "The device ran out of memory for this image; ask for a smaller size."
+            return Failed(flight.sample.id, "out_of_memory", message, error)
+        return Failed(flight.sample.id, "engine_error", "The model could not evaluate this image.", error)
+
+    def _remove(self, flight: InFlight) -> None:
+        del self._flying[flight.sample.id]
+        self._pools[flight.sample.shape].give_back(flight.slot)
+
+    def _to_host(self, array: Array) -> Array:
+        return array.cpu() if hasattr(array, "cpu") else array

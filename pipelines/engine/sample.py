@@ -1,0 +1,90 @@
+"""Sample: one image in flight. What is asked for is frozen; where it stands is small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.noise import NormalStream
+from pipelines.step_table import StepTable
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One image to draw: its table, its seed, and its conditioning.
+
+    `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device; `uncond` may
+    be None where guidance is 1, and then the sample costs one U-Net row instead of two.
+    """
+
+    id: str
+    table: StepTable
+    shape: tuple[int, int, int]
+    seed: int
+    cond: Array
+    uncond: Array | None = None
+    guidance: float = 1.0
+    guidance_rescale: float = 0.0
+    preview: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guidance != 1 and self.uncond is None:
+            raise ValueError(f"sample {self.id}: guidance {self.guidance} needs an unconditional embedding")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance != 1
+
+    @property
+    def rows(self) -> int:
+        """U-Net rows of one tick."""
+        return 2 if self.guided else 1
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """Where a sample stands: its slot, its next table row, its noise, and when it last moved."""
+
+    sample: Sample
+    slot: int
+    arrived: int  # number of arrival: age, whatever the clock does
+    noise: NormalStream
+    update: NDArray[np.float32]  # [R, 8, 11], the table cast once
+    row: int = 0
+    served: int = 0  # tick of the last row
+    previewed: float = float("-inf")  # seconds, the caller's clock
+    drawn: NDArray[np.float32] | None = field(default=None)  # this row's noise, kept if the row must be tried again
+
+    @property
+    def done(self) -> bool:
+        return self.row == len(self.sample.table)
+
+    def scalars(self) -> tuple[float, ...]:
+        """c_in, timestep, c_skip, c_out of the next row, then guidance and its rescale."""
+        table, row = self.sample.table, self.row
+        return (
+            table.c_in[row],
+            table.timestep[row],
+            table.c_skip[row],
+            table.c_out[row],
+            self.sample.guidance,
+            self.sample.guidance_rescale,
+        )
+
+    def row_noise(self) -> NDArray[np.float32] | None:
+        """One standard normal [C, h, w] where the row asks for it, drawn once however often the row is tried."""
+        if not self.sample.table.noisy[self.row]:
+            return None
+        if self.drawn is None:
+            self.drawn = self.noise.draw(self.sample.shape)
+        return self.drawn
+
+    def advance(self, tick: int) -> None:
+        self.row += 1
+        self.served = tick
+        self.drawn = None

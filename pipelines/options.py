@@ -1,0 +1,38 @@
+"""Options of samplers and schedules, checked in one way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pipelines.card import OptionInfo
+
+Option = float | int | str
+Options = Mapping[str, Option]
+
+
+def checked_options(kind: str, id: str, given: Options, known: Mapping[str, OptionInfo]) -> dict[str, Option]:
+    """All options of a sampler or schedule: the given ones, the defaults for the rest.
+
+    Raises ValueError with one sentence that names the option and what would be legal.
+    """
+    for name in given:
+        if name not in known:
+            legal = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"the {kind} {id!r} has no option {name!r}: {legal}")
+    subject = f"of the {kind} {id!r}"
+    return {name: _checked(f"the option {name!r} {subject}", given.get(name, info.default), info) for name, info in known.items()}
+
+
+def _checked(subject: str, value: Option, info: OptionInfo) -> Option:
+    if info.choices:
+        if value not in info.choices:
+            raise ValueError(f"{subject} must be one of {', '.join(info.choices)}, not {value!r}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{subject} must be a number, not {value!r}")
+    if info.integer and value != int(value):
+        raise ValueError(f"{subject} must be a whole number, not {value!r}")
+    if (info.minimum is not None and value < info.minimum) or (info.maximum is not None and value > info.maximum):
+        raise ValueError(f"{subject} must lie between {info.minimum} and {info.maximum}, not {value!r}")
+    return int(value) if info.integer else float(value)

@@ -1,0 +1,53 @@
+"""StepTable: a sampler as data. One row = one U-Net call and one linear update of an image's registers.
+
+The engine executes rows and knows no sampler names. Tables are built in float64 and cast once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MEMORIES = 6  # the widest history among the samplers needs five outputs and one carried noise
+
+STATE = ("x", "anchor", *(f"m{i}" for i in range(1, MEMORIES + 1)))  # what an image keeps between rows
+BASIS = ("x", "anchor", "denoised", "denoised_uncond", *(f"m{i}" for i in range(1, MEMORIES + 1)), "noise")
+
+Array = Any
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTable:
+    """Rows of one sampler on one schedule, in the model's own space x = alpha*x0 + sigma*noise.
+
+    A row evaluates the model at (`c_in` * x, `timestep`), forms denoised = `c_skip` * x + `c_out` * output, and then
+    state' = `update` @ basis, where state and basis are ordered as STATE and BASIS. The first x is `init` * noise;
+    anchor and memories start at zero. A row that has `noisy` set draws one standard normal before its update.
+    """
+
+    init: float
+    alpha: Float  # [R]
+    sigma: Float  # [R]
+    timestep: Float  # [R], may be fractional
+    c_in: Float  # [R]
+    c_skip: Float  # [R]
+    c_out: Float  # [R]
+    update: Float  # [R, 8, 11]
+    noisy: NDArray[np.bool_]  # [R]
+    step: NDArray[np.int64]  # [R], the sampler step (from 0) that the row belongs to
+
+    def __len__(self) -> int:
+        """U-Net evaluations."""
+        return len(self.timestep)
+
+    def advance(self, row: int, basis: Mapping[str, Array]) -> dict[str, Array]:
+        """The next registers by name, one coefficient after the other: the slow twin of the engine's fused update."""
+        return {
+            name: sum((c * basis[b] for c, b in zip(self.update[row, i].tolist(), BASIS, strict=True) if c), 0 * basis["x"])
+            for i, name in enumerate(STATE)
+        }

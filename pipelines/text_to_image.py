@@ -1,0 +1,116 @@
+"""Text to image: the stages around the U-Net, and the slow obvious loop that is the engine's oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.loading import Checkpoint
+from pipelines.noise import NormalStream
+from pipelines.params import GenerationParams
+from pipelines.samplers import compile_table
+from pipelines.step_table import MEMORIES, StepTable
+
+Array = Any
+Pixels = NDArray[np.uint8]
+
+
+def table_for(checkpoint: Checkpoint, params: GenerationParams) -> StepTable:
+    """The rows of these parameters on this model. Raises ValueError on an impossible combination."""
+    return compile_table(
+        checkpoint.ladder, params.sampler, params.schedule, params.steps, dict(params.sampler_options), dict(params.schedule_options)
+    )
+
+
+@torch.inference_mode()
+def encode_prompt(checkpoint: Checkpoint, prompt: str) -> torch.Tensor:
+    """The text encoder's states of one prompt: [L, E] float32 on the model's device. Longer prompts are cut at L - 2 tokens.
+
+    One prompt a call: the result must not depend on which prompts came along.
+    """
+    ids = checkpoint.tokenizer(
+        prompt, padding="max_length", max_length=checkpoint.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    masked = getattr(checkpoint.text_encoder.config, "use_attention_mask", False)
+    mask = ids.attention_mask.to(checkpoint.device) if masked else None
+    states = checkpoint.text_encoder(ids.input_ids.to(checkpoint.device), attention_mask=mask)[0]
+    return states[0].float()  # [L, E]
+
+
+def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
+    """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
+    return len(checkpoint.tokenizer(prompt, truncation=False, verbose=False).input_ids) - 2
+
+
+@torch.inference_mode()
+def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
+    """Latents [C, h, w] -> picture [H, W, 3]. One picture a call, for the same reason.
+
+    Raises FloatingPointError where the VAE overflows, which would be a silent black picture.
+    """
+    vae = checkpoint.vae
+    z = torch.as_tensor(latents, device=checkpoint.device).to(vae.dtype)[None] / vae.config.scaling_factor
+    image = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()  # [3, H, W] in [-1, 1]
+    if not bool(torch.isfinite(image).all()):
+        raise FloatingPointError("The VAE returned values that are not finite; run the worker in float32 or bfloat16.")
+    scaled = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
+    pixels: Pixels = scaled.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def preview(checkpoint: Checkpoint, denoised: NDArray[np.float32]) -> Pixels:
+    """A cheap look at latents [C, h, w]: one linear map to RGB, one pixel per latent cell -> [h, w, 3]."""
+    matrix, bias = checkpoint.latent_rgb
+    rgb = np.einsum("chw,cr->hwr", denoised, matrix) + bias
+    return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
+
+
+@torch.inference_mode()
+def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, *, rescale: float | None = None) -> NDArray[np.float32]:
+    """Image `index` of a request, row by row, one coefficient after the other -> latents [C, h, w]."""
+    table = table_for(checkpoint, params)
+    stream = NormalStream(params.image_seed(index))
+    shape = checkpoint.latent_shape(params.width, params.height)
+    cond, uncond = encode_prompt(checkpoint, params.prompt), encode_prompt(checkpoint, params.negative_prompt)
+    rescale = checkpoint.card.defaults.guidance_rescale if rescale is None else rescale
+    registers = {"x": np.float32(table.init) * stream.draw(shape), "anchor": np.zeros(shape, np.float32)}
+    registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
+    for row in range(len(table)):
+        x = torch.from_numpy(registers["x"] * np.float32(table.c_in[row])).to(checkpoint.device)
+        out_cond, out_uncond = _evaluate(checkpoint, x, table.timestep[row], cond, uncond, params.guidance)
+        raw = _guide(out_cond, out_uncond, params.guidance, rescale).cpu().numpy()
+        c_skip, c_out = np.float32(table.c_skip[row]), np.float32(table.c_out[row])
+        basis = registers | {
+            "denoised": c_skip * registers["x"] + c_out * raw,
+            "denoised_uncond": c_skip * registers["x"] + c_out * out_uncond.cpu().numpy(),
+            "noise": stream.draw(shape) if table.noisy[row] else np.zeros(shape, np.float32),
+        }
+        registers = table.advance(row, basis)
+    return registers["x"]
+
+
+def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> Pixels:
+    """Image `index` of a request -> [H, W, 3]. Slow and plain: no batching, no cache."""
+    return decode(checkpoint, denoise(checkpoint, params, index))
+
+
+def _evaluate(
+    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, cond: torch.Tensor, uncond: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw conditional and unconditional outputs [C, h, w]; without guidance they are one."""
+    contexts = [cond] if scale == 1 else [cond, uncond]
+    batch = x[None].repeat(len(contexts), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
+    times = torch.full((len(contexts),), float(timestep), device=checkpoint.device)
+    out = checkpoint.unet(batch, times, encoder_hidden_states=torch.stack(contexts).to(checkpoint.dtype), return_dict=False)[0].float()
+    return out[0], out[-1]
+
+
+def _guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
+    """arXiv 2207.12598 eq. 6, then arXiv 2305.08891 section 3.4 where asked for."""
+    if scale == 1:
+        return cond
+    guided = uncond + scale * (cond - uncond)
+    return rescale * guided * cond.std() / guided.std() + (1 - rescale) * guided if rescale else guided
