@@ -69,13 +69,13 @@ class Ladder:
     @cached_property
     def capped(self) -> Float:
         """[T] alphas_cumprod without its zero, for samplers that divide by alpha."""
-        return np.where(self.alphas_cumprod == 0.0, ZERO_SNR_CAP, self.alphas_cumprod)
+        return np.asarray(np.where(self.alphas_cumprod == 0.0, ZERO_SNR_CAP, self.alphas_cumprod), dtype=np.float64)
 
     @cached_property
     def ratios(self) -> Float:
         """[T] sigma/alpha, rising; the sigma of k-diffusion and of diffusers' Euler family. Finite."""
         a = self.capped.astype(np.float32)
-        return np.sqrt((np.float32(1.0) - a) / a).astype(np.float64)
+        return np.asarray(np.sqrt((np.float32(1.0) - a) / a), dtype=np.float64)
 
     @cached_property
     def _log_ratios(self) -> Float:

@@ -65,7 +65,8 @@ def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Che
     folder = resolve(source)
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
-        raise CheckpointError(f"{folder.name} is a {index.get('_class_name', 'unknown')} checkpoint; only StableDiffusionPipeline runs here")
+        kind = index.get("_class_name", "unknown")
+        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only StableDiffusionPipeline runs here")
     ladder = Ladder.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, folder / "unet", device, dtype)
@@ -92,9 +93,7 @@ def resolve(source: str | Path) -> Path:
     return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
 
 
-def build_card(
-    folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int
-) -> ModelCard:
+def build_card(folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int) -> ModelCard:
     """The card of a checkpoint: `celadon.json` where it speaks, the configs where it does not."""
     if extra.get("schema", 1) != 1:
         raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
@@ -140,7 +139,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _module(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """One module in eval mode. The weights go through accelerate's empty initialisation, never through pickle."""
-    module = kind.from_pretrained(folder, use_safetensors=True, dtype=dtype) if kind is CLIPTextModel else kind.from_pretrained(
-        folder, use_safetensors=True, low_cpu_mem_usage=True, torch_dtype=dtype
-    )
+    name = "dtype" if kind is CLIPTextModel else "torch_dtype"  # transformers and diffusers differ
+    module = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, **{name: dtype})
     return module.to(device).eval().requires_grad_(False)

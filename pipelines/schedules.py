@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.card import OptionInfo, ScheduleInfo
 from pipelines.ladder import SPACINGS, Float, Ladder
+from pipelines.level import Convention, Level, Levels
 from pipelines.options import Options, checked_options
 
 # --- gamma(t) of the paper: the share of signal power, x_t = sqrt(gamma) * x0 + sqrt(1 - gamma) * noise ---------------
@@ -74,69 +75,6 @@ def forward_process(x0: Float, noise: Float, gamma: Float, b: float = 1.0, *, no
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
-
-
-class Level(NamedTuple):
-    """x = alpha * x0 + sigma * noise; timestep is what the model is told."""
-
-    alpha: float
-    sigma: float
-    timestep: float
-
-    @property
-    def ratio(self) -> float:
-        return self.sigma / self.alpha
-
-    @property
-    def half_logsnr(self) -> float:
-        """lambda of the DPM-Solver papers."""
-        return float("inf") if self.sigma == 0.0 else float(np.log(self.alpha) - np.log(self.sigma))
-
-
-@dataclass(frozen=True, eq=False)
-class Levels:
-    """n levels, falling in noise, and the level after the last. `init` scales the first noise.
-
-    `landing[i]` is the level that step i arrives at: the next one, except where a reference lands elsewhere.
-    """
-
-    ladder: Ladder
-    alpha: Float  # [n + 1]
-    sigma: Float  # [n + 1]
-    timestep: Float  # [n]
-    init: float
-    landing: tuple[Level, ...]  # [n]
-
-    def __len__(self) -> int:
-        """Steps."""
-        return len(self.timestep)
-
-    def __getitem__(self, i: int) -> Level:
-        timestep = self.timestep[i] if i < len(self) else 0.0
-        return Level(float(self.alpha[i]), float(self.sigma[i]), float(timestep))
-
-    def between(self, high: Level, low: Level) -> Level:
-        """The geometric mean of two levels in sigma/alpha, at its fractional timestep."""
-        ratio = np.sqrt(high.ratio * low.ratio)
-        alpha = 1.0 / np.sqrt(1.0 + ratio * ratio)
-        return Level(float(alpha), float(ratio * alpha), float(self.ladder.timestep_at(ratio)))
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How the reference of a sampler (a diffusers class) turns a ladder into levels; the traps of parity in one place."""
-
-    spacing: str = "linspace"  # where the checkpoint does not say
-    whole: bool = False  # linspace timesteps are rounded
-    drops_last: bool = False  # n + 1 spaced timesteps without the lowest
-    exact: bool = False  # the form is finite at alpha = 0, so zero terminal SNR is kept; otherwise it is capped
-    full_range: bool = False  # karras and exponential span the ladder, not the chosen levels
-    scaled_init: bool = False  # starts at sigma * noise for linspace and trailing, in variance-preserving space
-    strided: bool = False  # a step goes down T // n timesteps, wherever the next level lies (DDIM)
-    karras_time: str = "fraction"  # or nearest, floor
-    floors_squared_cosine: bool = False  # karras timesteps are floored on a squared cosine ladder
-    exponential_time: str = "fraction"
-    auto: str | None = None  # the schedule that "auto" means, where it is not the checkpoint's spacing
 
 
 class Points(NamedTuple):
@@ -231,6 +169,7 @@ def of_gamma(ladder: Ladder, convention: Convention, steps: int, *, gamma: Calla
     values[0] = end
     with np.errstate(divide="ignore"):
         timestep = ladder.timestep_at(np.minimum(np.sqrt((1.0 - values) / values), ladder.ratios[-1]))
+    timestep[0] = len(ladder) - 1
     return Points(values, timestep)
 
 
@@ -261,7 +200,7 @@ def _range(ladder: Ladder, convention: Convention, steps: int) -> tuple[float, f
 def _from_ratios(ladder: Ladder, convention: Convention, ratio: Float, rounding: str) -> Points:
     timestep = ladder.timestep_at(ratio)
     gamma = _gamma_of(ratio)
-    if convention.exact and timestep[0] == len(ladder) - 1:
+    if convention.exact and convention.full_range:
         gamma[0] = ladder.alphas_cumprod[-1]
     return Points(gamma, _ROUNDING[rounding](timestep))
 
@@ -296,39 +235,33 @@ SCHEDULES: Mapping[str, Schedule] = {
 
 
 def levels(ladder: Ladder, convention: Convention, schedule: str, steps: int, options: Options) -> Levels:
-    """The levels of a schedule on a ladder. Raises ValueError where the combination has none."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}: it is one of {', '.join(SCHEDULES)}")
+    """The levels of a schedule on a ladder; `options` are complete. Raises ValueError where the combination has none."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     chosen = convention.auto if schedule == "auto" and convention.auto else schedule
-    settings = checked_options("schedule", schedule, options, SCHEDULES[schedule].options)
-    points = SCHEDULES[chosen].build(ladder, convention, steps, **settings)
-    gamma, stride = _with_last(ladder, convention, chosen, points), len(ladder) // steps
-    if not np.all(np.diff(gamma[:-1]) > 0):
+    points = SCHEDULES[chosen].build(ladder, convention, steps, **options)
+    if not np.all(np.diff(np.append(points.gamma, 1.0)) > 0):
         raise ValueError(f"the schedule {schedule!r} has no {steps} distinct levels on this model with these options")
+    gamma = np.append(points.gamma, _final(ladder, convention, float(points.gamma[-1])))
     alpha, sigma = np.sqrt(gamma), np.sqrt(1.0 - gamma)
-    base = base_spacing(ladder, convention, chosen)
-    init = float(sigma[0]) if convention.scaled_init and base != "leading" else 1.0
-    result = Levels(ladder, alpha, sigma, points.timestep, init, ())
-    strided = convention.strided and chosen in (*SPACINGS, "auto") and steps > 1
-    landing = [_strided(ladder, t, stride) if strided else result[i + 1] for i, t in enumerate(points.timestep)]
-    return Levels(ladder, alpha, sigma, points.timestep, init, tuple(landing))
+    init = float(sigma[0]) if convention.scaled_init and base_spacing(ladder, convention, chosen) != "leading" else 1.0
+    columns = (alpha[1:], sigma[1:], np.append(points.timestep[1:], 0.0))
+    following = tuple(Level(*map(float, level)) for level in zip(*columns, strict=True))
+    if convention.strided and chosen in (*SPACINGS, "auto") and steps > 1:
+        following = tuple(_strided(ladder, int(t) - len(ladder) // steps) for t in points.timestep)
+    return Levels(ladder, alpha, sigma, points.timestep, init, following)
 
 
-def _with_last(ladder: Ladder, convention: Convention, schedule: str, points: Points) -> Float:
-    """[n + 1] gamma: the last is the clean picture, but for DDIM on a checkpoint that ends at its first training level."""
-    final = float(ladder.alphas_cumprod[0]) if convention.strided and not ladder.final_alpha_one else 1.0
-    if final <= points.gamma[-1]:
-        final = 1.0
-    return np.append(points.gamma, final)
+def _final(ladder: Ladder, convention: Convention, last: float) -> float:
+    """gamma after the last step: 1, but for DDIM on a checkpoint that ends at its first training level."""
+    first = float(ladder.alphas_cumprod[0])
+    return first if convention.strided and not ladder.final_alpha_one and first > last else 1.0
 
 
-def _strided(ladder: Ladder, timestep: float, stride: int) -> Level:
-    t = int(timestep) - stride
-    first = 1.0 if ladder.final_alpha_one else ladder.alphas_cumprod[0]
-    gamma = float(ladder.alphas_cumprod[t] if t >= 0 else first)
-    return Level(float(np.sqrt(gamma)), float(np.sqrt(1.0 - gamma)), float(max(t, 0)))
+def _strided(ladder: Ladder, timestep: int) -> Level:
+    first = 1.0 if ladder.final_alpha_one else float(ladder.alphas_cumprod[0])
+    gamma = float(ladder.alphas_cumprod[timestep]) if timestep >= 0 else first
+    return Level(float(np.sqrt(gamma)), float(np.sqrt(1.0 - gamma)), float(max(timestep, 0)))
 
 
 def catalog(ladder: Ladder) -> tuple[ScheduleInfo, ...]:
@@ -337,7 +270,8 @@ def catalog(ladder: Ladder) -> tuple[ScheduleInfo, ...]:
 
 
 def _info(ladder: Ladder, id: str) -> ScheduleInfo:
-    schedule, shown = SCHEDULES[id], levels(ladder, Convention(), id, 16, {})
+    schedule = SCHEDULES[id]
+    shown = levels(ladder, Convention(), id, 16, checked_options("schedule", id, {}, schedule.options))
     return ScheduleInfo(
         id=id,
         name=schedule.name,

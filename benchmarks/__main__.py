@@ -1,0 +1,104 @@
+"""`make bench`: side-by-side figures, bounded to a few minutes, written to benchmarks/RESULTS.md with machine, commit and date."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+
+from benchmarks.drawing import Result, compare, workload
+from benchmarks.serving import Gateway, first_picture_seconds, measure_gateway
+from pipelines.loading import load
+from workers.settings import DEFAULT_MODEL
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--submits", type=int, default=3000)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {name: drawing(options, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    with tempfile.TemporaryDirectory() as folder:
+        console.print("gateway: start, memory, accepted jobs ...")
+        gateway = measure_gateway(Path(folder) / "gateway", options.submits)
+        console.print("service: from `celadon up` to the first picture ...")
+        first = first_picture_seconds(Path(folder) / "first")
+    text = report(options, results, gateway, first)
+    RESULTS.write_text(text)
+    console.print(text)
+
+
+def drawing(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Result]:
+    """One image and sixteen mixed jobs, both sides in the same dtype on the same threads."""
+    checkpoint = load(options.model, device=torch.device("cpu"), dtype=dtype)
+    pipe = StableDiffusionPipeline.from_pretrained(options.model, safety_checker=None, torch_dtype=dtype)
+    pipe.vae.to(checkpoint.vae.dtype) if dtype == torch.float32 else None
+    pipe.set_progress_bar_config(disable=True)
+    found = {}
+    for name, count in (("one image", 1), ("16 mixed jobs", 16)):
+        console.print(f"{dtype}: {name} ...")
+        found[name] = compare(checkpoint, pipe, workload(checkpoint, count, options.steps), options.repeats)
+    return found
+
+
+def report(options: argparse.Namespace, results: dict[str, dict[str, Result]], gateway: Gateway, first: float) -> str:
+    lines = [
+        "# Results",
+        "",
+        f"Made by `make bench` on {datetime.date.today().isoformat()}, commit {commit()}, {machine()}, model {options.model.name}, "
+        f"{options.threads} thread(s), {options.steps} steps, best of {options.repeats}. "
+        "Ratios are of one run; seconds are of this machine alone.",
+        "",
+        "## Engine against diffusers' pipeline, same weights, threads, dtype and seeds",
+        "",
+        "| dtype | work | diffusers s | Celadon s | ratio | outside U-Net, VAE, text | largest pixel difference | rows of a call |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for dtype, rows in results.items():
+        for name, r in rows.items():
+            lines.append(
+                f"| {dtype} | {name} | {r.diffusers_s:.2f} | {r.celadon_s:.2f} | {r.diffusers_s / r.celadon_s:.2f} | "
+                f"{r.outside:.1%} | {r.difference:.4f} | {r.rows} |"
+            )
+    lines += [
+        "",
+        "## Gateway and service",
+        "",
+        "| what | figure |",
+        "|---|---|",
+        f"| gateway: `celadon up` to first healthy answer (supervisor and Valkey included) | {gateway.start_s:.2f} s |",
+        f"| gateway: resident memory after {gateway.jobs} submits | {gateway.rss_mb:.0f} MB |",
+        f"| gateway: accepted jobs per second of its own CPU time | {gateway.jobs_per_core_s:.0f} |",
+        f"| `celadon up` on an empty data directory to the first picture | {first:.1f} s |",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    names = [x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Makes the virtual environment and installs Celadon into it. Standard library only; repeats do no harm.
+
+    python3 bootstrap.py [FOLDER [EXTRA]]
+
+FOLDER is .venv if left out; EXTRA is `worker` (what the service needs) or `dev` (the tests and linters too). `make`
+calls this; without make, `python3 bootstrap.py && .venv/bin/celadon up` does the same.
+"""
+
+import collections
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OLDEST = (3, 11)
+NEEDED_GB = 3  # a CPU installation takes 1.5 GB, and pip unpacks beside it
+
+
+def main():
+    folder = os.path.join(HERE, sys.argv[1] if len(sys.argv) > 1 else ".venv")
+    extra = sys.argv[2] if len(sys.argv) > 2 else "worker"
+    check_python()
+    check_disk()
+    python = os.path.join(folder, "bin", "python")
+    if not works(python):
+        say("making %s with Python %d.%d.%d" % ((os.path.relpath(folder, HERE),) + sys.version_info[:3]))
+        run([sys.executable, "-m", "venv", "--clear", folder], "the virtual environment could not be made")
+    say("installing Celadon (a first time takes a minute or a few: torch is large)")
+    begun = time.time()
+    target = "%s[%s]" % (HERE, extra)
+    command = [python, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check"]
+    command += ["--constraint", os.path.join(HERE, "constraints.txt"), "--editable", target]
+    pip(command)
+    say("installed in %.0f s" % (time.time() - begun))
+
+
+def check_python():
+    """Python, venv and ensurepip: Debian ships them apart."""
+    version = "%d.%d" % sys.version_info[:2]
+    if sys.version_info < OLDEST:
+        stop("Python %s is too old: Celadon needs 3.11 or newer. Debian, Ubuntu: sudo apt install python3.11 python3.11-venv" % version)
+    if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+        stop("Python %s has no venv or ensurepip here. Debian, Ubuntu: sudo apt install python%s-venv" % (version, version))
+
+
+def check_disk():
+    free = shutil.disk_usage(HERE).free / 1e9
+    if free < NEEDED_GB:
+        stop("only %.1f GB are free here; %d GB are needed. Make room and run the same command again" % (free, NEEDED_GB))
+
+
+def works(python):
+    """Whether that interpreter runs, is new enough and has pip: a half-made or moved environment is made again."""
+    probe = "import sys, pip; sys.exit(sys.version_info < %r)" % (OLDEST,)
+    try:
+        return subprocess.run([python, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def run(command, complaint):
+    if subprocess.call(command, cwd=HERE):
+        stop(complaint)
+
+
+def pip(command):
+    """Run pip; on a terminal one line tells what it is at, and if it fails its last lines tell why."""
+    last = collections.deque(maxlen=20)
+    process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    for line in process.stdout:
+        last.append(line)
+        if sys.stdout.isatty() and line.lstrip().startswith(("Collecting", "Downloading", "Installing")):
+            print("\r\033[K  " + line.strip()[:76], end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="", flush=True)
+    if process.wait():
+        sys.stderr.writelines(last)
+        stop("pip failed, see above. Behind a proxy set HTTPS_PROXY; then run the same command again")
+
+
+def say(line):
+    print("celadon: " + line, flush=True)
+
+
+def stop(line):
+    sys.exit("celadon: " + line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The `celadon` command. Each command imports what it needs when it runs, so that `celadon --help` is quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    name="celadon",
+    help="Text-to-image as a service. `celadon up` starts everything; `celadon generate` draws a picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on. [CELADON_HOST, else 127.0.0.1]", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [CELADON_PORT, else 7860]", show_default=False)]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of queue, pictures and logs. [CELADON_DATA_DIR, else .celadon]", show_default=False)
+]
+
+
+def main() -> None:
+    app(prog_name="celadon")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Say the version and end.", is_eager=True)] = False) -> None:
+    if version:
+        from importlib import metadata
+
+        typer.echo(f"celadon {metadata.version('celadon')}")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    workers: Annotated[int, typer.Option(min=0, envvar="CELADON_WORKERS", help="How many worker processes.")] = 1,
+    first_prompt: Annotated[str, typer.Option(help="Draw this as soon as the service is ready, and keep serving.")] = "",
+    logs: Annotated[bool, typer.Option("--logs", help="Show the processes' logs here; they always go to <data dir>/logs.")] = False,
+) -> None:
+    """Start the whole service: Valkey, the gateway and the workers. Ctrl-C stops all of it.
+
+    CELADON_REDIS_URL makes it use an existing Redis or Valkey instead of starting one.
+    """
+    from celadon import up as command
+    from celadon.supervisor import StartRefused
+
+    try:
+        command.run(workers=workers, first_prompt=first_prompt, show_logs=logs, console=Console(), host=host, port=port, data_dir=data_dir)
+    except StartRefused as error:
+        raise fail(str(error), 2) from error
+
+
+@app.command()
+def gateway(
+    host: Host = None,
+    port: Port = None,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket that was opened by the parent.")] = None,
+) -> None:
+    """Run one HTTP gateway. CELADON_REDIS_URL and CELADON_DATA_DIR say where jobs and pictures are."""
+    from celadon import gateway as command
+    from celadon.supervisor import StartRefused
+
+    try:
+        command.run(fd=fd, host=host, port=port)
+    except StartRefused as error:
+        raise fail(str(error), 2) from error
+
+
+@app.command()
+def worker() -> None:
+    """Run one worker. CELADON_REDIS_URL, CELADON_MODEL, CELADON_DEVICE and others say what it does."""
+    from celadon.settings import of_worker
+    from celadon.supervisor import StartRefused
+    from workers.__main__ import main as run
+
+    try:
+        of_worker()
+    except StartRefused as error:
+        raise fail(str(error), 2) from error
+    raise typer.Exit(run())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="File or folder; - writes to standard output.")] = "",
+    negative: Annotated[str | None, typer.Option(help="What it should not show.", show_default=False)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="More steps, finer and slower.", show_default=False)] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", show_default=False)] = None,
+    sampler: Annotated[str | None, typer.Option(help="The solver, for example ddim or dpmpp_2m.", show_default=False)] = None,
+    schedule: Annotated[str | None, typer.Option(help="The noise levels, for example karras.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default=False)] = None,
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many pictures.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Which of the service's models.", show_default=False)] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="png, jpeg or webp. [the output's suffix, else png]", show_default=False)
+    ] = None,
+) -> None:
+    """Draw a picture and save it.
+
+    Asks the service at CELADON_URL if that is set, else one that runs on this machine, else starts one for this picture.
+    What is left out takes the model's own default.
+    """
+    from celadon import generate as command
+    from celadon.client import CeladonError
+    from celadon.supervisor import StartRefused
+
+    params = {
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "schedule": schedule,
+        "seed": seed,
+        "num_images": num_images,
+        "model": model,
+        "output_format": format_,
+    }
+    try:
+        command.run(prompt, output, params, os.environ.get("CELADON_URL", ""), Console(stderr=True))
+    except (CeladonError, StartRefused, OSError) as error:
+        raise fail(str(error), 1) from error
+    except KeyboardInterrupt:
+        raise fail("canceled", 130) from None
+
+
+@app.command()
+def doctor(
+    worker: Annotated[bool, typer.Option("--worker", help="Only: is a worker of this host ready? For health checks.")] = False,
+) -> None:
+    """Check that everything `celadon up` needs is there; say what is wrong and what to do."""
+    from celadon import doctor as command
+    from celadon.supervisor import StartRefused
+
+    try:
+        raise typer.Exit(command.worker_alive() if worker else command.run(Console()))
+    except StartRefused as error:
+        raise fail(str(error), 1) from error
+
+
+def fail(message: str, status: int) -> typer.Exit:
+    """Say what is wrong, on standard error."""
+    Console(stderr=True).print(f"[red]✗[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A small typed client of the HTTP API.
+
+    from celadon.client import Client
+
+    with Client("http://127.0.0.1:7860") as celadon:
+        job = celadon.submit("a red apple", steps=20, seed=7)
+        job = celadon.wait(job.id, on_progress=lambda done, total: print(done, "of", total))
+        celadon.download(job.images[0], "apple.png")
+
+Errors, all of them `CeladonError`:
+
+    CeladonError
+    ├── ApiError      the service answered with an error: status, code, message, param, request_id
+    ├── JobFailed     a job that was waited for ended as failed or canceled: job
+    └── Unreachable   no service answered at that address
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+TERMINAL = frozenset({"succeeded", "failed", "canceled"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+POLL_S = 0.5  # between two looks at a job, where events cannot be had
+SILENCE_S = 5.0  # of an event stream, after which the record is asked
+
+OnProgress = Callable[[int, int], None]
+
+
+class CeladonError(Exception):
+    """The root of what this client raises."""
+
+
+class ApiError(CeladonError):
+    """The service answered with an error. `param` names the field at fault, where there is one."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None, request_id: str | None = None) -> None:
+        super().__init__(f"{message} ({code})")
+        self.status, self.code, self.message, self.param, self.request_id = status, code, message, param, request_id
+
+
+class JobFailed(CeladonError):
+    """The job ended without pictures; `job.error` says why."""
+
+    def __init__(self, job: Generation) -> None:
+        super().__init__(job.error or f"job {job.id} was {job.status}")
+        self.job = job
+
+
+class Unreachable(CeladonError):
+    """Nothing answers at the address, or the connection broke and could not be made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One finished picture; width and height in pixels. The URL is signed and expires: ask for the job again to renew it."""
+
+    url: str
+    seed: int
+    width: int
+    height: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A job as the service tells it. Steps are U-Net evaluations of all its images."""
+
+    id: str
+    status: str
+    steps_done: int
+    steps_total: int
+    images: tuple[Image, ...]
+    error: str | None
+    warnings: tuple[str, ...]
+    params: Mapping[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return self.status in TERMINAL
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Generation:
+        """From the body of `POST /generate` or `GET /jobs/{id}`; fields this client does not know are left out."""
+        error = data.get("error")
+        return cls(
+            id=data["id"],
+            status=data["status"],
+            steps_done=data["progress"]["steps_done"],
+            steps_total=data["progress"]["steps_total"],
+            images=tuple(Image(**{name: image[name] for name in Image.__slots__}) for image in data["images"]),
+            error=error["message"] if error else None,
+            warnings=tuple(warning["message"] for warning in data.get("warnings", ())),
+            params=data["params"],
+        )
+
+
+class Client:
+    """Talks to one Celadon service. Not to be shared between threads."""
+
+    def __init__(self, url: str = "http://127.0.0.1:7860", *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        # A proxy from the environment is never the way to this machine itself.
+        trust_env = urlsplit(self.url).hostname not in LOOPBACK
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(self, prompt: str, *, idempotency_key: str | None = None, **params: Any) -> Generation:
+        """Queue a job. `params` are the fields of `POST /generate`; those left out or None take the model's defaults.
+
+        Raises ApiError (a bad value, a full queue), Unreachable. With an idempotency key a repeat is the same job.
+        """
+        body = {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return Generation.from_json(self._request("POST", "/generate", json=body, headers=headers).json())
+
+    def get(self, job_id: str) -> Generation:
+        """The job as it is now. Raises ApiError (`not_found` and others), Unreachable."""
+        return Generation.from_json(self._request("GET", f"/jobs/{job_id}").json())
+
+    def cancel(self, job_id: str) -> Generation:
+        """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
+        return Generation.from_json(self._request("DELETE", f"/jobs/{job_id}").json())
+
+    def wait(self, job_id: str, *, on_progress: OnProgress | None = None, timeout_s: float | None = None) -> Generation:
+        """Follow the job to its end and return it, with its images.
+
+        Listens to the job's events, and asks again and again where they cannot be had. `on_progress(steps_done,
+        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, ApiError, Unreachable.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        last_event = ""
+        while True:
+            job = self.get(job_id)
+            if on_progress:
+                on_progress(job.steps_done, job.steps_total)
+            if job.done:
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is still {job.status} after {timeout_s:g} s")
+            last_event = self._listen(job_id, last_event, on_progress, deadline)
+        if job.status != "succeeded":
+            raise JobFailed(job)
+        return job
+
+    def download(self, image: Image, path: str | Path | None = None) -> bytes:
+        """The picture's bytes, written to `path` too if one is given. Raises ApiError (expired, erased), Unreachable, OSError."""
+        data = self._request("GET", self.local(image.url)).content
+        if path is not None:
+            Path(path).write_bytes(data)
+        return data
+
+    def local(self, url: str) -> str:
+        """The path and query of one of the service's own URLs: its public host may not be reachable from here."""
+        parts = urlsplit(url)
+        return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
+    def read(self, path: str) -> Any:
+        """The JSON of any GET, for example `/models`, `/samplers`, `/workers`."""
+        return self._request("GET", path).json()
+
+    def ready(self) -> bool:
+        """Whether the service would take a job now: storage, Redis and at least one model are there."""
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def _listen(self, job_id: str, last_event: str, on_progress: OnProgress | None, deadline: float | None) -> str:
+        """Read events until the last one, a broken stream, a silence or the deadline; return the id to go on from."""
+        headers = {"Last-Event-ID": last_event} if last_event else {}
+        silence_s = SILENCE_S if deadline is None else min(SILENCE_S, max(0.05, deadline - time.monotonic()))
+        try:
+            with self._http.sse(f"/jobs/{job_id}/events", headers=headers, timeout=silence_s) as source:
+                source.response.raise_for_status()
+                for event in source:
+                    last_event = event.id or last_event
+                    if event.event in TERMINAL:
+                        return last_event
+                    if event.event == "progress" and on_progress:
+                        data: Any = event.json()
+                        on_progress(data["steps_done"], data["steps_total"])
+        except httpx2.ReadTimeout:
+            return last_event
+        except (httpx2.TransportError, httpx2.HTTPStatusError):
+            pass  # the stream is a comfort; the record, read next, is the truth
+        time.sleep(POLL_S)
+        return last_event
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"no answer from {self.url}: {error}") from error
+        if response.is_error:
+            raise _api_error(response)
+        return response
+
+
+def _api_error(response: httpx2.Response) -> ApiError:
+    try:
+        error = response.json()["error"]
+        return ApiError(response.status_code, error["code"], error["message"], error.get("param"), error.get("request_id"))
+    except (ValueError, KeyError, TypeError):  # something between us and the service answered
+        return ApiError(response.status_code, "http_error", f"{response.status_code} {response.reason_phrase}")

@@ -1,0 +1,180 @@
+"""`celadon doctor`: is everything there that `celadon up` needs? One line each: what was found, or what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from celadon.settings import check_redis, of_gateway, of_worker
+from celadon.supervisor import StartRefused
+
+OLDEST = (3, 11)
+LOW_DISK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `remedy` is empty where nothing is wrong; a finding that is not `fatal` is only a remark."""
+
+    text: str
+    remedy: str = ""
+    fatal: bool = True
+
+
+def run(console: Console) -> int:
+    """Make every check, print each finding as it comes, and return 1 if any of them stands in the way of a start."""
+    wrong = 0
+    for name, check in CHECKS.items():
+        with console.status(f"checking {name}"):
+            finding = _guarded(check)
+        mark = "[green]✓[/]" if not finding.remedy else "[red]✗[/]" if finding.fatal else "[yellow]![/]"
+        console.print(f"{mark} [bold]{name:<9}[/] {escape(finding.text)}", highlight=False, soft_wrap=True)
+        if finding.remedy:
+            console.print(f"            → {escape(finding.remedy)}", highlight=False, soft_wrap=True)
+            wrong += finding.fatal
+    console.print("\nAll is well: [bold]celadon up[/]" if not wrong else f"\n{wrong} to mend.")
+    return 1 if wrong else 0
+
+
+def worker_alive() -> int:
+    """0 if a worker of this host is ready, else 1: the health check of a worker's container. Raises StartRefused."""
+    import socket
+
+    from redis import RedisError
+
+    from jobs.connection import connect
+    from jobs.registry import Registry
+
+    async def alive() -> bool:
+        async with connect(of_worker().redis_url) as server:
+            workers = await Registry(server).workers()
+        return any(worker.ready and worker.id.startswith(f"{socket.gethostname()}-") for worker in workers)
+
+    try:
+        return 0 if asyncio.run(alive()) else 1
+    except (RedisError, OSError) as error:
+        raise StartRefused(f"CELADON_REDIS_URL: {error}") from error
+
+
+def _guarded(check: Callable[[], Finding]) -> Finding:
+    """A check that cannot be made is itself a finding, and the others still run."""
+    try:
+        return check()
+    except StartRefused as error:
+        return Finding(str(error), "mend the setting and run `celadon doctor` again")
+    except Exception as error:
+        return Finding(f"{type(error).__name__}: {error}", "see the line above; `make install` mends a broken installation")
+
+
+def python() -> Finding:
+    found = f"Python {platform.python_version()} at {sys.executable}"
+    return Finding(found, "" if sys.version_info >= OLDEST else "install Python 3.11 or newer, then `make install`")
+
+
+def settings() -> Finding:
+    of_gateway()
+    of_worker(redis_url="unix:///embedded")
+    return Finding("every CELADON_* variable is known and good")
+
+
+def redis() -> Finding:
+    url = of_gateway().redis_url
+    if url:
+        return Finding(check_redis(url))
+    from jobs import valkey
+
+    said = subprocess.run([valkey.binary(), "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    return Finding(f"embedded {said.split(' sha=')[0].strip()}")
+
+
+def storage() -> Finding:
+    from jobs.image_store import LocalImageStore
+
+    folder = of_gateway().image_dir.resolve()
+    with _made(folder):
+        asyncio.run(LocalImageStore(folder).check())
+        free = shutil.disk_usage(folder).free
+    if free < LOW_DISK_BYTES:
+        return Finding(f"{folder}: {free / 1e9:.1f} GB free", "make room, or choose another folder with CELADON_DATA_DIR", fatal=False)
+    return Finding(f"{folder}: writable, {free / 1e9:.0f} GB free")
+
+
+@contextlib.contextmanager
+def _made(folder: Any) -> Iterator[None]:
+    """The folder, made for the moment where it is missing: a check leaves nothing behind."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        inside = sorted(folder.rglob("*"), reverse=True) if missing else []
+        for empty in (*inside, *missing):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def port() -> Finding:
+    from celadon.generate import is_celadon
+    from celadon.up import listen
+
+    wanted = of_gateway()
+    try:
+        with listen(wanted.host, wanted.port) as listener:
+            return Finding(f"{wanted.host}:{listener.getsockname()[1]} is free")
+    except StartRefused as error:
+        url = f"http://{wanted.host}:{wanted.port}"
+        if is_celadon(url):
+            return Finding(f"a service already runs at {url}")
+        return Finding(str(error), "free the port, or set CELADON_PORT")
+
+
+def device() -> Finding:
+    import torch
+
+    from workers.model import pick_device, pick_dtype
+
+    wanted = of_worker(redis_url="unix:///embedded")
+    picked = pick_device(wanted.device)
+    name = torch.cuda.get_device_name(picked) if picked.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = str(pick_dtype(wanted.dtype, picked)).removeprefix("torch.")
+    return Finding(f"{name}, {dtype} (torch {torch.__version__})")
+
+
+def model() -> Finding:
+    import torch
+
+    from pipelines.loading import CheckpointError, load
+
+    wanted = of_worker(redis_url="unix:///embedded")
+    begun = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            card = load(wanted.model, device=torch.device("cpu"), dtype=torch.float32).card
+    except (CheckpointError, OSError) as error:
+        return Finding(f"{wanted.model}: {error}", "point CELADON_MODEL to a folder in diffusers layout, or to a hub id")
+    sizes = f"{card.width}x{card.height}, {len(card.samplers)} samplers, {len(card.schedules)} schedules"
+    return Finding(f"{card.id} ({card.hash[:8]}): {sizes}, loaded in {time.monotonic() - begun:.1f} s")
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "Python": python,
+    "settings": settings,
+    "Redis": redis,
+    "storage": storage,
+    "port": port,
+    "device": device,
+    "model": model,
+}

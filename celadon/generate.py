@@ -1,0 +1,98 @@
+"""`celadon generate`: one prompt, its pictures, saved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from celadon import data_dir as data_dirs
+from celadon import pictures
+from celadon.client import Client, Unreachable
+from celadon.settings import of_gateway
+from celadon.supervisor import GUARD, StartRefused
+
+MODEL_S = 120.0  # a temporary service has loaded its model within this
+
+
+def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: Console) -> None:
+    """Draw, save, and print each file's name. Raises CeladonError, StartRefused, OSError."""
+    wanted = dict(params)
+    if not wanted.get("output_format") and (suffix := Path(output).suffix.lower()) in pictures.FORMATS:
+        wanted["output_format"] = pictures.FORMATS[suffix]
+    with service(url, console) as client:
+        job = pictures.draw(client, console, prompt, **wanted)
+        if output == "-":
+            for image in job.images:
+                sys.stdout.buffer.write(client.download(image))
+            return
+        for image, path in zip(job.images, pictures.files(output, job, prompt), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            client.download(image, path)
+            print(path)
+
+
+@contextlib.contextmanager
+def service(url: str, console: Console) -> Iterator[Client]:
+    """A client of the service at `url`, else of one that runs here, else of one started for the moment."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(Client(url or _running() or stack.enter_context(temporary(console))))
+
+
+def _running() -> str | None:
+    """Where a service of this machine answers: the one on our data folder, or one on the usual port."""
+    settings = of_gateway()
+    noted = data_dirs.read_service(settings.data_dir)
+    for url in [noted.url] if noted else [f"http://127.0.0.1:{settings.port}"]:
+        if is_celadon(url):
+            return url
+    return None
+
+
+def is_celadon(url: str) -> bool:
+    """Whether a Celadon gateway answers there, and not just anything."""
+    with Client(url, timeout_s=3) as client, contextlib.suppress(Exception):
+        return bool(client.read("/openapi.json")["info"]["title"] == "Celadon")
+    return False
+
+
+@contextlib.contextmanager
+def temporary(console: Console) -> Iterator[str]:
+    """Start a whole service in a temporary folder, and stop it at the end. Raises StartRefused."""
+    console.print("No service is running here: starting one for this picture. [dim]`celadon up` keeps one running.[/]")
+    with tempfile.TemporaryDirectory(prefix="celadon-") as folder, tempfile.TemporaryFile() as log:
+        data_dir = Path(folder)
+        command = [sys.executable, "-I", "-S", str(GUARD), "SIGTERM", str(os.getpid())]
+        command += [sys.executable, "-P", "-m", "celadon", "up", "--host", "127.0.0.1", "--port", "0", "--data-dir", folder]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            with console.status("loading the model"):
+                url = _wait(process, data_dir)
+            if url is None:
+                log.seek(0)
+                raise StartRefused(f"the service did not start:\n{log.read().decode(errors='replace').strip()}")
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], data_dir: Path) -> str | None:
+    """The URL of a service under way, once it takes jobs; None if it ended or took too long."""
+    until = time.monotonic() + MODEL_S
+    while process.poll() is None and time.monotonic() < until:
+        noted = data_dirs.read_service(data_dir)
+        if noted:
+            with Client(noted.url) as client, contextlib.suppress(Unreachable):
+                if client.ready():
+                    return noted.url
+        time.sleep(0.1)
+    return None

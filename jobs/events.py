@@ -1,0 +1,67 @@
+"""What happened to a job, in order: one capped stream per job, written by the queue's scripts, read here by followers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from jobs.connection import MAX_BLOCK_S
+
+EVENT_TYPES = frozenset({"queued", "started", "progress", "requeued", "succeeded", "failed", "canceled"})
+TERMINAL_EVENTS = frozenset({"succeeded", "failed", "canceled"})
+
+Entries = list[tuple[str, dict[str, str]]]  # as the server gives them: id, fields
+
+_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. `data` holds steps_done, steps_total and attempt, and by type preview, reason or error."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in TERMINAL_EVENTS
+
+
+class EventLog:
+    """Reads the events of jobs of one shard."""
+
+    def __init__(self, redis: Redis, shard: str = "q0") -> None:
+        self._redis = redis
+        self._root = "{" + shard + "}"
+
+    async def read(self, job_id: str, after: str = "", block_ms: int = 0, count: int = 100) -> list[Event]:
+        """The next events behind the id `after` ("": from the first), oldest first.
+
+        With `block_ms` it waits so long for the first one, two seconds at most. An unknown or expired job has no
+        events. Raises ValueError if `after` is no event id.
+        """
+        if after and not _ID.fullmatch(after):
+            raise ValueError("not an event id")
+        entries = await self._entries(f"{self._root}:e:{job_id}", after or "0-0", block_ms, count)
+        events = [Event(id_, fields["type"], json.loads(fields["data"])) for id_, fields in entries]
+        if any("preview" in event.data for event in events):
+            await self._attach_preview(job_id, events)
+        return events
+
+    async def _entries(self, key: str, after: str, block_ms: int, count: int) -> Entries:
+        if block_ms <= 0:
+            return cast(Entries, await self._redis.xrange(key, min=f"({after}", count=count))
+        streams = await self._redis.xread({key: after}, count=count, block=min(block_ms, int(MAX_BLOCK_S * 1000)))
+        return cast(list[tuple[str, Entries]], streams)[0][1] if streams else []
+
+    async def _attach_preview(self, job_id: str, events: list[Event]) -> None:
+        """Only the newest preview is kept; the events of older ones, and of a job that has ended, come without."""
+        newest, data = await self._redis.hmget(f"{self._root}:p:{job_id}", ["event", "data"])
+        for event in events:
+            if event.data.pop("preview", False) and event.id == newest:
+                event.data["preview"] = data

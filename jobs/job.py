@@ -1,0 +1,131 @@
+"""The job record: what it is, which states it may take, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pipelines.params import GenerationParams
+
+SCHEMA = 1  # of the stored record; workers leave newer ones alone
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED})
+
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),  # back to queued: released, or its worker died
+    **{status: frozenset() for status in TERMINAL},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed: a stable code, one sentence without paths or prompts, and whether a repeat may help."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobWarning:
+    """Something the client should know although the job runs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where a finished picture lies. Never a URL: URLs are made when answering."""
+
+    key: str
+    width: int
+    height: int
+    seed: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request, durable. Times are Unix seconds of the Redis server; `attempt` fences a job's runs."""
+
+    id: str
+    client: str
+    params: GenerationParams
+    status: JobStatus = JobStatus.QUEUED
+    priority: int = 0
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    steps_done: int = 0
+    steps_total: int = 0
+    attempt: int = 0
+    failures: int = 0
+    worker: str | None = None
+    cancel_requested: bool = False
+    images: tuple[ImageRef, ...] = ()
+    error: JobError | None = None
+    warnings: tuple[JobWarning, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def done(self) -> bool:
+        return self.status in TERMINAL
+
+    def to_hash(self) -> dict[str, str]:
+        """Flat string fields, as the Redis hash holds them; None is the empty string."""
+        return {f.name: _dump(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_hash(cls, data: Mapping[str, str]) -> Job:
+        """The inverse of `to_hash`. Unknown fields (of the queue's own bookkeeping) are left out."""
+        return cls(
+            id=data["id"],
+            client=data["client"],
+            params=GenerationParams.from_dict(json.loads(data["params"])),
+            status=JobStatus(data["status"]),
+            priority=int(data["priority"]),
+            created_at=float(data["created_at"]),
+            started_at=_float(data.get("started_at", "")),
+            finished_at=_float(data.get("finished_at", "")),
+            steps_done=int(data["steps_done"]),
+            steps_total=int(data["steps_total"]),
+            attempt=int(data["attempt"]),
+            failures=int(data["failures"]),
+            worker=data.get("worker") or None,
+            cancel_requested=data.get("cancel_requested") == "1",
+            images=tuple(ImageRef(**i) for i in json.loads(data.get("images") or "[]")),
+            error=JobError(**json.loads(data["error"])) if data.get("error") else None,
+            warnings=tuple(JobWarning(**w) for w in json.loads(data.get("warnings") or "[]")),
+            schema=int(data["schema"]),
+        )
+
+
+def _float(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _dump(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, (GenerationParams, JobError)):
+        return json.dumps(dataclasses.asdict(value), ensure_ascii=False)
+    if isinstance(value, tuple):
+        return json.dumps([dataclasses.asdict(v) for v in value], ensure_ascii=False)
+    return str(value)

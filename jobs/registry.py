@@ -1,0 +1,65 @@
+"""Who is there: the models that workers have announced, the workers that are alive, and the secret that gateways share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+
+from jobs.scripts import Scripts
+from pipelines.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """One worker process as it describes itself. `slots` images fit at once, `busy` of them are taken."""
+
+    id: str
+    models: tuple[str, ...]
+    device: str
+    backend: str
+    slots: int
+    busy: int
+    version: str
+    started_at: float
+    ready: bool
+
+
+class Registry:
+    """What workers and gateways of one shard know of each other."""
+
+    def __init__(self, redis: Redis, shard: str = "q0") -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, shard)
+
+    async def announce(self, card: ModelCard) -> None:
+        """Makes a model known for good: jobs for it are accepted also while no worker is up."""
+        await self._redis.hset(self._scripts.key("cards"), card.id, json.dumps(card.to_dict()))
+
+    async def cards(self) -> dict[str, ModelCard]:
+        """Every model ever announced, by id."""
+        texts = cast(dict[str, str], await self._redis.hgetall(self._scripts.key("cards")))
+        return {id_: ModelCard.from_dict(json.loads(text)) for id_, text in sorted(texts.items())}
+
+    async def beat(self, worker: WorkerInfo, ttl_s: float = 15) -> None:
+        """Shows the worker as alive for the next `ttl_s` seconds."""
+        await self._scripts.run("beat", worker.id, ttl_s, json.dumps(dataclasses.asdict(worker)))
+
+    async def leave(self, worker_id: str) -> None:
+        """Takes a worker that ends in good order off the list at once."""
+        await self._scripts.run("leave", worker_id)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive, by id."""
+        found = [json.loads(text) for text in await self._scripts.run("workers")]
+        return sorted((WorkerInfo(**{**w, "models": tuple(w["models"])}) for w in found), key=lambda w: w.id)
+
+    async def image_secret(self) -> bytes:
+        """32 bytes that sign image URLs: made by the first gateway, the same for all of them ever after."""
+        key = self._scripts.key("secret")
+        await self._redis.set(key, secrets.token_hex(32), nx=True)
+        return bytes.fromhex(cast(str, await self._redis.get(key)))

@@ -1,0 +1,35 @@
+"""The Lua scripts of the queue, each behind the shared prelude, called by digest and loaded when the server lacks them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+
+PRELUDE = "prelude"
+
+
+@functools.cache
+def sources() -> Mapping[str, str]:
+    """Name -> text of each script in `lua/`, the prelude behind its shebang line, which must stay the first."""
+    texts = {f.name.removesuffix(".lua"): f.read_text("utf-8") for f in (files("jobs") / "lua").iterdir() if f.name.endswith(".lua")}
+    prelude = texts.pop(PRELUDE)
+    return {name: text.replace("\n", f"\n{prelude}\n", 1) for name, text in texts.items()}
+
+
+class Scripts:
+    """Runs the scripts on one shard: every call names the shard as its only key, e.g. `{q0}`."""
+
+    def __init__(self, redis: Redis, shard: str) -> None:
+        self._root = "{" + shard + "}"
+        self._scripts = {name: redis.register_script(text) for name, text in sources().items()}
+
+    def key(self, name: str) -> str:
+        return f"{self._root}:{name}"
+
+    async def run(self, name: str, *args: str | int | float) -> Any:
+        """The script's reply. Raises redis.exceptions.RedisError (OutOfMemoryError where the server is full)."""
+        return await self._scripts[name](keys=[self._root], args=args)

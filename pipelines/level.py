@@ -1,0 +1,73 @@
+"""Level, Levels and Convention: what schedules hand to samplers, and how each reference reads a ladder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.ladder import Float, Ladder
+
+
+class Level(NamedTuple):
+    """x = alpha * x0 + sigma * noise; timestep is what the model is told."""
+
+    alpha: float
+    sigma: float
+    timestep: float
+
+    @property
+    def ratio(self) -> float:
+        return self.sigma / self.alpha
+
+    @property
+    def half_logsnr(self) -> float:
+        """lambda of the DPM-Solver papers."""
+        return float("inf") if self.sigma == 0.0 else float(np.log(self.alpha) - np.log(self.sigma))
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """n levels, falling in noise, and the level after the last. `init` scales the first noise.
+
+    `landing[i]` is the level that step i arrives at: the next one, except where a reference lands elsewhere.
+    """
+
+    ladder: Ladder
+    alpha: Float  # [n + 1]
+    sigma: Float  # [n + 1]
+    timestep: Float  # [n]
+    init: float
+    landing: tuple[Level, ...]  # [n]
+
+    def __len__(self) -> int:
+        """Steps."""
+        return len(self.timestep)
+
+    def __getitem__(self, i: int) -> Level:
+        timestep = self.timestep[i] if i < len(self) else 0.0
+        return Level(float(self.alpha[i]), float(self.sigma[i]), float(timestep))
+
+    def between(self, high: Level, low: Level) -> Level:
+        """The geometric mean of two levels in sigma/alpha, at its fractional timestep."""
+        ratio = np.sqrt(high.ratio * low.ratio)
+        alpha = 1.0 / np.sqrt(1.0 + ratio * ratio)
+        return Level(float(alpha), float(ratio * alpha), float(self.ladder.timestep_at(ratio)))
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How the reference of a sampler (a diffusers class) turns a ladder into levels; the traps of parity in one place."""
+
+    spacing: str = "linspace"  # where the checkpoint does not say
+    whole: bool = False  # linspace timesteps are rounded
+    drops_last: bool = False  # n + 1 spaced timesteps without the lowest
+    exact: bool = False  # the form is finite at alpha = 0, so zero terminal SNR is kept; otherwise it is capped
+    full_range: bool = False  # karras and exponential span the ladder, not the chosen levels
+    scaled_init: bool = False  # starts at sigma * noise for linspace and trailing, in variance-preserving space
+    strided: bool = False  # a step goes down T // n timesteps, wherever the next level lies (DDIM)
+    karras_time: str = "fraction"  # or nearest, floor
+    floors_squared_cosine: bool = False  # karras timesteps are floored on a squared cosine ladder
+    exponential_time: str = "fraction"
+    auto: str | None = None  # the schedule that "auto" means, where it is not the checkpoint's spacing

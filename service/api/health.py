@@ -1,0 +1,55 @@
+"""Whether the process lives, whether it would take a job, and its numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from service import errors
+from service.errors import documented
+from service.gateway import Current
+from service.probes import observe_queue, probe
+
+router = APIRouter(tags=["operation"])
+
+
+class HealthAnswer(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyAnswer(BaseModel):
+    """A job would be taken now."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, Literal["ok"]]
+
+
+@router.get("/healthz", summary="The process lives", responses=documented())
+async def healthz() -> HealthAnswer:
+    return HealthAnswer()
+
+
+@router.get("/readyz", summary="A job would be taken now", responses=documented(errors.NotReady))
+async def readyz(gateway: Current) -> ReadyAnswer:
+    """Redis answers, the image store can be written, and at least one model is known. Workers may be down: jobs wait."""
+    checks = await probe(gateway)
+    if failed := [name for name, passed in checks.items() if not passed]:
+        raise errors.NotReady(f"Not ready: {', '.join(failed)}.", headers={"Retry-After": "1"})
+    return ReadyAnswer(checks=dict.fromkeys(checks, "ok"))
+
+
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **documented()},
+)
+async def metrics(gateway: Current) -> Response:
+    """Requests, latencies, submitted jobs, served images; and the shared queue and workers as they are now."""
+    await observe_queue(gateway)
+    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)

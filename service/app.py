@@ -1,0 +1,196 @@
+"""The gateway: HTTP in, jobs in Redis. It holds no weights and starts in under a second."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from structlog.typing import FilteringBoundLogger
+
+from jobs.events import EventLog
+from jobs.image_store import LocalImageStore
+from jobs.job_queue import JobQueue, check_server, connect
+from jobs.registry import Registry
+from service.api import health, images, models, native
+from service.catalog import Catalog, ImageLinks
+from service.errors import ApiError, respond, translate
+from service.gateway import Gateway
+from service.generations import Generations
+from service.log import carry_over, make_log
+from service.metrics import Metrics
+from service.middleware import Surroundings
+from service.settings import Settings
+
+REAP_EVERY_S = 1.0
+HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ClientDisconnect)
+
+DESCRIPTION = """Text to image. `POST /generate` queues a job; `GET /jobs/{id}` tells how it stands and where its pictures are.
+
+Every error has one shape, `{"error": {"code", "message", "param", "request_id"}}`, and a code that does not change."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """One gateway. Redis may be away at the start: `/readyz` says so until it comes."""
+    log, metrics = make_log(settings.log_level), Metrics()
+    app = FastAPI(
+        title="Celadon",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings, log, metrics),
+        docs_url=None,  # its scripts would come from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (native.router, models.router, images.router, health.router):
+        app.include_router(router)
+    for kind in HANDLED:
+        app.add_exception_handler(kind, _handle)
+    app.add_middleware(Surroundings, log=log, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def serve(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Run the gateway until SIGTERM or SIGINT; requests that are under way get `drain_s` to end.
+
+    A `listener` that is handed in takes the place of host and port, and outlives this process in its owner.
+    """
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        log_level="warning",  # the app says itself when it is up
+        access_log=False,  # the app writes its own line
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )
+    carry_over(make_log(settings.log_level))
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn, when it has drained, raises the signal again for us
+        signal.signal(number, lambda *_: sys.exit(0))
+    Server(config).run([listener] if listener else None)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but those who wait and follow are let go as soon as the end is asked for, not when `drain_s` is over."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        app = self.config.app
+        gateway = getattr(app.state, "gateway", None) if isinstance(app, FastAPI) else None
+        if gateway is not None:
+            gateway.generations.draining.set()
+        super().handle_exit(sig, frame)
+
+
+def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        redis = connect(settings.redis_url or _embedded_url(settings))
+        queue = JobQueue(redis, max_queued=settings.max_queued, retention_s=settings.retention_s)
+        registry, store = Registry(redis), LocalImageStore(settings.image_dir)
+        catalog = Catalog(registry, settings)
+        generations = Generations(queue, EventLog(redis), catalog, store, settings)
+        links = ImageLinks(registry, settings)
+        app.state.gateway = Gateway(settings, log, metrics, queue, registry, store, catalog, links, generations)
+        with suppress(RedisError):  # away for now; a server that is unfit stops the start
+            await check_server(redis)
+        reaper = asyncio.create_task(_reap(queue, log))
+        log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
+        try:
+            yield
+        finally:
+            generations.draining.set()
+            reaper.cancel()
+            with suppress(asyncio.CancelledError):
+                await reaper
+            await redis.aclose()
+            log.info("gateway down")
+
+    return lifespan
+
+
+def _embedded_url(settings: Settings) -> str:
+    from jobs import valkey  # only here: it brings the server's wheel along
+
+    return valkey.url(settings.data_dir)
+
+
+async def _reap(queue: JobQueue, log: FilteringBoundLogger) -> None:
+    """Every process moves on the jobs of dead workers, so that one which is left is enough."""
+    away = False
+    while True:
+        try:
+            if moved := await queue.reap():
+                log.warning("reaped", jobs=moved)
+            if away:
+                log.warning("redis is back")
+            away = False
+        except RedisError as error:
+            if not away:
+                log.error("redis is away", error=type(error).__name__)
+            away = True
+        await asyncio.sleep(REAP_EVERY_S)
+
+
+async def _handle(request: Request, exc: Exception) -> Response:
+    """The one handler: every error in the one shape."""
+    error = translate(exc)
+    if error is None:
+        raise exc  # the outermost layer answers 500 and logs where it came from
+    if error.http_status == 405:
+        error.headers["Allow"] = ", ".join(_methods(request))
+    return respond(error, request.scope["request_id"])
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of a path; the framework names those of one route only."""
+    paths = request.app.openapi()["paths"]
+    route = getattr(request.scope.get("route"), "path_format", "")
+    return sorted(method.upper() for method in paths.get(route, {}))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+            _make_true(operation["responses"])
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _make_true(responses: dict[str, Any]) -> None:
+    """Three things that FastAPI writes without being asked: its own validation answer, errors as event streams where the
+    good answer is one, and examples without their nulls."""
+    validation = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if validation.get("$ref", "").endswith("/HTTPValidationError"):
+        del responses["422"]
+    for response in responses.values():
+        error = response.get("content", {}).get("application/json", {})
+        if "examples" not in error:
+            continue
+        response["content"] = {"application/json": error | {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        for example in error["examples"].values():
+            example["value"]["error"].setdefault("param", None)
+
+
+def _version() -> str:
+    try:
+        return version("celadon")
+    except PackageNotFoundError:  # run from the source tree
+        return "0"

@@ -1,0 +1,232 @@
+"""From what a client said to what is drawn: a Draft (GenerationParams with holes) against one model's card.
+
+Every door builds a Draft; `resolve` fills the holes with the model's defaults, draws a seed, and refuses what the model
+or this service cannot do. Pure: no Redis, no HTTP.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.job import JobWarning
+from pipelines.card import ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
+from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, OutputFormat
+from service.errors import InvalidSize, InvalidValue, UnknownOption, UnknownSampler, UnknownSchedule, shown
+from service.settings import Settings
+
+MAX_GUIDANCE = 50.0  # far beyond what any model draws well; keeps float32 away from overflow
+WORDS_NAMED = 8  # unknown words that a warning lists at most
+
+# Control characters but tab, newline and return; and halves of surrogate pairs, which no UTF-8 holds.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a client asked for. None means that the client did not say; then the model's default is taken."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str | None = None
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    num_images: int = 1
+    model: str | None = None
+    output_format: OutputFormat = "png"
+    preview: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A draft without holes. `steps_total` counts the U-Net evaluations of all its images."""
+
+    params: GenerationParams
+    steps_total: int
+    warnings: tuple[JobWarning, ...]
+
+
+def fingerprint(body: Mapping[str, Any]) -> str:
+    """One value for equal bodies, whatever the order of their fields; taken before defaults and seed are filled in."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
+    """Fill and check a draft. Raises the BadRequest that names the field at fault."""
+    _check_text("prompt", draft.prompt, settings)
+    _check_text("negative_prompt", draft.negative_prompt, settings)
+    width, height = _size(draft, card, settings)
+    sampler = _sampler(card, draft.sampler or card.defaults.sampler)
+    schedule = _schedule(card, draft.schedule or card.defaults.schedule)
+    params = GenerationParams(
+        prompt=draft.prompt,
+        negative_prompt=draft.negative_prompt,
+        width=width,
+        height=height,
+        steps=_steps(draft, card, sampler, schedule, settings),
+        guidance=_guidance(draft, card),
+        sampler=sampler.id,
+        sampler_options=_options("sampler_options", draft.sampler_options, sampler),
+        schedule=schedule.id,
+        schedule_options=_options("schedule_options", draft.schedule_options, schedule),
+        seed=_seed(draft.seed),
+        num_images=_within("num_images", draft.num_images, 1, settings.max_images),
+        model=card.id,
+        output_format=_format(draft.output_format),
+        preview=draft.preview,
+    )
+    return Resolved(params, sampler.evaluations(params.steps) * params.num_images, tuple(_warnings(params, card)))
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what may have been meant, and all there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wanted.lower(), names, n=3, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"{meant} Known: {', '.join(names) or 'none'}."
+
+
+def _check_text(name: str, text: str, settings: Settings) -> None:
+    if len(text) > settings.max_prompt_chars:
+        raise InvalidValue(f"{name} has {len(text)} characters; at most {settings.max_prompt_chars} are taken.", param=name)
+    if UNPRINTABLE.search(text):
+        raise InvalidValue(f"{name} holds control characters or halves of surrogate pairs.", param=name)
+
+
+def _within(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise InvalidValue(f"{name} must be from {low} to {high}.", param=name)
+    return value
+
+
+def _size(draft: Draft, card: ModelCard, settings: Settings) -> tuple[int, int]:
+    width = _side("width", draft.width, card.width, card.max_width, card)
+    height = _side("height", draft.height, card.height, card.max_height, card)
+    if width * height > settings.max_pixels:
+        raise InvalidSize(f"width times height is {width * height}; this service draws at most {settings.max_pixels} pixels.")
+    return width, height
+
+
+def _side(name: str, wanted: int | None, default: int, most: int, card: ModelCard) -> int:
+    value = default if wanted is None else wanted
+    multiple = card.size_multiple
+    if not multiple <= value <= most or value % multiple:
+        raise InvalidSize(f"{name} must be a multiple of {multiple} from {multiple} to {most}.", param=name)
+    return value
+
+
+def _sampler(card: ModelCard, name: str) -> SamplerInfo:
+    if (info := card.sampler(name)) is None:
+        raise UnknownSampler(_unknown("sampler", name, card.samplers), param="sampler")
+    return info
+
+
+def _schedule(card: ModelCard, name: str) -> ScheduleInfo:
+    if (info := card.schedule(name)) is None:
+        raise UnknownSchedule(_unknown("schedule", name, card.schedules), param="schedule")
+    return info
+
+
+def _unknown(what: str, name: str, infos: Iterable[SamplerInfo | ScheduleInfo]) -> str:
+    return f"There is no {what} {shown(name)!r}.{nearest(name, (info.id for info in infos))}"
+
+
+def _steps(draft: Draft, card: ModelCard, sampler: SamplerInfo, schedule: ScheduleInfo, settings: Settings) -> int:
+    low = max(1, sampler.min_steps, schedule.min_steps)
+    high = min(settings.max_steps, card.max_steps, sampler.max_steps, schedule.max_steps)
+    if low > high:
+        raise InvalidValue(f"{sampler.id} and {schedule.id} have no number of steps in common here.", param="steps")
+    if draft.steps is None:  # a default of the model is no request: it bends to the sampler's limits
+        return min(max(card.defaults.steps, low), high)
+    if not low <= draft.steps <= high:
+        raise InvalidValue(f"steps must be from {low} to {high} for {sampler.id} on {schedule.id}.", param="steps")
+    return draft.steps
+
+
+def _guidance(draft: Draft, card: ModelCard) -> float:
+    value = card.defaults.guidance if draft.guidance is None else draft.guidance
+    if not 0.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
+        raise InvalidValue(f"guidance must be from 0 to {MAX_GUIDANCE:g}; 1 switches it off.", param="guidance")
+    return float(value)
+
+
+def _seed(wanted: int | None) -> int:
+    return secrets.randbelow(SEED_LIMIT) if wanted is None else _within("seed", wanted, 0, SEED_LIMIT - 1)
+
+
+def _format(wanted: OutputFormat) -> OutputFormat:
+    if wanted not in EXTENSIONS:
+        raise InvalidValue(f"output_format must be one of {', '.join(EXTENSIONS)}.", param="output_format")
+    return wanted
+
+
+def _options(name: str, given: Mapping[str, Any], info: SamplerInfo | ScheduleInfo) -> dict[str, Any]:
+    """Every option of the sampler or schedule: the given value, or its default."""
+    for key in given:
+        if key not in info.options:
+            raise UnknownOption(f"{info.id} has no option {shown(key)!r}.{nearest(key, info.options)}", param=f"{name}.{shown(key)}")
+    return {key: _option(f"{name}.{key}", given[key], option) if key in given else option.default for key, option in info.options.items()}
+
+
+def _option(name: str, value: object, option: OptionInfo) -> float | int | str:
+    fault = _option_fault(value, option)
+    if fault is not None:
+        raise InvalidValue(f"{name} must be {fault}.", param=name)
+    assert isinstance(value, (int, float, str))
+    return float(value) if isinstance(option.default, float) and not option.choices else value
+
+
+def _option_fault(value: object, option: OptionInfo) -> str | None:
+    """What the value should have been, or None when it is good."""
+    if option.choices:
+        return None if isinstance(value, str) and value in option.choices else f"one of {', '.join(option.choices)}"
+    kinds = int if option.integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
+        return "a whole number" if option.integer else "a finite number"
+    if option.minimum is not None and value < option.minimum:
+        return f"at least {option.minimum:g}"
+    if option.maximum is not None and value > option.maximum:
+        return f"at most {option.maximum:g}"
+    return None
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        return False
+
+
+def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]:
+    if params.width > card.width or params.height > card.height:
+        size = f"{card.width}x{card.height}"
+        yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
+    if params.negative_prompt and params.guidance == 1.0:
+        yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")
+    words = [word.lower() for word in WORD.findall(params.prompt)]
+    if len(words) > card.max_prompt_tokens:  # each word is one token or more
+        yield JobWarning("prompt_cut", f"The model reads {card.max_prompt_tokens} tokens; the end of the prompt is not drawn.")
+    if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
+        yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
+
+
+def _unknown_words(text: str, card: ModelCard) -> list[str]:
+    known = {part.lower() for words in card.words for part in WORD.findall(words)}
+    strange = dict.fromkeys(word for word in map(str.lower, WORD.findall(text)) if word not in known)
+    named = [shown(word) for word in list(strange)[:WORDS_NAMED]]
+    return [*named, f"and {len(strange) - WORDS_NAMED} more"] if len(strange) > WORDS_NAMED else named

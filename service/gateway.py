@@ -1,0 +1,56 @@
+"""What a request may use: the parts of one gateway, and who is asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from structlog.typing import FilteringBoundLogger
+
+from jobs.image_store import LocalImageStore
+from jobs.job_queue import JobQueue
+from jobs.registry import Registry
+from service.catalog import Catalog, ImageLinks
+from service.generations import Generations
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Made once per app, in its lifespan."""
+
+    settings: Settings
+    log: FilteringBoundLogger
+    metrics: Metrics
+    queue: JobQueue
+    registry: Registry
+    store: LocalImageStore
+    catalog: Catalog
+    links: ImageLinks
+    generations: Generations
+
+
+def _gateway(request: Request) -> Gateway:
+    return cast(Gateway, request.app.state.gateway)
+
+
+async def _client(request: Request) -> str:
+    """Whose job it is. Everyone is one client until there are keys."""
+    return "default"
+
+
+async def _base_url(request: Request) -> str:
+    """How the client reaches us, without a slash at its end."""
+    public = _gateway(request).settings.public_url
+    return public or str(request.base_url).rstrip("/")
+
+
+async def _current(request: Request) -> Gateway:
+    return _gateway(request)
+
+
+Current = Annotated[Gateway, Depends(_current)]
+Client = Annotated[str, Depends(_client)]
+BaseUrl = Annotated[str, Depends(_base_url)]

@@ -1,0 +1,140 @@
+"""The one door behind every dialect: submit, get, cancel, erase, wait, events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from redis.exceptions import RedisError
+
+from jobs.events import Event, EventLog
+from jobs.image_store import LocalImageStore
+from jobs.job import TERMINAL, Job
+from jobs.job_queue import IdempotencyConflict, JobQueue, QueueFull, Submitted
+from service.catalog import Catalog
+from service.drafts import Draft, resolve
+from service.errors import JobNotFinished, JobNotFound, KeyReused, QueueIsFull, StorageUnavailable, TooManyStreams
+from service.settings import Settings
+
+BLOCK_MS = 1000  # of one read of an event stream; the record is looked at between two of them
+START = "0-0"  # before the first event
+
+
+class Generations:
+    """Jobs of one gateway. Every method may raise RedisError."""
+
+    def __init__(self, queue: JobQueue, events: EventLog, catalog: Catalog, store: LocalImageStore, settings: Settings) -> None:
+        self._queue, self._events, self._catalog, self._store, self._settings = queue, events, catalog, store, settings
+        self._streams = 0
+        self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
+
+    async def submit(self, draft: Draft, *, client: str, idempotency_key: str | None = None, fingerprint: str = "") -> Submitted:
+        """Queue what the draft asks for. Raises BadRequest and its kin before anything is written; QueueIsFull, KeyReused, NoModel."""
+        card = await self._catalog.card(draft.model)
+        resolved = resolve(draft, card, self._settings)
+        job = Job(
+            id=uuid.uuid4().hex,
+            client=client,
+            params=resolved.params,
+            steps_total=resolved.steps_total,
+            warnings=resolved.warnings,
+        )
+        try:
+            return await self._queue.submit(job, idempotency_key=idempotency_key, fingerprint=fingerprint)
+        except QueueFull as full:
+            raise QueueIsFull(headers={"Retry-After": str(full.retry_after_s)}) from full
+        except IdempotencyConflict as conflict:
+            raise KeyReused(param="Idempotency-Key") from conflict
+
+    async def get(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        return _found(await self._queue.get(job_id))
+
+    async def position(self, job: Job) -> int | None:
+        """How many jobs of the same client and model go before a queued one; None for others."""
+        return None if job.status != "queued" else await self._queue.position(job.id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """A queued job ends at once, a running one at its next step, a finished one is unchanged. Raises JobNotFound."""
+        return _found(await self._queue.cancel(job_id))
+
+    async def erase(self, job_id: str) -> Job:
+        """Delete a finished job's images for good. Raises JobNotFound, JobNotFinished, StorageUnavailable."""
+        job = await self.get(job_id)
+        if not job.done:
+            raise JobNotFinished()
+        for image in job.images:  # bytes first: if this is cut short, the record still names what is left
+            try:
+                await self._store.delete(image.key)
+            except OSError as error:
+                raise StorageUnavailable() from error
+        return _found(await self._queue.erase_images(job_id))
+
+    async def wait(self, job_id: str, seconds: float) -> Job:
+        """The job when it is done, or as it is after `seconds`. Raises JobNotFound, TooManyStreams."""
+        with self.stream():
+            async for _ in self._follow(job_id, START, time.monotonic() + seconds):
+                pass
+        return await self.get(job_id)
+
+    async def events(self, job_id: str, after: str = START) -> AsyncIterator[Event]:
+        """Every event of the job after the id `after`, as they come, the terminal one last and always. To be read within `stream`.
+
+        It ends early when this process is asked to end, or Redis goes away: the reader comes back with the last id it saw.
+        """
+        try:
+            async for event in self._follow(job_id, after, None):
+                yield event
+        except (RedisError, JobNotFound):
+            return
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more stream may be opened."""
+        return self._streams < self._settings.max_streams
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """The place of one who follows a job; each holds a connection to Redis. Raises TooManyStreams."""
+        if not self.has_room:
+            raise TooManyStreams(headers={"Retry-After": "5"})
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    async def _follow(self, job_id: str, after: str, until: float | None) -> AsyncIterator[Event]:
+        """The stream is replayable, so reading it from `after` misses nothing that happened before we came."""
+        block_ms = 1  # the first read takes what is there; the record then says whether more can come
+        while not self.draining.is_set():
+            for event in await self._events.read(job_id, after, block_ms=block_ms):
+                yield event
+                after = event.id
+                if event.type in TERMINAL:
+                    return
+            job = await self.get(job_id)
+            if job.done and not await self._events.read(job_id, after, count=1):
+                yield _final(job, after)  # the reader has seen it before, or the stream was cut: say it again
+                return
+            left_ms = BLOCK_MS if until is None else int((until - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                return
+            block_ms = min(BLOCK_MS, left_ms)
+
+
+def _found(job: Job | None) -> Job:
+    if job is None:
+        raise JobNotFound()
+    return job
+
+
+def _final(job: Job, event_id: str) -> Event:
+    """The terminal event as the record tells it."""
+    data: dict[str, object] = {"steps_done": job.steps_done, "steps_total": job.steps_total}
+    if job.error is not None:
+        data["error"] = {"code": job.error.code, "message": job.error.message, "retryable": job.error.retryable}
+    return Event(event_id, job.status.value, data)

@@ -1,0 +1,116 @@
+"""What surrounds every request: its id, one line of log, its metrics, security headers, the body limit, the last catch."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+import uuid
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ApiError, BodyTooLarge, respond
+from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others would grow the metrics' labels
+
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds; their lines would bury the others
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",  # answers hold signed URLs; who knows better sets it first
+}
+
+
+class Surroundings:
+    """The outermost layer of ours. Nothing that is raised below leaves it."""
+
+    def __init__(self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app, self._log, self._metrics, self._max_body_bytes = app, log, metrics, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started = time.perf_counter()
+        request_id = scope["request_id"] = _request_id(scope)
+        status = 0
+
+        async def send_dressed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _dress(MutableHeaders(scope=message), request_id)
+            await send(message)
+
+        try:
+            await self._guarded(scope, receive, send_dressed)
+        except Exception as exc:
+            self._log.error("unhandled", request_id=request_id, error=type(exc).__name__, where=_where(exc))
+            if status:  # the head has left: cutting the connection is the only honest end
+                raise ConnectionAbortedError(f"answer cut short; request {request_id}") from None
+            await respond(ApiError(), request_id)(scope, receive, send_dressed)
+        finally:
+            self._note(scope, request_id, status or 500, time.perf_counter() - started)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on, but let no body in that is longer than the limit, announced or not."""
+        if _announced_length(scope) > self._max_body_bytes:
+            return await respond(self._too_large(), scope["request_id"])(scope, receive, send)
+        taken = 0
+
+        async def receive_counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._max_body_bytes:
+                raise HTTPException(413)  # the one kind that FastAPI lets through while it reads a body
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        """The route's pattern, never the path: a path may hold anything, and image URLs hold their own permission."""
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.answered(method, route, status, seconds)
+        note = self._log.debug if route in PROBES else self._log.info
+        note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), request_id=request_id)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id, if it is harmless, so that its log and ours can be laid side by side."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _announced_length(scope: Scope) -> int:
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+
+
+def _dress(headers: MutableHeaders, request_id: str) -> None:
+    headers["X-Request-Id"] = request_id
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+
+
+def _where(exc: BaseException) -> str:
+    """The innermost frames as file:line function, without values: those may hold prompts."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    frames = traceback.extract_tb(exc.__traceback__)[-4:]
+    return " < ".join(f"{PurePath(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))

@@ -1,0 +1,99 @@
+"""What the gateway may be told, all of it by environment (CELADON_*). A wrong value or a misspelt name stops the start."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CELADON_"
+
+# Names that the other processes read. They share one environment, so these are no misspellings.
+OF_WORKERS = frozenset(
+    {"MODEL", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "PROGRESS_S"},
+)
+OF_COMMANDS = frozenset({"URL", "WORKERS"})
+
+
+class SettingsError(Exception):
+    """A CELADON_* variable is wrong. The message is one line for each of them, ready to be printed."""
+
+
+class Settings(BaseSettings):
+    """Frozen settings of one gateway process. Sizes are bytes, times seconds, unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    redis_url: str = Field(default="", description="redis://, rediss:// or unix://; empty: the embedded server of the data dir")
+    data_dir: Path = Field(default=Path(".celadon"), description="images lie in its folder `images`")
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=0, le=65535, description="0 takes a free one")
+    public_url: str = Field(default="", description="how clients reach this service; empty: the Host header of each request")
+    default_model: str = Field(default="", description="of requests that name none; empty: the first by name of those announced")
+    image_ttl_s: int = Field(default=3600, ge=1, le=604_800, description="how long a signed image URL is good")
+    max_body_bytes: int = Field(default=262_144, ge=1024)
+    max_pixels: int = Field(default=1_048_576, ge=64)
+    max_steps: int = Field(default=150, ge=1, le=1000)
+    max_images: int = Field(default=8, ge=1, le=64)
+    max_prompt_chars: int = Field(default=2000, ge=1, le=100_000)
+    max_queued: int = Field(default=10_000, ge=1)
+    max_wait_s: float = Field(default=60.0, ge=0, le=3600, description="the longest `Prefer: wait`")
+    max_streams: int = Field(default=1000, ge=1, description="event streams and waits at one time; each holds a Redis connection")
+    retention_s: int = Field(default=86_400, ge=60)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for requests that are under way")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _no_tail(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @property
+    def image_dir(self) -> Path:
+        return self.data_dir / "images"
+
+    @model_validator(mode="after")
+    def _no_unknown_names(self) -> Self:
+        if faults := _unknown_names(os.environ):
+            raise ValueError("; ".join(faults))
+        return self
+
+    @classmethod
+    def from_environment(cls, **overrides: object) -> Self:
+        """Settings from CELADON_* variables; `overrides` win. Raises SettingsError, one line for each variable at fault."""
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise SettingsError("\n".join(map(_line, error.errors(include_input=False, include_url=False)))) from None
+
+
+def _line(fault: ErrorDetails) -> str:
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{PREFIX}{str(fault['loc'][0]).upper()}: {message}" if fault["loc"] else message
+
+
+def _unknown_names(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each CELADON_* variable that no process reads: a misspelt limit must not be a missing limit."""
+    known = {name.upper() for name in Settings.model_fields} | OF_WORKERS | OF_COMMANDS
+    given = sorted(name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX))
+    return [f"{PREFIX}{name}: no such setting{_nearest(name, known)}" for name in given if name not in known]
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {PREFIX}{close[0]}?" if close else ""

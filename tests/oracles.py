@@ -1,0 +1,174 @@
+"""What sampler tests compare with: ladders, models with a closed form, and diffusers' schedulers driven step by step."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import diffusers
+import numpy as np
+import torch
+
+from pipelines.ladder import Float, Ladder
+from pipelines.step_table import STATE, StepTable
+
+Model = Callable[[Float, float], Float]  # (x, timestep) -> raw output
+
+EPSILON = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
+
+def _cosine_betas(steps: int = 1000) -> list[float]:
+    bar = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    return [*(1 - b / a for a, b in itertools.pairwise(bar[:-1])), 1.0]
+
+
+ZERO_SNR = {
+    "trained_betas": _cosine_betas(),
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+CONFIGS = {"epsilon": EPSILON, "zero_snr": ZERO_SNR}
+
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {"clip_sample": False}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+def accepts(sampler: str, setting: str) -> bool:
+    return setting in inspect.signature(getattr(diffusers, REFERENCES[sampler][0])).parameters
+
+
+def scheduler(sampler: str, config: dict[str, Any], **settings: Any) -> Any:
+    """diffusers' scheduler for a sampler on a ladder, clipping and thresholding off."""
+    name, own = REFERENCES[sampler]
+    wanted = {**config, **own, **settings}
+    ladder = Ladder.from_config(config)
+    patched = ladder.zero_snr and not accepts(sampler, "rescale_betas_zero_snr")
+    if patched:  # Heun and KDPM2 do not know zero terminal SNR: they get the cap that the others write
+        wanted |= {"trained_betas": [*config["trained_betas"][:-1], 0.999]}
+    made = getattr(diffusers, name)(**{k: v for k, v in wanted.items() if accepts(sampler, k)})
+    if patched:
+        made.alphas_cumprod = torch.tensor(ladder.capped, dtype=torch.float32)
+    return made
+
+
+class _InFloat64:
+    """torch or numpy, whose float32 is float64."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.float32 = module.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def drive(reference: Any, model: Model, steps: int, noises: Iterator[Float], *, clean: bool = True, **step: Any) -> Float:
+    """A whole trajectory of a diffusers scheduler, fed with given noise, in float64: what the model saw, and the end.
+
+    `clean` also lifts the float32 that is written into most of these classes: at sigma = 4096 it costs them digits.
+    """
+    module, patches = inspect.getmodule(type(reference)), ExitStack()
+    with patches:
+        if hasattr(module, "randn_tensor"):
+            patches.enter_context(patch.object(module, "randn_tensor", lambda *_, **__: torch.tensor(next(noises))))
+        if clean:
+            patches.enter_context(patch.object(module, "torch", _InFloat64(torch)))
+            patches.enter_context(patch.object(module, "np", _InFloat64(np)))
+            reference.alphas_cumprod = reference.alphas_cumprod.double()
+        reference.set_timesteps(steps)
+        if hasattr(reference, "set_begin_index"):
+            reference.set_begin_index(0)  # else equal timesteps make it skip a level
+        x = torch.tensor(next(noises)) * reference.init_noise_sigma
+        path = []
+        for t in reference.timesteps:
+            path.append(reference.scale_model_input(x, t).double().numpy())
+            x = reference.step(torch.tensor(model(path[-1], float(t))), t, x, **step).prev_sample
+    return np.stack([*path, x.double().numpy()])
+
+
+def run_table(table: StepTable, model: Model, noises: Iterator[Float]) -> Float:
+    """The slow executor of a table, unguided, in the same form."""
+    first, path = next(noises), []
+    registers = dict.fromkeys(STATE, np.zeros_like(first)) | {"x": table.init * first}
+    for row, timestep in enumerate(table.timestep.tolist()):
+        path.append(table.c_in[row] * registers["x"])
+        denoised = table.c_skip[row] * registers["x"] + table.c_out[row] * model(path[-1], timestep)
+        noise = next(noises) if table.noisy[row] else np.zeros_like(first)
+        registers = table.advance(row, registers | {"denoised": denoised, "denoised_uncond": denoised, "noise": noise})
+    return np.stack([*path, registers["x"]])
+
+
+def difference(ours: Float, theirs: Float) -> float:
+    """Largest difference on a whole trajectory, relative to its largest value."""
+    return float(abs(ours - theirs).max() / abs(theirs).max())
+
+
+def noises(shape: tuple[int, ...], seed: int = 0) -> Iterator[Float]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.standard_normal(shape)
+
+
+class Mixture:
+    """A mixture of isotropic Gaussians in latent space, whose denoised is known exactly."""
+
+    def __init__(self, channels: int = 4, seed: int = 7) -> None:
+        rng = np.random.default_rng(seed)
+        self.means = rng.normal(0.0, 0.7, (3, channels, 1, 1))
+        self.deviations = np.array([0.35, 0.5, 0.8])
+        self.logits = np.log([0.5, 0.3, 0.2])
+
+    def denoised(self, x: Float, alpha: float, sigma: float) -> Float:
+        """E[x0 | x] of x [B, C, H, W], every cell a draw of its own."""
+        variance = (alpha * self.deviations) ** 2 + sigma**2  # [3]
+        away = x[:, None] - alpha * self.means  # [B, 3, C, H, W]
+        logits = self.logits - 0.5 * x.shape[1] * np.log(variance)
+        logits = logits[:, None, None] - 0.5 * (away**2).sum(2) / variance[:, None, None]  # [B, 3, H, W]
+        weight = np.exp(logits - logits.max(1, keepdims=True))
+        weight /= weight.sum(1, keepdims=True)
+        gain = (alpha * self.deviations**2 / variance)[:, None, None, None]
+        return np.asarray((weight[:, :, None] * (self.means + gain * away)).sum(1))
+
+    def output(self, x: Float, alpha: float, sigma: float, prediction_type: str) -> Float:
+        denoised = self.denoised(x, alpha, sigma)
+        if prediction_type == "sample":
+            return denoised
+        if prediction_type == "epsilon":
+            return (x - alpha * denoised) / sigma
+        return (alpha * x - denoised) / sigma
+
+    def network(self, ladder: Ladder) -> Model:
+        """The same as a network sees it: by timestep, in float32."""
+
+        def model(x: Float, timestep: float) -> Float:
+            ratio = float(ladder.ratio_at(np.float32(timestep)))
+            alpha = 1.0 / math.sqrt(1.0 + ratio**2)
+            return self.output(x, alpha, ratio * alpha, ladder.prediction_type)
+
+        return model

@@ -1,0 +1,170 @@
+"""Pictures appear whole, keys cannot leave the store, and links open only what was signed, for as long as was signed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.image_store import BadKey, BadSignature, Expired, LocalImageStore, NotFound, Signer, image_key
+
+KEY = image_key("0f3c-ab", 2, 0, "png")
+NEW, OLD = b"n" * 32, b"o" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalImageStore:
+    return LocalImageStore(tmp_path / "images")
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+async def test_put_read_replace_delete(store: LocalImageStore, tmp_path: Path) -> None:
+    await store.put(KEY, b"one")
+    await store.put(KEY, b"two" * 100_000)
+    assert await store.read(KEY) == b"two" * 100_000
+    assert (await store.open(KEY)).read_bytes() == b"two" * 100_000
+    assert files(tmp_path) == [f"images/{KEY}"]
+    await store.delete(KEY)
+    await store.delete(KEY)
+    assert files(tmp_path) == []
+    assert not (tmp_path / "images" / "0f3c-ab").exists()
+
+
+async def test_deleting_one_picture_leaves_its_neighbours(store: LocalImageStore) -> None:
+    other = image_key("0f3c-ab", 2, 1, "png")
+    for key in (KEY, other):
+        await store.put(key, b"x")
+    await store.delete(KEY)
+    assert await store.read(other) == b"x"
+
+
+async def test_what_is_not_there_is_not_found(store: LocalImageStore) -> None:
+    await store.put(KEY, b"x")
+    for key in ("0f3c-ab/9-0.png", "0f3c-ab", "nobody/1-0.png", f"{KEY}/more"):
+        with pytest.raises(NotFound):
+            await store.read(key)
+        with pytest.raises(NotFound):
+            await store.open(key)
+
+
+TRICKS = """../secret|a/../../secret|/etc/passwd|a//b|a/|.|..|.partial/x|a/.hidden|a\\..\\b|A/b|a/b\n|a\x00b|%2e%2e/a|a/..|a/b..c|~root|é/a|a:b|a b"""
+
+
+@pytest.mark.parametrize("key", [*TRICKS.split("|"), "", "a" * 201])
+async def test_path_tricks_are_refused(store: LocalImageStore, tmp_path: Path, key: str) -> None:
+    (tmp_path / "secret").write_bytes(b"s")
+    for act in (store.read(key), store.open(key), store.put(key, b"x"), store.delete(key)):
+        with pytest.raises(BadKey):
+            await act
+    assert files(tmp_path) == ["secret"]
+
+
+@given(st.text(max_size=30))
+def test_no_key_leads_outside(key: str) -> None:
+    store = LocalImageStore(Path("/store"))
+    try:
+        path = store._path(key)
+    except BadKey:
+        return
+    assert os.path.normpath(path).startswith("/store/")
+
+
+async def test_a_reader_never_sees_half_a_picture(store: LocalImageStore) -> None:
+    pictures = [bytes([n]) * 300_000 for n in range(12)]
+    await store.put(KEY, pictures[0])
+
+    async def write() -> None:
+        for picture in pictures:
+            await store.put(KEY, picture)
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        assert await store.read(KEY) in pictures
+    await writing
+
+
+async def test_a_failed_write_leaves_nothing_behind(store: LocalImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jobs.image_store.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        await store.put(KEY, b"x")
+    assert files(tmp_path) == []
+
+
+async def test_check_says_when_nothing_can_be_written(tmp_path: Path) -> None:
+    await LocalImageStore(tmp_path / "new" / "images").check()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        await LocalImageStore(tmp_path / "file").check()
+
+
+def signed(signer: Signer, key: str = KEY, expires: int = 1000) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(signer.sign(key, expires)).items()}
+
+
+def test_a_signature_opens_its_key_until_it_expires() -> None:
+    signer = Signer(NEW)
+    query = signed(signer)
+    assert set(query) == {"exp", "kid", "sig"}
+    signer.verify(KEY, **query, now=999.9)
+    with pytest.raises(Expired):
+        signer.verify(KEY, **query, now=1000)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"exp": "2000"},
+        {"exp": "01000"},
+        {"exp": " 1000"},
+        {"exp": "+1000"},
+        {"exp": "1e3"},
+        {"exp": ""},
+        {"exp": "9" * 30},
+        {"exp": "١٠٠٠"},
+        {"kid": ""},
+        {"kid": "00000000"},
+        {"sig": ""},
+        {"sig": "0" * 64},
+        {"sig": "é\ud800"},
+        {"key": "0f3c-ab/2-1.png"},
+        {"key": KEY + "\n1000"},
+    ],
+)
+def test_forgeries_are_refused_whatever_the_time(forged: dict[str, str]) -> None:
+    signer = Signer(NEW)
+    query = {"key": KEY, **signed(signer), **forged}
+    for now in (0.0, 5000.0):
+        with pytest.raises(BadSignature):
+            signer.verify(**query, now=now)
+
+
+def test_a_changed_letter_of_the_signature_is_refused() -> None:
+    signer = Signer(NEW)
+    query = signed(signer)
+    for n, letter in enumerate(query["sig"]):
+        other = query["sig"][:n] + ("0" if letter != "0" else "1") + query["sig"][n + 1 :]
+        with pytest.raises(BadSignature):
+            signer.verify(KEY, query["exp"], query["kid"], other, now=0)
+
+
+def test_secrets_can_be_replaced() -> None:
+    before, during, after = Signer(OLD), Signer((NEW, OLD)), Signer(NEW)
+    during.verify(KEY, **signed(before), now=0)
+    after.verify(KEY, **signed(during), now=0)
+    with pytest.raises(BadSignature):
+        after.verify(KEY, **signed(before), now=0)
+    with pytest.raises(ValueError, match="secret"):
+        Signer(b"")
+    with pytest.raises(ValueError, match="secret"):
+        Signer(())

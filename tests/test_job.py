@@ -1,0 +1,79 @@
+"""The job record survives its way through the Redis hash, and its states are closed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.job import TERMINAL, TRANSITIONS, ImageRef, Job, JobError, JobStatus, JobWarning
+from pipelines.params import SEED_LIMIT, GenerationParams
+from tests.job_samples import sample_job
+
+texts = st.text(max_size=20)
+times = st.floats(0, 4e9)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+options = st.dictionaries(texts, st.one_of(numbers, st.integers(), texts), max_size=2)
+seeds = st.integers(0, SEED_LIMIT - 1)
+counts = st.integers(0, 10**6)
+
+params = st.builds(
+    GenerationParams,
+    prompt=texts,
+    model=texts,
+    width=counts,
+    height=counts,
+    steps=counts,
+    guidance=numbers,
+    sampler=texts,
+    schedule=texts,
+    seed=seeds,
+    negative_prompt=texts,
+    sampler_options=options,
+    schedule_options=options,
+    num_images=counts,
+    output_format=st.sampled_from(["png", "jpeg", "webp"]),
+    preview=st.booleans(),
+)
+images = st.builds(ImageRef, texts, counts, counts, seeds, texts)
+jobs = st.builds(
+    Job,
+    id=texts,
+    client=texts,
+    params=params,
+    status=st.sampled_from(JobStatus),
+    priority=st.integers(-900, 900),
+    created_at=times,
+    started_at=st.none() | times,
+    finished_at=st.none() | times,
+    steps_done=counts,
+    steps_total=counts,
+    attempt=counts,
+    failures=counts,
+    worker=st.none() | st.text(min_size=1),
+    cancel_requested=st.booleans(),
+    images=st.lists(images, max_size=2).map(tuple),
+    error=st.none() | st.builds(JobError, texts, texts, st.booleans()),
+    warnings=st.lists(st.builds(JobWarning, texts, texts), max_size=2).map(tuple),
+    schema=st.integers(1, 9),
+)
+
+
+@given(jobs)
+def test_hash_and_back(job: Job) -> None:
+    record = job.to_hash()
+    assert all(isinstance(value, str) for value in record.values())
+    assert Job.from_hash({**record, "score": "1", "queue": "toy"}) == job
+
+
+def test_every_field_of_the_record_is_written() -> None:
+    job = sample_job()
+    assert set(job.to_hash()) == {f.name for f in dataclasses.fields(Job)}
+    assert json.loads(job.to_hash()["params"]) == job.params.to_dict()
+
+
+def test_terminal_states_lead_nowhere_and_every_state_is_reachable() -> None:
+    assert {status for status in JobStatus if not TRANSITIONS[status]} == TERMINAL
+    assert set().union(*TRANSITIONS.values()) == set(JobStatus)

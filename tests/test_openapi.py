@@ -1,0 +1,154 @@
+"""The OpenAPI document is complete and true: every route, every error, and real answers fit their schemas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from cards import card
+from live_gateway import Live, running
+from service import errors
+from service.api import native
+from service.drafts import Draft
+from service.errors import ApiError
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUTES = {
+    ("post", "/generate"),
+    ("get", "/jobs/{id}"),
+    ("delete", "/jobs/{id}"),
+    ("delete", "/jobs/{id}/images"),
+    ("get", "/jobs/{id}/events"),
+    ("get", "/images/{key}"),
+    ("head", "/images/{key}"),
+    ("get", "/samplers"),
+    ("get", "/schedules"),
+    ("get", "/models"),
+    ("get", "/workers"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/metrics"),
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with running(valkey, tmp_path_factory.mktemp("data"), card()) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def document(gateway: Live) -> Any:
+    return gateway.http.get("/openapi.json").json()
+
+
+def tree(root: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def check(document: Any, operation: Any, status: int, body: Any) -> None:
+    """Raises where a real answer does not fit the schema that is documented for its status."""
+    schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
+    Draft202012Validator(schema | {"components": document["components"]}).validate(body)
+
+
+def test_every_route_is_documented(document: Any) -> None:
+    assert {(method, path) for path, methods in document["paths"].items() for method in methods} == ROUTES
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert all(operation["summary"] and operation["tags"] for operation in operations)
+
+
+def test_every_error_is_documented_with_its_status_and_code(document: Any) -> None:
+    documented: dict[str, set[int]] = {}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert "500" in operation["responses"]
+            for status, response in operation["responses"].items():
+                if int(status) < 400:
+                    continue
+                content = response["content"]["application/json"]
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+                for code, example in content["examples"].items():
+                    documented.setdefault(code, set()).add(int(status))
+                    Draft202012Validator(content["schema"] | {"components": document["components"]}).validate(example["value"])
+    nowhere = {"bad_request", "not_found", "method_not_allowed"}  # of no route, but of their absence
+    assert documented == {e.code: {e.http_status} for e in tree() if e.code not in nowhere}
+
+
+def test_the_frameworks_own_error_shape_is_not_promised(document: Any) -> None:
+    assert "HTTPValidationError" not in str(document)
+
+
+def test_codes_are_unique_and_the_tree_is_drawn_as_it_is() -> None:
+    codes = [e.code for e in tree()]
+    assert len(codes) == len(set(codes))
+    drawn = re.findall(r"^[ │├└─]*([A-Z]\w+) +(\d{3}) ?(\w*)$", errors.__doc__ or "", re.MULTILINE)
+    expected = {(e.__name__, str(e.http_status), "" if e is errors.BadRequest else e.code) for e in tree()}
+    assert set(drawn) == expected
+
+
+def test_docs_list_every_code_and_no_other() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted((e.code, str(e.http_status)) for e in tree())
+
+
+def test_docs_list_every_field_and_every_route(document: Any) -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \| [^|\d]", text, re.MULTILINE)) >= set(native.GenerateRequest.model_fields)
+    for method, path in ROUTES:
+        assert f"`{method.upper()} {path}`" in text
+
+
+def test_the_request_model_and_the_draft_have_the_same_fields() -> None:
+    assert set(native.GenerateRequest.model_fields) == set(Draft.__dataclass_fields__)
+
+
+def test_the_request_schema_says_what_is_enforced(document: Any) -> None:
+    schema = document["components"]["schemas"]["GenerateRequest"]
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["prompt"]
+    assert all("description" in field or "enum" in str(field) for field in schema["properties"].values())
+
+
+def test_headers_and_parameters_are_documented(document: Any) -> None:
+    def parameters(path: str, method: str) -> set[str]:
+        return {p["name"].lower() for p in document["paths"][path][method]["parameters"]}
+
+    assert parameters("/generate", "post") == {"prefer", "idempotency-key"}
+    assert parameters("/jobs/{id}/events", "get") == {"id", "last-event-id"}
+    assert parameters("/images/{key}", "get") == {"key", "exp", "kid", "sig", "range", "if-none-match", "if-range"}
+    accepted = document["paths"]["/generate"]["post"]["responses"]["202"]["headers"]
+    assert set(accepted) == {"Location", "Preference-Applied", "Idempotency-Replayed"}
+    for status in ("429", "503"):
+        assert "Retry-After" in document["paths"]["/generate"]["post"]["responses"][status]["headers"]
+    assert "text/event-stream" in document["paths"]["/jobs/{id}/events"]["get"]["responses"]["200"]["content"]
+
+
+def test_real_answers_fit_their_schemas(gateway: Live, document: Any) -> None:
+    paths = document["paths"]
+    job = gateway.post({"prompt": "a red apple", "width": 128}).json()
+    check(document, paths["/generate"]["post"], 202, job)
+    check(document, paths["/jobs/{id}"]["get"], 200, gateway.http.get(f"/jobs/{job['id']}").json())
+    check(document, paths["/jobs/{id}"]["delete"], 200, gateway.http.delete(f"/jobs/{job['id']}").json())
+    check(document, paths["/jobs/{id}/images"]["delete"], 200, gateway.http.delete(f"/jobs/{job['id']}/images").json())
+    for path in ("/models", "/samplers", "/schedules", "/workers", "/healthz", "/readyz"):
+        answer = gateway.http.get(path)
+        assert answer.status_code == 200
+        check(document, paths[path]["get"], 200, answer.json())
+    for body in ({}, {"prompt": "a", "sampler": "x"}, {"prompt": "a", "x": 1}):
+        answer = gateway.post(body)
+        check(document, paths["/generate"]["post"], answer.status_code, answer.json())
+    check(document, paths["/jobs/{id}"]["get"], 404, gateway.http.get("/jobs/none").json())
+
+
+def test_the_examples_of_the_document_are_accepted(gateway: Live, document: Any) -> None:
+    for example in document["components"]["schemas"]["GenerateRequest"]["examples"]:
+        assert gateway.post(example).status_code == 202

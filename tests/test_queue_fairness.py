@@ -1,0 +1,101 @@
+"""Whose turn it is: clients share the workers by predicted work, not by the number of their jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from redis.asyncio import Redis
+
+from jobs.job_queue import JobQueue, predicted_work
+from tests.job_samples import MODEL, sample_job
+
+
+async def test_one_job_overtakes_the_thousand_of_another_client(queue: JobQueue) -> None:
+    for _ in range(100):
+        await queue.submit(sample_job("greedy"))
+    assert len(await queue.claim("w1", [MODEL], 16)) == 16
+    modest = sample_job("modest")
+    await queue.submit(modest)
+    assert modest.id in {job.id for job in await queue.claim("w1", [MODEL], 2)}
+
+
+async def test_clients_alternate_whatever_they_have_waiting(queue: JobQueue) -> None:
+    for client, jobs in (("a", 30), ("b", 5), ("c", 5)):
+        for _ in range(jobs):
+            await queue.submit(sample_job(client))
+    order = [(await queue.claim(f"w{n}", [MODEL], 1))[0].client for n in range(40)]
+    assert Counter(order[:15]) == {"a": 5, "b": 5, "c": 5}
+    assert set(order[15:]) == {"a"}
+
+
+async def test_shares_are_by_work(queue: JobQueue) -> None:
+    """Pictures of twice the side cost four times as much."""
+    for _ in range(40):
+        await queue.submit(sample_job("large", size=128))
+        await queue.submit(sample_job("small", size=64))
+    served = Counter([(await queue.claim(f"w{n}", [MODEL], 1))[0].client for n in range(25)])
+    assert served == {"large": 5, "small": 20}
+
+
+async def test_a_pause_saves_nothing_up(queue: JobQueue) -> None:
+    for _ in range(50):
+        await queue.submit(sample_job("steady"))
+    await queue.claim("w1", [MODEL], 20)
+    for _ in range(10):
+        await queue.submit(sample_job("late"))
+    served = Counter([job.client for job in await queue.claim("w1", [MODEL], 10)])
+    assert served in ({"steady": 5, "late": 5}, {"steady": 4, "late": 6})
+
+
+async def test_a_lead_in_one_model_counts_in_the_other(queue: JobQueue) -> None:
+    for _ in range(10):
+        await queue.submit(sample_job("both", model="m1"))
+        await queue.submit(sample_job("both", model="m2"))
+        await queue.submit(sample_job("one", model="m2"))
+    await queue.claim("w1", ["m1"], 1)
+    assert (await queue.claim("w2", ["m2"], 1))[0].client == "one"
+    served = Counter([j.client for j in await queue.claim("w3", ["m1", "m2"], 6)])
+    assert served == {"one": 3, "both": 3}
+
+
+async def test_a_model_without_workers_is_not_served_twice_over_later(queue: JobQueue) -> None:
+    """Its clients waited long, but they compete with those who come now as if all had just come."""
+    for model in ("rare", "common"):
+        for _ in range(30):
+            await queue.submit(sample_job("patient" if model == "rare" else "busy", model=model))
+    await queue.claim("w1", ["common"], 20)
+    for model in ("rare", "common"):
+        for _ in range(10):
+            await queue.submit(sample_job("new", model=model))
+    rare = Counter([j.client for j in await queue.claim("w2", ["rare"], 6)])
+    assert rare == {"patient": 3, "new": 3}
+    served = Counter([j.client for j in await queue.claim("w3", ["rare", "common"], 9)])
+    assert served == {"busy": 3, "patient": 3, "new": 3}
+
+
+async def test_a_job_is_charged_once(queue: JobQueue) -> None:
+    """Being released is no fault of the client."""
+    for client in ("a", "b"):
+        for _ in range(4):
+            await queue.submit(sample_job(client))
+    [first, second] = await queue.claim("w1", [MODEL], 2)
+    assert (first.client, second.client) == ("a", "b")
+    for job in (first, second):
+        await queue.release("w1", job.attempt, job.id)
+    again = [(await queue.claim("w1", [MODEL], 1))[0] for _ in range(4)]
+    assert [job.client for job in again] == ["a", "a", "b", "b"]
+    assert {job.id for job in again if job.attempt == 2} == {first.id, second.id}
+
+
+async def test_the_memory_of_clients_that_left_is_bounded(queue: JobQueue, redis: Redis) -> None:
+    for n in range(100):
+        await queue.submit(sample_job(f"visitor-{n}"))
+        [job] = await queue.claim("w1", [MODEL], 1)
+        await queue.finish("w1", 1, job.id, [])
+    assert await redis.zcard("{q0}:spent") <= 1
+    assert await redis.exists(f"{{q0}}:ring:{MODEL}") == 0
+
+
+def test_predicted_work_is_evaluations_times_pixels() -> None:
+    assert predicted_work(sample_job(size=500, steps_total=40)) == 40 * 500 * 500
+    assert predicted_work(sample_job(size=1000, steps_total=0)) == 1000 * 1000

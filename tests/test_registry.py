@@ -1,0 +1,66 @@
+"""What workers announce is what gateways read; the dead are forgotten, models and the secret are not."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from jobs.registry import Registry, WorkerInfo
+from pipelines.card import Defaults, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
+from tests.job_samples import Clock
+
+CARD = ModelCard(
+    id="toy",
+    title="Toy",
+    description="A model for tests",
+    license="Apache-2.0",
+    hash="abc",
+    prediction_type="epsilon",
+    width=64,
+    height=64,
+    max_width=512,
+    max_height=512,
+    size_multiple=8,
+    max_steps=150,
+    max_prompt_tokens=77,
+    defaults=Defaults(),
+    samplers=(SamplerInfo(id="ddim", name="DDIM", aliases=("k_ddim",), options={"eta": OptionInfo(default=0.0, minimum=0, maximum=1)}),),
+    schedules=(ScheduleInfo(id="karras", name="Karras", curve=(1.5, -2.5)),),
+    words=("apple", "red"),
+)
+
+
+def worker(id_: str, **fields: object) -> WorkerInfo:
+    known = {"models": ("toy",), "device": "cpu", "backend": "torch", "slots": 4, "busy": 1, "version": "0.1.0", "started_at": 1.5, "ready": True}
+    return WorkerInfo(**{"id": id_, **known, **fields})  # type: ignore[arg-type]
+
+
+async def test_cards_come_back_as_announced_and_stay(redis: Redis) -> None:
+    registry = Registry(redis)
+    assert await registry.cards() == {}
+    await registry.announce(CARD)
+    await registry.announce(CARD)
+    assert await registry.cards() == {"toy": CARD}
+    assert await redis.ttl("{q0}:cards") == -1
+
+
+async def test_workers_live_as_long_as_they_beat(redis: Redis, clock: Clock) -> None:
+    registry = Registry(redis)
+    assert await registry.workers() == []
+    await registry.beat(worker("b"))
+    await clock.advance(10)
+    await registry.beat(worker("a", busy=3))
+    assert await registry.workers() == [worker("a", busy=3), worker("b")]
+    await clock.advance(5)
+    assert await registry.workers() == [worker("a", busy=3)]
+    await registry.beat(worker("a", busy=4), ttl_s=1)
+    assert await redis.hkeys("{q0}:workers") == ["a"]  # nothing is left of the dead
+    await clock.advance(1)
+    assert await registry.workers() == []
+
+
+async def test_all_gateways_share_one_secret(redis: Redis) -> None:
+    secrets = await asyncio.gather(*(Registry(redis).image_secret() for _ in range(10)))
+    assert len(set(secrets)) == 1
+    assert len(secrets[0]) == 32

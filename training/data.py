@@ -1,0 +1,115 @@
+"""Fetch the icon sets, rasterise them to sprites, and compose the picture cache: `python -m training.data`.
+
+Everything is deterministic: pinned packages with checksums, pinned rasteriser, one seed. The checksums of the result are written
+beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from training.compositor import SIZE, SPRITE, Compositor, Scene
+from training.sources import fetch
+from training.words import STYLES, THINGS
+
+XLINK = "http://www.w3.org/1999/xlink"
+
+
+def fit(image: Image.Image) -> np.ndarray:
+    """Crop to what is visible and fit into the sprite square. [128, 128, 4] uint8."""
+    image = image.convert("RGBA")
+    image = image.crop(image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox())
+    scale = (SPRITE - 2) / max(image.size)
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    square = Image.new("RGBA", (SPRITE, SPRITE))
+    square.paste(image, ((SPRITE - image.width) // 2, (SPRITE - image.height) // 2))
+    return np.asarray(square)
+
+
+def fluent_images(package: Path) -> dict[str, Image.Image]:
+    """Code point key -> picture, from the 3D renders (256 px WebP)."""
+    wanted, found = {t.code for t in THINGS}, {}
+    with tarfile.open(package) as tar:
+        for member in tar:
+            key = "-".join(c for c in Path(member.name).stem.split("-") if c != "fe0f")
+            if member.name.endswith(".webp") and key in wanted:
+                found[key] = Image.open(io.BytesIO(tar.extractfile(member).read()))
+                found[key].load()
+    return found
+
+
+def noto_images(package: Path) -> dict[str, Image.Image]:
+    """Code point key -> picture, rasterised from SVG."""
+    import resvg_py
+
+    with tarfile.open(package) as tar:
+        icons = json.load(tar.extractfile("package/icons.json"))
+        chars = json.load(tar.extractfile("package/chars.json"))
+    names = {"-".join(c for c in key.split("-") if c != "fe0f"): name for key, name in chars.items()}
+    found = {}
+    for thing in THINGS:
+        if thing.code not in names:
+            continue
+        icon = icons["icons"].get(names[thing.code]) or icons["icons"][icons["aliases"][names[thing.code]]["parent"]]
+        width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="{XLINK}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        found[thing.code] = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256))))
+    return found
+
+
+def rasterise(packages: list[Path]) -> np.ndarray:
+    """[styles, things, 128, 128, 4] uint8; a thing a style lacks stays transparent."""
+    sprites = np.zeros((len(STYLES), len(THINGS), SPRITE, SPRITE, 4), np.uint8)
+    for style, images in enumerate((fluent_images(packages[0]), noto_images(packages[1]))):
+        for index, thing in enumerate(THINGS):
+            if thing.code in images:
+                sprites[style, index] = fit(images[thing.code])
+            else:
+                print(f"{STYLES[style]} has no {thing.name} ({thing.code})")
+    return sprites
+
+
+def compose(sprites: np.ndarray, count: int, seed: int, folder: Path) -> None:
+    """Write pictures.npy [count, 128, 128, 3] uint8 and scenes.npy [count, 5]: style, thing, colour, background, count."""
+    compositor = Compositor(sprites)
+    pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
+    scenes = np.zeros((count, 5), np.int16)
+    for i in track(range(count), "compose"):
+        rng = np.random.default_rng((seed, i))
+        scene = compositor.random_scene(rng)
+        pictures[i] = compositor.draw(scene, rng)
+        scenes[i] = (scene.style, scene.thing, scene.colour, scene.background, scene.count)
+    pictures.flush()
+    np.save(folder / "scenes.npy", scenes)
+
+
+def load_scenes(folder: Path) -> list[Scene]:
+    return [Scene(*(int(v) for v in row)) for row in np.load(folder / "scenes.npy")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(".training"))
+    parser.add_argument("--count", type=int, default=36_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = args.root / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    sprites = rasterise(fetch(args.root / "npm"))
+    np.save(folder / "sprites.npy", sprites)
+    compose(sprites, args.count, args.seed, folder)
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.npy"))}
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

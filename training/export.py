@@ -1,0 +1,127 @@
+"""Write a checkpoint folder in diffusers layout, with celadon.json: `python -m training.export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.captions import vocabulary
+from training.checkpoint import Average, load
+from training.sources import attribution
+from training.text import build_text_encoder, save_tokenizer
+from training.unet import STEPS, build_unet
+from training.vae import averaged
+
+SHARD = "45MB"
+
+
+def cosine_betas() -> list[float]:
+    """alpha_bar(t) = cos^2(pi t / 2) at t = 1/1000 .. 1; the last beta is exactly 1: zero terminal SNR."""
+    bar = [math.cos(math.pi / 2 * i / STEPS) ** 2 for i in range(STEPS)] + [0.0]
+    return [1 - bar[i + 1] / bar[i] for i in range(STEPS)]
+
+
+def scheduler_for(prediction: str) -> DDIMScheduler:
+    """Ours for v_prediction; for epsilon the ladder of Stable Diffusion 1."""
+    if prediction == "v_prediction":
+        return DDIMScheduler(
+            trained_betas=cosine_betas(), prediction_type=prediction, rescale_betas_zero_snr=True, timestep_spacing="trailing",
+            steps_offset=1, clip_sample=False, set_alpha_to_one=True,
+        )  # fmt: skip
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, timestep_spacing="leading",
+        steps_offset=1, clip_sample=False, set_alpha_to_one=False,
+    )  # fmt: skip
+
+
+def fold_statistics(vae: AutoencoderKL, mean: np.ndarray, std: np.ndarray) -> None:
+    """Move the latents' normalisation into the two 1x1 convolutions around them, exactly: no scaling factor remains."""
+    m, s = torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+    with torch.no_grad():
+        quant, post = vae.quant_conv, vae.post_quant_conv
+        quant.weight[:4] /= s.view(4, 1, 1, 1)
+        quant.bias[:4] = (quant.bias[:4] - m) / s
+        quant.bias[4:] -= 2 * s.log()  # log-variance
+        post.bias += post.weight[:, :, 0, 0] @ m
+        post.weight *= s.view(1, 4, 1, 1)
+
+
+def latent_rgb(latents: np.ndarray, pictures: np.ndarray) -> dict[str, list]:
+    """Least squares from a latent [n, 4, h, w] to the mean colour of its pixels, 0..1: the cheap preview."""
+    n, _, h, w = latents.shape
+    block = pictures.shape[1] // h
+    rgb = pictures.reshape(n, h, block, w, block, 3).mean((2, 4)).reshape(-1, 3) / 255
+    z = latents.transpose(0, 2, 3, 1).reshape(-1, 4).astype(np.float64)
+    solution, *_ = np.linalg.lstsq(np.concatenate([z, np.ones((len(z), 1))], 1), rgb, rcond=None)
+    rounded = solution.round(5).tolist()
+    return {"matrix": rounded[:4], "bias": rounded[4]}
+
+
+def card(name: str, title: str, description: str, preview: dict[str, list], **changes: object) -> dict[str, object]:
+    """celadon.json: what the service announces about the model."""
+    defaults = {"sampler": "dpmpp_2m", "schedule": "auto", "steps": 20, "guidance": 3.0, "guidance_rescale": 0.7}
+    return {
+        "schema": 1, "id": name, "title": title, "description": description, "license": "Apache-2.0", "width": 128, "height": 128,
+        "max_width": 512, "max_height": 512, "defaults": defaults, "words": vocabulary(), "latent_rgb": preview,
+    } | changes  # fmt: skip
+
+
+def write_checkpoint(
+    folder: Path, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL, celadon: dict[str, object],
+    prediction: str = "v_prediction",
+) -> None:  # fmt: skip
+    """Half precision, in shards below what code hosting minds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        module.eval().to(memory_format=torch.contiguous_format).half().save_pretrained(folder / part, max_shard_size=SHARD)
+    config = folder / "text_encoder" / "config.json"  # transformers would load half precision, diffusers loads single
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    scheduler_for(prediction).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None], "safety_checker": [None, None],
+        "requires_safety_checker": False, "image_encoder": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "celadon.json").write_text(json.dumps(celadon, indent=1) + "\n")
+
+
+def trained(root: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, int]:
+    """U-Net and text encoder with averaged weights, and the pictures seen."""
+    state, tokenizer = load(root / "unet.pt"), CLIPTokenizer.from_pretrained(root / "tokenizer")
+    unet, text = build_unet(), build_text_encoder(tokenizer)
+    with torch.no_grad():
+        for p, s in zip(Average([unet, text], 0.0).params, state["average"], strict=True):
+            p.copy_(s)
+    return unet, text, tokenizer, state["images"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(".training"))
+    parser.add_argument("--out", type=Path, default=Path("models/celadon-mini"))
+    args = parser.parse_args()
+    unet, text, tokenizer, images = trained(args.root)
+    vae, data = averaged(args.root), args.root / "data"
+    mean, std = np.load(data / "latent_stats.npy")
+    fold_statistics(vae, mean, std)
+    preview = latent_rgb(np.load(data / "latents.npy", mmap_mode="r")[:2000], np.load(data / "pictures.npy", mmap_mode="r")[:2000])
+    description = "204 everyday things in two icon styles, on ten backgrounds, in eight colours. Trained from scratch on a CPU."
+    celadon = card("celadon-mini", "Celadon mini", description, preview)
+    write_checkpoint(args.out, unet, text, tokenizer, vae, celadon)
+    (args.out / "ATTRIBUTION.md").write_text(attribution(), encoding="utf-8")
+    print(f"{args.out}: weights after {images} pictures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Train the U-Net and the text encoder together on cached latents: `python -m training.unet`.
+
+v-prediction on the continuous cosine ladder with zero terminal SNR. Progress is counted in pictures seen; every schedule is a
+function of the fraction done, so `--total` may be lowered on resume to let the decay finish earlier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.captions import caption
+from training.checkpoint import Average, Clock, generator, learning_rate, load, save, save_grid
+from training.compositor import Scene
+from training.text import build_text_encoder, tokenize
+from training.vae import averaged, to_pictures
+
+STEPS = 1000  # timesteps i = 0..999 stand for t = (i + 1) / 1000
+GRID_PROMPTS = (
+    "a red apple", "a car", "a cat", "a dog on a blue background", "a frog", "a banana on a pink background", "pizza", "a castle",
+    "a purple octopus", "a tree", "a house on a yellow background", "two green hearts", "a flat icon of a cat",
+    "a cartoon of a car on a green background", "a drawing of a fish", "a blue star on a black background",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    total: int = 210_000
+    batch: int = 32
+    peak: float = 6e-4
+    text_peak: float = 2e-4
+    drop: float = 0.1  # captions replaced by the empty prompt
+    decay: float = 0.999
+    save_every: int = 9_600
+    seed: int = 0
+
+
+def build_unet(channels: tuple[int, ...] = (96, 192, 256), context: int = 192, groups: int = 32, heads: int = 4) -> UNet2DConditionModel:
+    """Cross-attention everywhere but at the top level."""
+    cross = len(channels) - 1
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * cross,
+        up_block_types=("CrossAttnUpBlock2D",) * cross + ("UpBlock2D",),
+        cross_attention_dim=context, attention_head_dim=heads, norm_num_groups=groups,
+    )  # fmt: skip
+
+
+def level(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alpha, sigma) of x = alpha x0 + sigma noise: alpha = cos(pi t / 2), exactly 0 at the last timestep."""
+    angle = (timestep.double() + 1) / STEPS * math.pi / 2
+    alpha = torch.where(timestep == STEPS - 1, 0.0, angle.cos())
+    return alpha.float(), angle.sin().float()
+
+
+def stratified_timesteps(count: int, rng: np.random.Generator) -> torch.Tensor:
+    """One timestep from each of `count` equal parts of the ladder, shuffled."""
+    u = (rng.permutation(count) + rng.random(count)) / count
+    return torch.from_numpy((u * STEPS).astype(np.int64))
+
+
+def diffusion_loss(
+    unet: UNet2DConditionModel, x0: torch.Tensor, context: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """v-prediction (Salimans and Ho, 2022), weight (min(snr, 5) + 1) / (snr + 1), which stays 1 at zero SNR."""
+    alpha, sigma = (v.view(-1, 1, 1, 1) for v in level(timestep))
+    x = alpha * x0 + sigma * noise
+    target = alpha * noise - sigma * x0
+    v = unet(x.contiguous(), timestep, context).sample
+    snr = (alpha / sigma).square()
+    weight = (snr.clamp(max=5) + 1) / (snr + 1)
+    return (weight * (v.float() - target).square()).mean()
+
+
+def ddim_sample(
+    unet: UNet2DConditionModel, context: torch.Tensor, empty: torch.Tensor, noise: torch.Tensor, steps: int = 20, guidance: float = 3.0
+) -> torch.Tensor:
+    """The slow obvious loop for sample grids: trailing timesteps, guidance on v, rescale 0.7."""
+    x, rows = noise, len(noise)
+    both = torch.cat([empty.expand(rows, -1, -1), context])
+    timesteps = torch.arange(steps, 0, -1) * (STEPS // steps) - 1
+    for i, timestep in enumerate(timesteps):
+        now, later = timestep, timesteps[i + 1] if i + 1 < steps else torch.tensor(-1)
+        (alpha, sigma), (alpha2, sigma2) = level(now), level(later)
+        with torch.autocast("cpu", torch.bfloat16):
+            uncond, cond = unet(torch.cat([x, x]), now, both).sample.float().chunk(2)
+        v = uncond + guidance * (cond - uncond)
+        v = v * (0.3 + 0.7 * cond.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True))
+        x = alpha2 * (alpha * x - sigma * v) + sigma2 * (sigma * x + alpha * v)
+    return x
+
+
+class Run:
+    """Everything a checkpoint holds."""
+
+    def __init__(self, folder: Path, settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
+        self.folder, self.settings, self.images = folder, settings, 0
+        self.unet, self.text = unet, text
+        unet.set_attn_processor(AttnProcessor())  # its backward is faster than that of SDPA on a CPU
+        groups = [
+            {"params": list(unet.parameters()), "peak": settings.peak},
+            {"params": list(text.parameters()), "peak": settings.text_peak},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        self.average = Average([unet, text], settings.decay)
+
+    def restore(self) -> None:
+        path = self.folder / "unet.pt"
+        if path.exists():
+            state = load(path)
+            self.unet.load_state_dict(state["unet"])
+            self.text.load_state_dict(state["text"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average.shadow, self.images = state["average"], state["images"]
+
+    def save(self) -> None:
+        parts = {"unet": self.unet.state_dict(), "text": self.text.state_dict(), "optimiser": self.optimiser.state_dict()}
+        save(self.folder / "unet.pt", **parts, average=self.average.shadow, images=self.images)
+
+    def step(self, loss: torch.Tensor) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.images / self.settings.total, group["peak"])
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.average.params, 1.0)
+        self.optimiser.step()
+        self.images += self.settings.batch
+        self.average.update(self.images // self.settings.batch)
+
+
+def draw_grid(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, stats: np.ndarray) -> None:
+    """Sixteen prompts from the averaged weights, always with the same noise."""
+    run.average.swap()
+    with torch.no_grad():
+        context = run.text(tokenize(tokenizer, list(GRID_PROMPTS))).last_hidden_state
+        empty = run.text(tokenize(tokenizer, [""])).last_hidden_state
+        noise = torch.randn(len(GRID_PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        z = ddim_sample(run.unet, context, empty, noise)
+        mean, std = (torch.from_numpy(s).view(1, 4, 1, 1) for s in stats)
+        pictures = to_pictures(vae.decode(z * std + mean).sample)
+    run.average.swap()
+    save_grid(run.folder / "grids" / f"unet-{run.images:07d}.png", pictures, 8)
+
+
+def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, minutes: float = 1e9) -> None:
+    latents, scenes, stats = (np.load(data / f"{name}.npy") for name in ("latents", "scenes", "latent_stats"))
+    settings = run.settings
+    run.restore()
+    saved_at = run.images
+    with Clock("unet", settings.total, run.images, minutes) as clock:
+        while run.images < settings.total and not clock.out_of_time:
+            rng = generator(settings.seed, run.images)
+            rows = rng.integers(len(latents), size=settings.batch)
+            texts = ["" if rng.random() < settings.drop else caption(Scene(*map(int, scenes[r])), rng) for r in rows]
+            x0 = torch.from_numpy(latents[rows].astype(np.float32))  # [B, 4, 16, 16]
+            noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+            with torch.autocast("cpu", torch.bfloat16):
+                context = run.text(tokenize(tokenizer, texts)).last_hidden_state  # [B, 32, width]
+                loss = diffusion_loss(run.unet, x0, context, stratified_timesteps(settings.batch, rng), noise)
+            run.step(loss)
+            clock.tick(run.images, float(loss.detach()))
+            if run.images - saved_at >= settings.save_every:
+                run.save()
+                draw_grid(run, tokenizer, vae, stats)
+                saved_at = run.images
+    run.save()
+    draw_grid(run, tokenizer, vae, stats)
+
+
+def start(folder: Path, settings: Settings) -> tuple[Run, CLIPTokenizer]:
+    """A run with the pretrained text encoder; `train` restores its own checkpoint if there is one."""
+    torch.manual_seed(settings.seed)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    text = build_text_encoder(tokenizer)
+    text.load_state_dict(load(folder / "text.pt")["text"])
+    return Run(folder, settings, build_unet(), text), tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(".training"))
+    parser.add_argument("--total", type=int, default=Settings.total)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    args = parser.parse_args()
+    run, tokenizer = start(args.root, Settings(total=args.total))
+    train(run, tokenizer, averaged(args.root), args.root / "data", args.minutes)
+
+
+if __name__ == "__main__":
+    main()

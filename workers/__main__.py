@@ -1,0 +1,77 @@
+"""`celadon worker`: load the model, measure, announce, serve."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+
+import structlog
+
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger("worker")
+
+FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
+
+
+def main() -> int:
+    """Run one worker until SIGTERM or SIGINT; the exit status is 0 after a clean drain."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
+    settings = WorkerSettings()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(settings))
+    return 0
+
+
+async def serve(settings: WorkerSettings) -> None:
+    """Everything between the settings and a drained worker."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    from jobs.image_store import LocalImageStore  # imports stand here so that a bad setting is told before torch loads
+    from jobs.job_queue import JobQueue, check_server, connect
+    from jobs.registry import Registry, WorkerInfo
+    from workers.drawing import DrawingThread
+    from workers.model import open_model
+    from workers.worker import Doors, Worker, insist
+
+    started = time.monotonic()
+    model = await asyncio.to_thread(open_model, settings, FIXED_ROWS)
+    store = LocalImageStore(settings.data_dir / "images")
+    redis = connect(settings.redis_url)
+    await insist(check_server, redis)
+    doors = Doors(JobQueue(redis, lease_s=settings.lease_s, retention_s=settings.retention_s), Registry(redis), store)
+    card = model.checkpoint.card
+    info = WorkerInfo(
+        id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        models=(card.id,),
+        device=model.device_name,
+        backend=model.backend,
+        slots=settings.slots,
+        busy=0,
+        version=importlib.metadata.version("celadon"),
+        started_at=time.time(),
+        ready=False,
+    )
+    worker = Worker(info, card, settings, doors)
+    log.info("ready", worker=info.id, model=card.id, device=info.device, backend=info.backend, seconds=round(time.monotonic() - started, 1))
+    try:
+        await worker.run(DrawingThread(model.checkpoint, model.engine, worker.report, numpy_arrays=model.numpy_arrays), stop)
+    finally:
+        await redis.aclose()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

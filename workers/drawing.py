@@ -1,0 +1,181 @@
+"""The drawing thread: text encoding, engine ticks and VAE decoding, in one thread that never waits for I/O.
+
+Between two ticks at most one new prompt is encoded and one picture decoded, so that neither stalls the denoising of the
+others for longer than one of them takes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from jobs.job import Job, JobWarning
+from pipelines.engine.engine import Engine
+from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
+from pipelines.engine.sample import Sample
+from pipelines.loading import Checkpoint
+from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
+from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Previewed, Report, Warned
+
+Array = Any
+
+CACHED_PROMPTS = 256
+
+
+class DrawingThread:
+    """Owns the engine. `put` is called from any thread; `report` is called from this one."""
+
+    def __init__(self, checkpoint: Checkpoint, engine: Engine, report: Callable[[Report], None], *, numpy_arrays: bool) -> None:
+        self._checkpoint, self._engine, self._report, self._numpy = checkpoint, engine, report, numpy_arrays
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[Job, int]] = deque()  # images without a slot
+        self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
+        self._jobs: dict[str, Job] = {}
+        self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
+        self._prompts: OrderedDict[str, Array] = OrderedDict()
+        self._encodings = 0
+        self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def stop(self) -> None:
+        """End after the present tick; what is in flight is forgotten."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self._admit()
+                for event in self._engine.step(time.monotonic()):
+                    self._handle(event)
+                self._decode_one()
+        except BaseException as error:  # a thread that dies silently would leave its jobs to expire one by one
+            self._report(Crashed(error))
+
+    def _obey(self) -> bool:
+        """Take every command that is there, or wait for one if there is nothing to do; False ends the thread."""
+        idle = not (self._waiting or self._finished or self._engine.busy)
+        while idle or not self._commands.empty():
+            command = self._commands.get()
+            if command is None:
+                return False
+            if isinstance(command, Draw):
+                self._jobs[command.job.id] = command.job
+                self._images[command.job.id] = set(range(command.job.params.num_images))
+                self._waiting.extend((command.job, i) for i in range(command.job.params.num_images))
+            else:
+                self._drop(command.job)
+            idle = False
+        return True
+
+    def _drop(self, dropped: Job) -> None:
+        self._jobs.pop(dropped.id, None)
+        for index in self._images.pop(dropped.id, ()):
+            self._engine.cancel(_sample_id(dropped.id, index))
+        self._waiting = deque((job, i) for job, i in self._waiting if job.id != dropped.id)
+        self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting images, until one of them has cost a text encoding."""
+        while self._waiting and self._engine.free_slots:
+            job, index = self._waiting.popleft()
+            encodings = self._encodings
+            try:
+                self._engine.add(self._sample(job, index))
+            except ValueError as error:
+                self._break(job, "unsupported", str(error), error)
+            except Exception as error:
+                self._break(job, "engine_error", "The prompt could not be encoded.", error)
+            if self._encodings != encodings:
+                return
+
+    def _sample(self, job: Job, index: int) -> Sample:
+        params, checkpoint = job.params, self._checkpoint
+        tokens = max(prompt_tokens(checkpoint, params.prompt), prompt_tokens(checkpoint, params.negative_prompt))
+        if index == 0 and tokens > checkpoint.card.max_prompt_tokens:
+            message = f"The model reads {checkpoint.card.max_prompt_tokens} tokens; the rest of the {tokens} was left out."
+            self._report(Warned(job, JobWarning("prompt_truncated", message)))
+        guided = params.guidance != 1
+        return Sample(
+            id=_sample_id(job.id, index),
+            table=table_for(checkpoint, params),
+            shape=checkpoint.latent_shape(params.width, params.height),
+            seed=params.image_seed(index),
+            cond=self._encode(params.prompt),
+            uncond=self._encode(params.negative_prompt) if guided else None,
+            guidance=params.guidance,
+            guidance_rescale=checkpoint.card.defaults.guidance_rescale if guided else 0.0,
+            preview=params.preview,
+        )
+
+    def _encode(self, prompt: str) -> Array:
+        """Text states [L, E], from the cache of recent prompts where they are there."""
+        if prompt in self._prompts:
+            self._prompts.move_to_end(prompt)
+            return self._prompts[prompt]
+        self._encodings += 1
+        states = encode_prompt(self._checkpoint, prompt)
+        self._prompts[prompt] = states.numpy() if self._numpy else states
+        if len(self._prompts) > CACHED_PROMPTS:
+            self._prompts.popitem(last=False)
+        return self._prompts[prompt]
+
+    def _handle(self, event: Event) -> None:
+        job_id, index = _split(event.sample_id)
+        job = self._jobs.get(job_id)
+        if job is None:
+            return  # dropped earlier in this tick, because another image of its job broke
+        match event:
+            case Progress():
+                self._report(Advanced(job, index, event.done))
+            case Preview():
+                latents = event.denoised if self._numpy else event.denoised.cpu().numpy()
+                self._report(Previewed(job, index, preview(self._checkpoint, latents)))
+            case Finished():
+                self._finished.append((job, index, event.latents))
+            case Failed():
+                self._break(job, event.code, event.message, event.cause)
+
+    def _decode_one(self) -> None:
+        if not self._finished:
+            return
+        job, index, latents = self._finished.popleft()
+        try:
+            pixels = decode(self._checkpoint, latents)
+        except torch.OutOfMemoryError as error:
+            self._break(job, "out_of_memory", "The device ran out of memory for this image; ask for a smaller size.", error)
+            return
+        except FloatingPointError as error:
+            self._break(job, "not_finite", str(error), error)
+            return
+        except Exception as error:
+            self._break(job, "engine_error", "The picture could not be decoded.", error)
+            return
+        self._images[job.id].discard(index)
+        if not self._images[job.id]:
+            del self._images[job.id], self._jobs[job.id]
+        self._report(Drawn(job, index, pixels))
+
+    def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
+        self._drop(job)
+        self._report(Broken(job, code, message, cause))
+
+
+def _sample_id(job_id: str, index: int) -> str:
+    return f"{job_id}/{index}"
+
+
+def _split(sample_id: str) -> tuple[str, int]:
+    job_id, _, index = sample_id.rpartition("/")
+    return job_id, int(index)

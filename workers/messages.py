@@ -1,0 +1,85 @@
+"""What passes between a worker's shell (asyncio) and its drawing thread: small frozen records, never shared state.
+
+A report names the very `Job` that was claimed: after a lost lease the same id may come back as another attempt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.job import Job, JobWarning
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """To the thread: draw every image of this job."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """To the thread: forget this job before the next tick."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """From the thread: image `index` has `done` U-Net evaluations behind it."""
+
+    job: Job
+    index: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """From the thread: what image `index` looks like now, one pixel per latent cell [h, w, 3]."""
+
+    job: Job
+    index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """From the thread: something the client should know although the job runs."""
+
+    job: Job
+    warning: JobWarning
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """From the thread: image `index` is finished [H, W, 3]."""
+
+    job: Job
+    index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """From the thread: the job cannot be drawn; its other images are dropped already."""
+
+    job: Job
+    code: str
+    message: str
+    cause: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """From the thread: it is dead, and the process must go too."""
+
+    cause: BaseException
+
+
+Command = Draw | Drop
+Report = Advanced | Previewed | Warned | Drawn | Broken | Crashed

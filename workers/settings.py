@@ -1,0 +1,33 @@
+"""What a worker may be told, all of it by environment (CELADON_*). A wrong value stops the start and names the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-mini"
+
+
+class WorkerSettings(BaseSettings):
+    """Frozen settings of one worker process. Seconds unless said."""
+
+    model_config = SettingsConfigDict(env_prefix="CELADON_", frozen=True, extra="ignore")
+
+    redis_url: str = Field(description="Redis or Valkey, for example redis://localhost:6379/0 or unix:///run/valkey.sock")
+    data_dir: Path = Path(".celadon")
+    model: str = str(DEFAULT_MODEL)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    slots: int = Field(default=16, ge=1, le=1024, description="images in flight at once")
+    max_rows: int = Field(default=32, ge=2, le=1024, description="U-Net rows of one tick at most")
+    rows: int = Field(default=0, ge=0, le=256, description="rows of every U-Net call; 0 decides by measurement at start")
+    threads: int = Field(default=0, ge=0, le=256, description="CPU threads of the model; 0 leaves it to torch")
+    lease_s: float = Field(default=15.0, ge=1, le=600)
+    renew_s: float = Field(default=1.0, ge=0.05, le=60, description="how often leases are renewed and cancels are read")
+    drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it releases them")
+    progress_s: float = Field(default=0.25, ge=0.05, le=10, description="shortest time between two progress events of one job")
+    retention_s: int = Field(default=86_400, ge=60)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

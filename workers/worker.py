@@ -1,0 +1,284 @@
+"""Worker: the thin shell between queue and engine. Redis and storage here (asyncio), pictures in the drawing thread.
+
+Loops, each small: claim (jobs in), reports (pictures out), progress (at most 4 a second and job), renew (leases kept, cancels
+read), beat (the fleet sees this worker), reap (everybody clears away the dead). Redis may go and come back: every loop waits
+and goes on, and what cannot be recorded in time belongs to someone else by then, which the fence decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+
+from jobs.image_store import LocalImageStore, image_key
+from jobs.job import ImageRef, Job, JobError
+from jobs.job_queue import JobQueue, Standing
+from jobs.registry import Registry, WorkerInfo
+from pipelines.card import ModelCard
+from pipelines.params import EXTENSIONS, MEDIA_TYPES
+from workers import encode
+from workers.drawing import DrawingThread
+from workers.held import Held
+from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Drop, Previewed, Report, Warned
+from workers.settings import WorkerSettings
+
+T = TypeVar("T")
+
+log = structlog.get_logger("worker")
+
+NOT_STORED = JobError("storage_unavailable", "The picture was drawn but could not be stored.", retryable=True)
+RETRYABLE = frozenset({"out_of_memory", "engine_error"})
+PREVIEW_SCALE = 4
+BEAT_S = 5.0
+BACK_OFF_S = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What the worker talks to."""
+
+    queue: JobQueue
+    registry: Registry
+    store: LocalImageStore
+
+
+class Worker:
+    """Runs until `stop` is set, then drains. Raises what killed the drawing thread, so that the process ends with it."""
+
+    def __init__(self, info: WorkerInfo, card: ModelCard, settings: WorkerSettings, doors: Doors) -> None:
+        self._info, self._card, self._settings = info, card, settings
+        self._queue, self._registry, self._store = doors.queue, doors.registry, doors.store
+        self._held: dict[str, Held] = {}
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._publishing: set[asyncio.Task[object]] = set()
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._drawing: DrawingThread | None = None
+
+    def report(self, message: Report) -> None:
+        """The drawing thread's way out; any thread may call it."""
+        self._loop.call_soon_threadsafe(self._reports.put_nowait, message)
+
+    async def run(self, drawing: DrawingThread, stop: asyncio.Event) -> None:
+        """Claim and draw until `stop`, then finish what can be finished within `drain_s` and release the rest."""
+        self._drawing = drawing
+        drawing.start()
+        await insist(self._registry.announce, self._card)
+        serving = asyncio.create_task(self._serve())
+        claiming = asyncio.create_task(self._claim())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, claiming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            claiming.cancel()
+            await asyncio.wait({claiming})
+            if not serving.done():
+                await self._drain(serving)
+        finally:
+            for task in (serving, claiming, stopping):
+                task.cancel()
+            await asyncio.wait({serving, claiming, stopping})
+        for task in (serving, claiming):
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+        drawing.stop()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for loop in (self._take_reports, self._tell_progress, self._renew, self._beat, self._reap):
+                group.create_task(loop())
+
+    # jobs in
+
+    async def _claim(self) -> None:
+        while True:
+            self._room.clear()
+            if sum(h.open_images for h in self._held.values()) >= self._settings.slots:
+                await self._room.wait()
+                continue
+            # one job a claim: how many images it brings, and so how many slots are left, is known only afterwards
+            jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1)
+            for job in jobs:
+                self._start(job)
+            if not jobs:
+                await insist(self._queue.wait_for_work, [self._card.id])
+
+    def _start(self, job: Job) -> None:
+        log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps)
+        self._held[job.id] = Held.of(job)
+        self._thread.put(Draw(job))
+
+    # pictures out
+
+    async def _take_reports(self) -> None:
+        while True:
+            message = await self._reports.get()
+            if isinstance(message, Crashed):
+                raise message.cause
+            held = self._held.get(message.job.id)
+            if held is None or held.job is not message.job:
+                continue  # lost or cancelled while the thread was still drawing
+            match message:
+                case Advanced():
+                    held.done[message.index] = message.done
+                    held.dirty = True
+                case Previewed():
+                    held.preview = encode.data_url(message.pixels, PREVIEW_SCALE)
+                    held.dirty = True
+                case Warned():
+                    held.warnings.append(message.warning)
+                case Drawn():
+                    self._spawn(self._publish(held, message))
+                case Broken():
+                    log.warning("broken", job=held.job.id, code=message.code, exc_info=message.cause)
+                    error = JobError(message.code, message.message, message.code in RETRYABLE)
+                    self._spawn(self._record(held, self._queue.fail, error))
+
+    async def _publish(self, held: Held, drawn: Drawn) -> None:
+        """Encode and store one picture; the last one of a job finishes it."""
+        job, params = held.job, held.job.params
+        height, width, _ = drawn.pixels.shape
+        data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._info.version)
+        key = image_key(job.id, job.attempt, drawn.index, EXTENSIONS[params.output_format])
+        try:
+            await self._store.put(key, data)
+        except OSError as error:
+            log.error("not_stored", job=job.id, error=type(error).__name__)
+            self._thread.put(Drop(job))
+            await self._record(held, self._queue.fail, NOT_STORED)
+            return
+        seed = params.image_seed(drawn.index)
+        held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])
+        self._room.set()
+        if self._held.get(job.id) is not held:
+            await self._store.delete(key)  # lost, cancelled or released while it was written
+            return
+        if not held.complete:
+            return
+        if not await self._record(held, self._queue.finish, held.ordered(), held.warnings):
+            await self._discard(held)
+
+    async def _record(self, held: Held, write: Callable[..., Awaitable[bool]], *what: object) -> bool:
+        """Write a job's end down, however long Redis is away; False where the job is someone else's by now."""
+        won = await insist(write, self._info.id, held.job.attempt, held.job.id, *what)
+        log.info("recorded" if won else "superseded", job=held.job.id, attempt=held.job.attempt)
+        self._forget(held)
+        return won
+
+    async def _discard(self, held: Held) -> None:
+        """Nobody will ever publish these pictures: another attempt owns the job."""
+        for image in held.images.values():
+            await self._store.delete(image.key)
+
+    # leases, progress, presence
+
+    async def _tell_progress(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.progress_s / 2)
+            now = time.monotonic()
+            for held in [h for h in self._held.values() if h.dirty and now - h.told_at >= self._settings.progress_s]:
+                held.dirty, held.told_at = False, now
+                preview, held.preview = held.preview, None
+                try:
+                    standing = await self._queue.progress(self._info.id, held.job.attempt, held.job.id, sum(held.done), preview=preview)
+                except (RedisError, OSError):
+                    held.dirty = True  # told with the next one
+                    continue
+                if standing is not Standing.HELD:
+                    await self._let_go(held, wished=standing is Standing.CANCEL)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.renew_s)
+            if not self._held:
+                continue
+            leases = {h.job.id: h.job.attempt for h in self._held.values()}
+            renewal = await insist(self._queue.renew, self._info.id, leases)
+            for held in [self._held[i] for i in renewal.lost | renewal.canceled if i in self._held]:
+                await self._let_go(held, wished=held.job.id in renewal.canceled)
+
+    async def _let_go(self, held: Held, *, wished: bool) -> None:
+        """Stop drawing a job whose client wishes to cancel, or whose lease belongs to someone else."""
+        if self._held.get(held.job.id) is not held:
+            return
+        self._thread.put(Drop(held.job))
+        self._forget(held)
+        if wished:
+            await insist(self._queue.cancel_running, self._info.id, held.job.attempt, held.job.id)
+        log.info("canceled" if wished else "lost", job=held.job.id, attempt=held.job.attempt)
+        await self._discard(held)
+
+    async def _beat(self) -> None:
+        while True:
+            info = replace(self._info, busy=sum(h.open_images for h in self._held.values()), ready=True)
+            await insist(self._registry.beat, info)
+            await asyncio.sleep(BEAT_S)
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await insist(self._queue.reap)
+
+    # the end
+
+    async def _drain(self, serving: asyncio.Task[None]) -> None:
+        """Finish what runs within `drain_s`; whatever is left goes back to the front of the queue."""
+        log.info("draining", jobs=len(self._held), seconds=self._settings.drain_s)
+        deadline = time.monotonic() + self._settings.drain_s
+        while self._held and time.monotonic() < deadline and not serving.done():
+            self._room.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._room.wait(), timeout=0.5)
+        try:
+            for held in list(self._held.values()):
+                await self._release(held)
+            await self._registry.leave(self._info.id)
+        except (RedisError, OSError) as error:
+            log.warning("not_released", jobs=len(self._held), error=type(error).__name__)  # their leases will expire
+
+    async def _release(self, held: Held) -> None:
+        self._thread.put(Drop(held.job))
+        await self._queue.release(self._info.id, held.job.attempt, held.job.id)
+        self._forget(held)
+        await self._discard(held)
+        log.info("released", job=held.job.id, attempt=held.job.attempt)
+
+    def _forget(self, held: Held) -> None:
+        if self._held.get(held.job.id) is held:
+            del self._held[held.job.id]
+        self._room.set()
+
+    def _spawn(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.create_task(work)
+        self._publishing.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Task[object]) -> None:
+        self._publishing.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._reports.put_nowait(Crashed(error))  # unforeseen: end loudly, the lease expires, another worker draws
+
+    @property
+    def _thread(self) -> DrawingThread:
+        assert self._drawing is not None, "run() sets the drawing thread before any loop starts"
+        return self._drawing
+
+
+async def insist(call: Callable[..., Awaitable[T]], *args: object) -> T:
+    """Repeat an idempotent call until Redis answers; waits grow to two seconds."""
+    tries = 0
+    while True:
+        try:
+            return await call(*args)
+        except (RedisError, OSError) as error:
+            wait = BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)]
+            if tries == 0:
+                log.warning("redis_unavailable", error=type(error).__name__, retry_in_s=wait)
+            tries += 1
+            await asyncio.sleep(wait)
