@@ -118,9 +118,7 @@ class JobQueue:
         """Records U-Net evaluations done, with a picture as data URL if there is one, and tells them to followers."""
         return Standing(await self._run("progress", worker, attempt, job_id, steps_done, preview or ""))
 
-    async def finish(
-        self, worker: str, attempt: int, job_id: str, images: Sequence[ImageRef], warnings: Sequence[JobWarning] = ()
-    ) -> bool:
+    async def finish(self, worker: str, attempt: int, job_id: str, images: Sequence[ImageRef], warnings: Sequence[JobWarning] = ()) -> bool:
         """Running -> succeeded. The images must be stored already; warnings found while drawing join the job's own."""
         found = (json.dumps([asdict(item) for item in items]) for items in (images, warnings))
         return bool(await self._run("finish", worker, attempt, job_id, self._retention_s, *found))

@@ -116,7 +116,8 @@ def _timesteps(total: int, convention: Convention, steps: int, spacing: str, off
         return np.array([total - 1.0])
     extra = 1 if convention.drops_last else 0
     if spacing == "trailing":
-        return np.asarray(np.round(total - np.arange(steps) * (total / steps)) - 1.0)
+        # np.arange as in diffusers decides ties; for 61 steps and some others its rounding adds one below 0, cut off here
+        return np.asarray(np.round(np.arange(total, 0, -total / steps)[:steps]) - 1.0)
     if spacing == "leading":
         return np.asarray((np.arange(steps)[::-1] + extra) * float(total // (steps + extra)) + offset)
     timestep = np.linspace(0, total - 1, steps + extra)[::-1][:steps]

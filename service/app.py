@@ -27,7 +27,8 @@ from jobs.job_queue import JobQueue, check_server, connect
 from jobs.registry import Registry
 from service.api import health, images, models, native
 from service.catalog import Catalog, ImageLinks
-from service.errors import ApiError, respond, translate
+from service.error_answers import respond, translate
+from service.errors import ApiError
 from service.gateway import Gateway
 from service.generations import Generations
 from service.log import carry_over, make_log

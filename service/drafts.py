@@ -218,9 +218,6 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
         yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
     if params.negative_prompt and params.guidance == 1.0:
         yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")
-    words = [word.lower() for word in WORD.findall(params.prompt)]
-    if len(words) > card.max_prompt_tokens:  # each word is one token or more
-        yield JobWarning("prompt_cut", f"The model reads {card.max_prompt_tokens} tokens; the end of the prompt is not drawn.")
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 

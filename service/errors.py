@@ -1,4 +1,4 @@
-"""Every error that the gateway answers with: one tree, one JSON shape, one place that makes it.
+"""Every error that the gateway answers with: one tree, each class with its code and its status.
 
     ApiError                          500 internal_error
     ├── BadRequest                    400
@@ -37,19 +37,9 @@ path of this machine, or a trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
-
-RETRY_LATER = frozenset({429, 503})
 SHOWN = 64  # characters of a client's own word that a message or `param` repeats at most
 
 
@@ -229,98 +219,7 @@ class NotReady(ApiError):
     about = "The service would not take a job now; the message names what is missing."
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    code: str = Field(description="stable, for programs; the list is in docs/api.md")
-    message: str = Field(description="for people; may change")
-    param: str | None = Field(description="the field, option, header or query parameter at fault")
-    request_id: str = Field(description="as in the header X-Request-Id and in the log")
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer with a status of 400 or above."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    error: ErrorDetail
-
-
 def shown(text: str) -> str:
     """A client's own word, short and printable enough to be sent back."""
     short = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
     return "".join(c if c.isprintable() else "�" for c in short)
-
-
-def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these errors, each code with an example."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    every: tuple[type[ApiError], ...] = (*errors, ApiError)
-    for error in every:
-        response = responses.setdefault(error.http_status, {"model": ErrorBody, "content": {"application/json": {"examples": {}}}})
-        example = {"error": {"code": error.code, "message": error.about, "param": None, "request_id": "0f8b…"}}
-        response["content"]["application/json"]["examples"][error.code] = {"summary": error.about, "value": example}
-        if error.http_status in RETRY_LATER:
-            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
-    for response in responses.values():
-        codes = response["content"]["application/json"]["examples"]
-        response["description"] = "Error: " + ", ".join(codes)
-    return responses
-
-
-def respond(error: ApiError, request_id: str) -> JSONResponse:
-    """The one JSON shape."""
-    detail = ErrorDetail(code=error.code, message=error.message, param=error.param, request_id=request_id)
-    return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=error.http_status, headers=error.headers)
-
-
-def translate(exc: Exception) -> ApiError | None:
-    """The ApiError that stands for an exception of the framework, of pydantic or of Redis; None for a fault of our own."""
-    match exc:
-        case ApiError():
-            return exc
-        case RequestValidationError():
-            return _from_validation(exc.errors())
-        case HTTPException():
-            return _from_http(exc)
-        case ClientDisconnect():  # nobody reads the answer; the log says 400 and not 500
-            return BadRequest()
-        case RedisConnectionError() | RedisTimeoutError() | OutOfMemoryError() | ReadOnlyError():
-            return QueueUnavailable(headers={"Retry-After": "1"})
-        case RedisError() if str(exc).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")):
-            return QueueUnavailable(headers={"Retry-After": "1"})
-    return None
-
-
-BY_STATUS: Mapping[int, type[ApiError]] = {
-    400: InvalidJson,  # of FastAPI: "There was an error parsing the body"
-    404: NotFound,
-    405: MethodNotAllowed,
-    413: BodyTooLarge,
-    415: UnsupportedMediaType,
-}
-
-
-def _from_http(exc: HTTPException) -> ApiError:
-    return BY_STATUS.get(exc.status_code, BadRequest if exc.status_code < 500 else ApiError)(headers=exc.headers)
-
-
-def _from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first fault pydantic found, in our words. Its own message never repeats the value."""
-    fault = faults[0]
-    place, *path = fault["loc"] or ("body",)
-    param = ".".join(map(str, path)) or None
-    match fault["type"], place:
-        case "json_invalid", _:
-            return InvalidJson()
-        case "extra_forbidden", _:
-            return UnknownField(f"There is no field {shown(param or '')!r}.", param=param)
-        case _, "header":
-            return InvalidHeader(param=param)
-        case "missing", _ if param:
-            return MissingField(f"The field {shown(param)!r} is required.", param=param)
-    if param is None:
-        return InvalidValue("The body must be a JSON object.")
-    return InvalidValue(f"{shown(param)}: {fault['msg'].removeprefix('Value error, ')}", param=param)

@@ -13,7 +13,8 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ApiError, BodyTooLarge, respond
+from service.error_answers import respond
+from service.errors import ApiError, BodyTooLarge
 from service.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
 import jobs.valkey
-from tests.job_samples import Clock
 from jobs.job_queue import JobQueue, connect
+from tests.job_samples import Clock
 
 
 @pytest.fixture(scope="session")

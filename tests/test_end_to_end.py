@@ -219,3 +219,26 @@ def test_a_gateway_restart_loses_nothing(own_fleet: Fleet) -> None:
     assert own_fleet.picture(done) == own_fleet.picture(own_fleet.job(done["id"])), "URLs of the old gateway still open"
     for job in (running, queued):
         assert own_fleet.finished(job["id"])["status"] == "succeeded"
+
+
+def test_valkey_killed_in_the_middle_loses_no_job(model: Path, tmp_path: Path) -> None:
+    """Worker and gateway wait for the server, and what was accepted is still there."""
+    server = jobs.valkey.start(tmp_path)
+    fleet = Fleet(jobs.valkey.url(tmp_path), tmp_path, model)
+    try:
+        fleet.gateway()
+        fleet.worker()
+        running, queued = fleet.submit(**LONG), fleet.submit()
+        fleet.running(running["id"])
+        server.kill()
+        server.wait()
+        answer = fleet.client.post("/generate", json={"prompt": "a red apple"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
+        server = jobs.valkey.start(tmp_path)
+        for job in (running, queued):
+            fleet.until(lambda job=job: fleet.client.get(f"/jobs/{job['id']}").status_code == 200)
+            assert fleet.finished(job["id"])["status"] == "succeeded"
+    finally:
+        fleet.close()
+        server.kill()
+        server.wait()

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 
-from tests.job_samples import MODEL, Clock, sample_image, sample_job
 from jobs.events import EventLog
 from jobs.job import Job, JobError, JobStatus
 from jobs.job_queue import IdempotencyConflict, JobQueue, QueueFull, Standing, connect
+from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 BROKEN = JobError("out_of_memory", "The picture did not fit.", retryable=True)
 

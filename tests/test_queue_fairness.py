@@ -73,6 +73,18 @@ async def test_a_model_without_workers_is_not_served_twice_over_later(queue: Job
     assert served == {"busy": 3, "patient": 3, "new": 3}
 
 
+async def test_submitting_more_moves_nobody_forward(queue: JobQueue) -> None:
+    for _ in range(10):
+        await queue.submit(sample_job("first", model="rare"))
+    await queue.claim("w1", ["rare"], 3)
+    for _ in range(30):
+        await queue.submit(sample_job("second", model="rare"))
+        await queue.submit(sample_job("third", model="common"))
+    await queue.claim("w2", ["common"], 30)
+    await queue.submit(sample_job("first", model="rare"))
+    assert [j.client for j in await queue.claim("w3", ["rare"], 2)] == ["second", "first"]
+
+
 async def test_a_job_is_charged_once(queue: JobQueue) -> None:
     """Being released is no fault of the client."""
     for client in ("a", "b"):

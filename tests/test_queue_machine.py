@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobs.job import TERMINAL, JobError, JobStatus
+from jobs.job import TERMINAL, Job, JobError, JobStatus
 from jobs.job_queue import JobQueue, QueueFull, connect
 from tests.job_samples import Clock, sample_image, sample_job
 
 QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
 SUCCEEDED, FAILED, CANCELED = JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED
+MOVES = ["progress", "finish", "fail", "release", "cancel_running"]
 LEASE_S = 15.0
 MAX_QUEUED = 12
 
@@ -51,11 +52,15 @@ class Expected:
         return self.failures >= 2
 
 
+def some_run(machine: QueueMachine) -> bool:
+    return any(job.status is RUNNING for job in machine.jobs.values())
+
+
 class QueueMachine(RuleBasedStateMachine):
     url = ""
 
-    @initialize()
-    def connect(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.runner = asyncio.Runner()
         self.redis = connect(self.url)
         self.queue = JobQueue(self.redis, lease_s=LEASE_S, max_queued=MAX_QUEUED)
@@ -71,12 +76,17 @@ class QueueMachine(RuleBasedStateMachine):
 
         return self.runner.run(wait())
 
-    def some(self, pick: int, *status: JobStatus) -> tuple[str, Expected] | None:
+    def some(self, pick: int, *status: JobStatus) -> tuple[str, Expected]:
         found = [(id_, job) for id_, job in self.jobs.items() if not status or job.status in status]
-        return found[pick % len(found)] if found else None
+        return found[pick % len(found)]
 
     def requeue(self, job: Expected) -> None:
         job.status, job.worker, job.steps = (CANCELED, job.worker, job.steps) if job.wish else (QUEUED, None, 0)
+
+    @initialize(clients=st.lists(clients, min_size=2, max_size=8), model=models)
+    def begin_with_some(self, clients: list[str], model: str) -> None:
+        for client in clients:
+            self.submit(client, model, 0, None)
 
     @rule(client=clients, model=models, priority=st.integers(-2, 2), key=st.sampled_from([None, "k1", "k2"]))
     def submit(self, client: str, model: str, priority: int, key: str | None) -> None:
@@ -108,6 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert (job.status, job.worker, job.attempt) == (RUNNING, worker, expected.attempt + 1)
             expected.status, expected.worker = RUNNING, worker
             expected.attempt, expected.expiry = job.attempt, self.clock.now + LEASE_S
+        event(f"claim beside a suspicious job: {any(j.suspicious for j in mine)}, with one waiting: {bool(alone)}")
         if any(j.suspicious for j in mine):
             assert claimed == []
         elif alone and not mine:
@@ -116,47 +127,49 @@ class QueueMachine(RuleBasedStateMachine):
             assert len(claimed) == min(limit, len(ordinary))  # no worker idles while there is work
         assert len(claimed) <= 1 or not any(self.jobs[j.id].suspicious for j in claimed)
 
+    @precondition(some_run)
     @rule(pick=picks, steps=st.integers(0, 25), preview=st.sampled_from([None, "data:,x"]))
     def progress(self, pick: int, steps: int, preview: str | None) -> None:
-        if found := self.some(pick, RUNNING):
-            id_, job = found
-            standing = self.run(self.queue.progress(job.worker or "", job.attempt, id_, steps, preview=preview))
-            assert standing == (2 if job.wish else 1)
-            job.steps = max(job.steps, min(steps, 20))
+        id_, job = self.some(pick, RUNNING)
+        standing = self.run(self.queue.progress(job.worker or "", job.attempt, id_, steps, preview=preview))
+        assert standing == (2 if job.wish else 1)
+        job.steps = max(job.steps, min(steps, 20))
 
+    @precondition(some_run)
     @rule(pick=picks, move=st.sampled_from(["finish", "fail", "release", "cancel_running"]))
     def end_attempt(self, pick: int, move: str) -> None:
-        if found := self.some(pick, RUNNING):
-            id_, job = found
-            allowed = move != "cancel_running" or job.wish
-            assert self.run(self.move(move, job.worker or "", job.attempt, id_)) == allowed
-            if move == "release":
-                self.requeue(job)
-            elif allowed:
-                job.status = {"finish": SUCCEEDED, "fail": FAILED, "cancel_running": CANCELED}[move]
-                job.steps = 20 if move == "finish" else job.steps
+        id_, job = self.some(pick, RUNNING)
+        allowed = move != "cancel_running" or job.wish
+        assert self.run(self.move(move, job.worker or "", job.attempt, id_)) == allowed
+        if move == "release":
+            self.requeue(job)
+        elif allowed:
+            job.status = {"finish": SUCCEEDED, "fail": FAILED, "cancel_running": CANCELED}[move]
+            job.steps = 20 if move == "finish" else job.steps
 
     @rule(
-        pick=picks, worker=workers, back=st.integers(0, 2), move=st.sampled_from(["progress", "finish", "fail", "release", "cancel_running"])
+        pick=picks,
+        worker=workers,
+        back=st.integers(0, 2),
+        move=st.sampled_from(MOVES),
     )
     def zombie(self, pick: int, worker: str, back: int, move: str) -> None:
         """Somebody who does not hold the job tries; the invariants see to it that nothing changed."""
-        if found := self.some(pick):
-            id_, job = found
-            if (worker, job.attempt - back) == (job.worker, job.attempt):
-                return
-            assert not self.run(self.move(move, worker, job.attempt - back, id_))
-            assert id_ in self.run(self.queue.renew(worker, {id_: job.attempt - back})).lost
+        id_, job = self.some(pick)
+        if (worker, job.attempt - back) == (job.worker, job.attempt):
+            return
+        assert not self.run(self.move(move, worker, job.attempt - back, id_))
+        assert id_ in self.run(self.queue.renew(worker, {id_: job.attempt - back})).lost
 
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
-        if found := self.some(pick):
-            id_, job = found
-            answer = self.run(self.queue.cancel(id_))
-            job.wish = job.wish or job.status not in TERMINAL
-            job.status = CANCELED if job.status is QUEUED else job.status
-            assert answer is not None and answer.status is job.status
+        id_, job = self.some(pick)
+        answer = self.run(self.queue.cancel(id_))
+        job.wish = job.wish or job.status not in TERMINAL
+        job.status = CANCELED if job.status is QUEUED else job.status
+        assert answer is not None and answer.status is job.status
 
+    @precondition(some_run)
     @rule(worker=workers)
     def renew(self, worker: str) -> None:
         held = {id_: j for id_, j in self.jobs.items() if j.status is RUNNING and j.worker == worker}
@@ -166,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
         for job in held.values():
             job.expiry = self.clock.now + LEASE_S
 
-    @precondition(lambda self: any(j.status is RUNNING for j in self.jobs.values()))
+    @precondition(some_run)
     @rule(seconds=st.sampled_from([1.0, 7.0, LEASE_S]))
     def time_passes(self, seconds: float) -> None:
         self.run(self.clock.advance(seconds))
@@ -179,6 +192,12 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 self.requeue(job)
 
+    @rule(worker=workers, model=models, crashes=st.integers(1, 4))
+    def crash_again_and_again(self, worker: str, model: str, crashes: int) -> None:
+        for _ in range(crashes):
+            self.claim(worker, {model}, 2)
+            self.time_passes(LEASE_S)
+
     def move(self, move: str, worker: str, attempt: int, id_: str) -> Awaitable[object]:
         extra: dict[str, tuple[object, ...]] = {
             "progress": (9,),
@@ -189,50 +208,48 @@ class QueueMachine(RuleBasedStateMachine):
         return answer
 
     @invariant()
-    def stored_states_are_the_expected_ones(self) -> None:
+    def the_server_agrees(self) -> None:
+        stored, sets = self.run(self.snapshot())
         for id_, expected in self.jobs.items():
-            job = self.run(self.queue.get(id_))
-            assert job is not None
-            told = (job.status, job.worker, job.attempt, job.failures, job.steps_done, job.cancel_requested)
-            known = (expected.status, expected.worker, expected.attempt, expected.failures, expected.steps, expected.wish)
-            assert told == known
-            assert len(job.images) == (job.status is SUCCEEDED)
-            assert (job.finished_at is not None) == (job.error is not None or job.status in TERMINAL)
+            self.check_record(Job.from_hash(stored["{q0}:j:" + id_]), expected)
+            self.check_story([fields["type"] for _, fields in stored["{q0}:e:" + id_]], expected)
+        self.check_places(sets)
 
-    @invariant()
-    def every_job_is_in_its_one_place(self) -> None:
-        places = self.run(self.places())
-        assert sorted(places["waiting"]) == sorted(places["pending"]) == self.ids(QUEUED)
-        assert sorted(places["leased"]) == sorted(places["held"]) == self.ids(RUNNING)
+    async def snapshot(self) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """Records and streams by key, and the members of each set by key."""
+        keys = await self.redis.keys("{q0}:[jerw]*") + ["{q0}:alone:m1", "{q0}:alone:m2", "{q0}:pending", "{q0}:lease"]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                kind = key.split(":")[1]
+                if kind != "wake":
+                    {"j": pipe.hgetall, "e": pipe.xrange, "w": pipe.smembers}.get(kind, lambda k: pipe.zrange(k, 0, -1))(key)
+            found = dict(zip((k for k in keys if ":wake:" not in k), await pipe.execute(), strict=True))
+        return found, {k: sorted(v) for k, v in found.items() if k.split(":")[1] not in "je"}
+
+    def check_record(self, job: Job, expected: Expected) -> None:
+        told = (job.status, job.worker, job.attempt, job.failures, job.steps_done, job.cancel_requested)
+        known = (expected.status, expected.worker, expected.attempt, expected.failures, expected.steps, expected.wish)
+        assert told == known
+        assert len(job.images) == (job.status is SUCCEEDED)
+        assert (job.finished_at is not None) == job.done
+
+    def check_story(self, types: list[str], expected: Expected) -> None:
+        ends = [t for t in types if t in TERMINAL]
+        assert ends == ([expected.status] if expected.status in TERMINAL else [])
+        assert not ends or types[-1] == ends[0]
+        assert types.count("started") == expected.attempt
+
+    def check_places(self, sets: dict[str, list[str]]) -> None:
+        def members(*kinds: str) -> list[str]:
+            return sorted(m for key, found in sets.items() if key.split(":")[1] in kinds for m in found)
+
+        def ids(status: JobStatus) -> list[str]:
+            return sorted(id_ for id_, job in self.jobs.items() if job.status is status)
+
+        assert members("r", "alone") == members("pending") == ids(QUEUED)
+        assert members("lease") == members("w") == ids(RUNNING)
         ready = {(j.model, j.client) for j in self.jobs.values() if j.status is QUEUED and not j.suspicious}
-        assert set(places["ring"]) == {f"{model}:{client}" for model, client in ready}
-
-    async def places(self) -> dict[str, list[str]]:
-        async def members(pattern: str) -> list[str]:
-            keys = [key async for key in self.redis.scan_iter(pattern)]
-            return [m for key in keys for m in await self.redis.zrange(key, 0, -1)]
-
-        held = [m async for key in self.redis.scan_iter("{q0}:w:*") for m in await self.redis.smembers(key)]
-        rings = [key async for key in self.redis.scan_iter("{q0}:ring:*")]
-        return {
-            "waiting": await members("{q0}:r:*") + await members("{q0}:alone:*"),
-            "pending": await members("{q0}:pending"),
-            "leased": await members("{q0}:lease"),
-            "held": held,
-            "ring": [f"{key.removeprefix('{q0}:ring:')}:{m}" for key in rings for m in await self.redis.zrange(key, 0, -1)],
-        }
-
-    def ids(self, status: JobStatus) -> list[str]:
-        return sorted(id_ for id_, job in self.jobs.items() if job.status is status)
-
-    @invariant()
-    def every_end_is_told_once_and_last(self) -> None:
-        for id_, job in self.jobs.items():
-            types = [fields["type"] for _, fields in self.run(self.redis.xrange("{q0}:e:" + id_))]
-            ends = [t for t in types if t in TERMINAL]
-            assert ends == ([job.status] if job.status in TERMINAL else [])
-            assert not ends or types[-1] == ends[0]
-            assert types.count("started") == job.attempt
+        assert {(key.split(":")[2], m) for key, found in sets.items() if ":ring:" in key for m in found} == ready
 
     def teardown(self) -> None:
         """Everybody crashes. One new worker after the other takes what is left; in the end nothing is."""

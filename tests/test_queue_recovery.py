@@ -6,10 +6,10 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
-from tests.job_samples import MODEL, Clock, sample_image, sample_job
 from jobs.events import EventLog
 from jobs.job import Job, JobStatus
 from jobs.job_queue import JobQueue, Standing
+from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 
 async def submitted(queue: JobQueue, **fields: object) -> Job:
@@ -73,11 +73,11 @@ async def test_cancel_of_a_queued_job_is_a_fact_at_once(queue: JobQueue, redis: 
     job = await submitted(queue)
     canceled = await queue.cancel(job.id)
     assert canceled is not None and canceled.status is JobStatus.CANCELED
+    assert await redis.exists(f"{{q0}}:ring:{MODEL}", f"{{q0}}:r:{MODEL}:ada") == 0
     assert await queue.claim("w1", [MODEL], 1) == []
     assert await queue.depth() == {"queued": 0, "running": 0}
     assert (await EventLog(redis).read(job.id))[-1].type == "canceled"
     assert await queue.cancel(job.id) == canceled
-    assert await redis.exists(f"{{q0}}:ring:{MODEL}") == 0
 
 
 async def test_cancel_of_a_running_job_is_a_wish(queue: JobQueue) -> None:
@@ -169,11 +169,12 @@ async def test_a_suspicious_job_does_not_starve_under_load(queue: JobQueue, cloc
     assert [j.id for j in await queue.claim("w1", [MODEL], 1)] == [suspect.id]
 
 
-async def test_cancel_of_a_suspicious_job(queue: JobQueue, clock: Clock) -> None:
+async def test_cancel_of_a_suspicious_job(queue: JobQueue, redis: Redis, clock: Clock) -> None:
     suspect = await submitted(queue)
     for n in range(2):
         await crash(queue, clock, suspect, f"dead{n}")
     await queue.cancel(suspect.id)
+    assert await redis.exists(f"{{q0}}:alone:{MODEL}") == 0
     assert await queue.claim("w1", [MODEL], 1) == []
     assert await queue.depth() == {"queued": 0, "running": 0}
 

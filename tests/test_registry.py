@@ -32,7 +32,16 @@ CARD = ModelCard(
 
 
 def worker(id_: str, **fields: object) -> WorkerInfo:
-    known = {"models": ("toy",), "device": "cpu", "backend": "torch", "slots": 4, "busy": 1, "version": "0.1.0", "started_at": 1.5, "ready": True}
+    known = {
+        "models": ("toy",),
+        "device": "cpu",
+        "backend": "torch",
+        "slots": 4,
+        "busy": 1,
+        "version": "0.1.0",
+        "started_at": 1.5,
+        "ready": True,
+    }
     return WorkerInfo(**{"id": id_, **known, **fields})  # type: ignore[arg-type]
 
 

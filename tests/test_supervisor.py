@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -16,7 +17,7 @@ from redis.exceptions import ConnectionError, ResponseError
 
 import jobs.valkey
 from celadon.supervisor import GUARD, Child, Supervisor, describe, restart_delay
-from tests.up_process import alive, environment, eventually, up
+from tests.up_process import alive, descendants, environment, eventually, up
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -95,6 +96,19 @@ def test_a_second_service_is_refused(data_dir: Path, tmp_path: Path) -> None:
         assert "--data-dir" in same_folder
         same_port = refused("--data-dir", str(tmp_path / "other"), "--port", port)
         assert f"port {port} of 127.0.0.1 cannot be opened" in same_port
+
+
+def test_the_second_signal_kills(data_dir: Path) -> None:
+    with up(data_dir) as service:
+        assert service.url
+        children = set(service.children())
+        os.kill(service.child("celadon gateway"), signal.SIGSTOP)  # it would keep the end waiting
+        service.process.send_signal(signal.SIGINT)
+        eventually(lambda: "Stopping" in service.said(), "the first signal's effect")
+        begun = time.monotonic()
+        assert service.stop(signal.SIGINT) == 0
+        assert time.monotonic() - begun < 10  # and not the 25 s that a gateway may take
+        assert not alive(children)
 
 
 def test_an_existing_redis_is_used_and_its_address_stays_out_of_the_command_lines(data_dir: Path, redis_url: str) -> None:
@@ -203,6 +217,16 @@ def test_the_guard_does_not_start_for_a_parent_that_is_gone() -> None:
     gone = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
     gone.wait()
     assert subprocess.run([sys.executable, "-I", "-S", str(GUARD), "SIGKILL", str(gone.pid), *SLEEPER], timeout=30).returncode == 1
+
+
+def test_where_the_kernel_does_not_tell_the_guard_watches(tmp_path: Path) -> None:
+    """The way of systems without PR_SET_PDEATHSIG: the guard stays beside its command and looks after the parent."""
+    watch = f"import os, runpy, signal, sys; runpy.run_path({str(GUARD)!r})['watch']({SLEEPER!r}, os.getppid(), signal.SIGKILL)"
+    spawn = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {watch!r}]); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", spawn]) as parent:
+        family = eventually(lambda: [p for p in descendants(parent.pid) if len(descendants(parent.pid)) == 2], "guard and command")
+        parent.kill()
+    eventually(lambda: not alive(set(family)), "the end of guard and command")
 
 
 def child(folder: Path, command: list[str], name: str = "it", **options: object) -> Child:

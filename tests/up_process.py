@@ -82,6 +82,13 @@ def processes() -> Iterator[tuple[int, int, str]]:
                 yield int(folder.name), int(parent), (folder / "cmdline").read_text().replace("\0", " ").strip()
 
 
+def descendants(pid: int) -> set[int]:
+    """Children and their children."""
+    parents = {child: parent for child, parent, _ in processes()}
+    children = {child for child, parent in parents.items() if parent == pid}
+    return children.union(*(descendants(child) for child in children))
+
+
 def alive(pids: set[int]) -> set[int]:
     return pids & {pid for pid, _, _ in processes()}
 

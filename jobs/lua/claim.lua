@@ -7,15 +7,15 @@ local t = now()
 -- The job becomes this worker's; false if its record is gone. Its work is charged once, however often it runs.
 local function take(id)
   call('ZREM', q .. 'pending', id)
-  local f = call('HMGET', job(id), 'status', 'client', 'cost', 'started_at')
+  local f = call('HMGET', job(id), 'status', 'cost', 'started_at')
   if f[1] ~= 'queued' then return false end
   local attempt = call('HINCRBY', job(id), 'attempt', 1)
-  if f[4] == '' then call('HSET', job(id), 'started_at', stamp(t)) end
+  if f[3] == '' then call('HSET', job(id), 'started_at', stamp(t)) end
   call('HSET', job(id), 'status', 'running', 'worker', worker)
   call('ZADD', q .. 'lease', t + lease, id)
   call('SADD', held, id)
   emit(id, 'started')
-  return call('HGETALL', job(id)), attempt == 1 and tonumber(f[3]) or 0
+  return call('HGETALL', job(id)), attempt == 1 and tonumber(f[2]) or 0
 end
 
 local function alone()
@@ -42,6 +42,7 @@ end
 -- The client of least virtual time in this queue. What it spent in other queues since it entered the ring shows only
 -- now: it is put where it belongs, and the next one is looked at.
 local function turn(queue)
+  local moved = {}
   while true do
     local client, start, shift = head(queue)
     if not client then
@@ -49,8 +50,9 @@ local function turn(queue)
       return nil
     end
     local spent = tonumber(call('ZSCORE', q .. 'spent', client) or 0)
-    if spent <= start then return { queue = queue, client = client, start = start, shift = shift } end
+    if spent <= start or moved[client] then return { queue = queue, client = client, start = start, shift = shift } end
     call('ZADD', q .. 'ring:' .. queue, spent - shift, client)
+    moved[client] = true
   end
 end
 

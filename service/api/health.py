@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from service import errors
-from service.errors import documented
+from service.error_answers import documented
 from service.gateway import Current
 from service.probes import observe_queue, probe
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from jobs.image_store import BadSignature, Expired, NotFound
 from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from service import errors
-from service.errors import documented
+from service.error_answers import documented
 from service.gateway import Current, Gateway
 
 KEY = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,63}}/[0-9]{{1,9}}-[0-9]{{1,4}}\.({'|'.join(EXTENSIONS.values())})", re.ASCII)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.registry import WorkerInfo
 from pipelines.card import Defaults, SamplerInfo, ScheduleInfo
 from service import errors
-from service.errors import documented
+from service.error_answers import documented
 from service.gateway import Current
 
 router = APIRouter(tags=["models"])

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -16,16 +16,14 @@ from jobs.job import Job, JobStatus
 from pipelines.params import GenerationParams, OutputFormat
 from service import errors
 from service.drafts import Draft, fingerprint
-from service.errors import documented
+from service.error_answers import documented
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
+from service.headers import IdempotencyKey, WaitSeconds
 from service.strict_json import StrictJsonRoute
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 EVENT_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-WAIT = re.compile(r"wait(?:\s*=\s*\"?([0-9]{1,6})\"?)?", re.IGNORECASE)
-EVENT_TYPES = ("queued", "started", "progress", "requeued", "succeeded", "failed", "canceled")
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
@@ -123,52 +121,11 @@ class JobAnswer(BaseModel):
     links: LinksAnswer
 
 
-class EventData(BaseModel):
-    """What every event says; `preview` is a data URL, `error` belongs to `failed`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    steps_done: int
-    steps_total: int
-    preview: str | None = None
-    error: JobErrorAnswer | None = None
-
-
 async def _job_id(id: str) -> str:
     """Ids that this service never gave are not looked for."""
     if not JOB_ID.fullmatch(id):
         raise errors.JobNotFound()
     return id
-
-
-def _wait_s(
-    gateway: Current,
-    prefer: Annotated[
-        list[str] | None,
-        Header(description="`wait=N`: answer when the job is done, after N seconds at the latest", examples=["wait=30"]),
-    ] = None,
-) -> float | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240), bounded by the settings. Other preferences are none of ours."""
-    for preference in ",".join(prefer or ()).split(","):
-        name = re.split(r"[=;\s]", preference.strip(), maxsplit=1)[0].lower()
-        if name != "wait":
-            continue
-        match = WAIT.fullmatch(preference.split(";")[0].strip())
-        if match is None:
-            raise errors.InvalidHeader("Prefer: wait takes whole seconds, as in wait=30.", param="Prefer")
-        longest = gateway.settings.max_wait_s
-        return min(float(match[1]), longest) if match[1] else longest
-    return None
-
-
-def _idempotency_key(
-    idempotency_key: Annotated[
-        str | None, Header(description="a repeat with the same key and body within a day is the same job", examples=["order-1834"])
-    ] = None,
-) -> str | None:
-    if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise errors.InvalidHeader("Idempotency-Key takes 1 to 255 printable ASCII characters.", param="Idempotency-Key")
-    return idempotency_key
 
 
 async def _start_of_events(
@@ -187,12 +144,10 @@ async def _start_of_events(
 
 
 JobId = Annotated[str, Depends(_job_id)]
-WaitSeconds = Annotated[float | None, Depends(_wait_s)]
-IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 
 
-def _header(description: str, kind: Literal["string", "integer"] = "string") -> dict[str, Any]:
-    return {"description": description, "schema": {"type": kind}}
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
 
 
 GENERATE_HEADERS = {
@@ -200,6 +155,19 @@ GENERATE_HEADERS = {
     "Preference-Applied": _header("`wait=N` as it was taken"),
     "Idempotency-Replayed": _header("`true` when the job is of an earlier request with the same key"),
 }
+
+
+EVENT_DATA = {  # what `data` of an event is, once read as JSON
+    "type": "object",
+    "required": ["steps_done", "steps_total"],
+    "properties": {
+        "steps_done": {"type": "integer"},
+        "steps_total": {"type": "integer"},
+        "preview": {"type": "string", "description": "of progress: a data URL"},
+        "error": {"$ref": "#/components/schemas/JobErrorAnswer", "description": "of failed"},
+    },
+}
+EVENT_FIELDS = {"data": {"contentMediaType": "application/json", "contentSchema": EVENT_DATA}}
 
 
 @router.post(
@@ -286,6 +254,7 @@ async def erase_images(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAns
     "/jobs/{id}/events",
     response_class=EventSourceResponse,
     summary="Follow a job",
+    openapi_extra={"responses": {"200": {"content": {"text/event-stream": {"itemSchema": {"properties": EVENT_FIELDS}}}}}},
     responses=documented(errors.JobNotFound, errors.InvalidHeader, errors.TooManyStreams, errors.QueueUnavailable),
 )
 async def job_events(job_id: JobId, after: Annotated[str, Depends(_start_of_events)], gateway: Current) -> AsyncIterator[ServerSentEvent]:

@@ -1,0 +1,144 @@
+"""The drawing thread: what one job does to itself never reaches another."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.job import Job
+from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.engine.engine import Engine
+from pipelines.loading import Checkpoint, load
+from pipelines.params import GenerationParams
+from pipelines.text_to_image import encode_prompt
+from training.toy import write_toy
+from workers.drawing import DrawingThread
+from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Report, Warned
+
+TIMEOUT_S = 30
+
+
+class Poisoned(TorchDenoiser):
+    """Cannot evaluate rows of one prompt."""
+
+    def __init__(self, checkpoint: Checkpoint, prompt: str) -> None:
+        super().__init__(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
+        self._poison = encode_prompt(checkpoint, prompt).numpy()
+
+    def __call__(self, x: Any, timestep: Any, context: Any) -> Any:
+        if any(np.array_equal(c, self._poison) for c in context):
+            raise RuntimeError("poison")
+        return super().__call__(x, timestep, context)
+
+
+class Studio:
+    """A running drawing thread and everything it has reported."""
+
+    def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
+        self._reports: queue.Queue[Report] = queue.Queue()
+        engine = Engine(Poisoned(checkpoint, "poison"), slots=slots, rows=4)
+        self.thread = DrawingThread(checkpoint, engine, self._reports.put, numpy_arrays=True)
+        self.thread.start()
+        self.seen: list[Report] = []
+
+    def until(self, wanted: type[Report], job: Job, count: int = 1) -> list[Any]:
+        """Reports of this kind and job, once there are `count` of them."""
+        found: list[Any] = [r for r in self.seen if isinstance(r, wanted) and r.job is job]
+        while len(found) < count:
+            report = self._reports.get(timeout=TIMEOUT_S)
+            self.seen.append(report)
+            if isinstance(report, wanted) and report.job is job:
+                found.append(report)
+        return found
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.set_num_threads(1)
+    return load(write_toy(tmp_path_factory.mktemp("toy")), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def studio(checkpoint: Checkpoint) -> Iterator[Studio]:
+    studio = Studio(checkpoint, slots=3)
+    yield studio
+    studio.thread.stop()
+
+
+def job(name: str, **changes: Any) -> Job:
+    fields: dict[str, Any] = {
+        "prompt": "a red apple",
+        "model": "toy",
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance": 3.0,
+        "sampler": "euler",
+        "schedule": "auto",
+        "seed": 1,
+    }
+    return Job(id=name, client="default", params=GenerationParams(**fields | changes), attempt=1)
+
+
+def test_a_poisoned_job_breaks_alone(studio: Studio) -> None:
+    alone, among, bad = job("alone"), job("among"), job("bad", prompt="poison", num_images=2)
+    studio.thread.put(Draw(alone))
+    [reference] = studio.until(Drawn, alone)
+    studio.thread.put(Draw(among))
+    studio.thread.put(Draw(bad))
+    [broken] = studio.until(Broken, bad)
+    [drawn] = studio.until(Drawn, among)
+    assert broken.code == "engine_error"
+    assert "poison" not in broken.message
+    np.testing.assert_array_equal(drawn.pixels, reference.pixels)
+    assert sum(isinstance(r, Broken) for r in studio.seen) == 1, "a job of two images breaks once"
+
+
+def test_more_images_than_slots_wait_their_turn(studio: Studio) -> None:
+    many = job("many", num_images=7)
+    studio.thread.put(Draw(many))
+    assert sorted(d.index for d in studio.until(Drawn, many, 7)) == list(range(7))
+
+
+def test_an_impossible_table_breaks_with_its_reason(studio: Studio) -> None:
+    wrong = job("wrong", sampler="no_such_sampler")
+    studio.thread.put(Draw(wrong))
+    [broken] = studio.until(Broken, wrong)
+    assert broken.code == "unsupported"
+    assert "no_such_sampler" in broken.message
+
+
+def test_a_dropped_job_says_nothing_more_and_may_come_back_as_another_attempt(studio: Studio) -> None:
+    first, second = job("same", steps=40), job("same", steps=4)
+    studio.thread.put(Draw(first))
+    studio.until(Advanced, first)
+    studio.thread.put(Drop(first))
+    studio.thread.put(Draw(second))
+    studio.until(Drawn, second)
+    assert not any(isinstance(r, Drawn) and r.job is first for r in studio.seen)
+
+
+def test_a_prompt_that_is_cut_is_said_once_per_job(studio: Studio) -> None:
+    long = job("long", prompt="a red apple and " * 40, num_images=2)
+    studio.thread.put(Draw(long))
+    studio.until(Drawn, long, 2)
+    assert len(studio.until(Warned, long)) == 1
+
+
+def test_a_vae_that_overflows_fails_the_job_and_not_the_thread(checkpoint: Checkpoint, studio: Studio) -> None:
+    weight = checkpoint.vae.decoder.conv_out.bias
+    kept = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    black = job("black")
+    studio.thread.put(Draw(black))
+    [broken] = studio.until(Broken, black)
+    assert broken.code == "not_finite"
+    weight.data.copy_(kept)
+    fine = job("fine")
+    studio.thread.put(Draw(fine))
+    studio.until(Drawn, fine)
