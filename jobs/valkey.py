@@ -66,6 +66,7 @@ def command(data_dir: Path) -> list[str]:
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        "stream-node-max-bytes": "1024",  # a stream reserves so much at once, and every job has one
     }
     return [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 

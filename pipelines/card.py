@@ -109,12 +109,15 @@ class ModelCard:
         return _find(self.schedules, name)
 
 
-Info = TypeVar("Info", SamplerInfo, ScheduleInfo)
+Info = TypeVar("Info", bound="SamplerInfo | ScheduleInfo")
 
 
 def _find(infos: tuple[Info, ...], name: str) -> Info | None:
     wanted = name.lower()
-    return next((i for i in infos if wanted in (i.id, i.name.lower(), *map(str.lower, i.aliases))), None)
+    for info in infos:
+        if wanted in (info.id, info.name.lower(), *map(str.lower, info.aliases)):
+            return info
+    return None
 
 
 def _with_options(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipelines import samplers, schedules
 from pipelines.card import Defaults, ModelCard
-from pipelines.schedules import Ladder
+from pipelines.ladder import Ladder
 
 LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
 HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,7 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from jobs.events import EventLog
 from jobs.image_store import LocalImageStore
-from jobs.job_queue import JobQueue, check_server, connect
+from jobs.job_queue import JobQueue, ServerUnfit, check_server, connect
 from jobs.registry import Registry
 from service.api import health, images, models, native
 from service.catalog import Catalog, ImageLinks
@@ -37,6 +38,7 @@ from service.middleware import Surroundings
 from service.settings import Settings
 
 REAP_EVERY_S = 1.0
+START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ClientDisconnect)
 
 DESCRIPTION = """Text to image. `POST /generate` queues a job; `GET /jobs/{id}` tells how it stands and where its pictures are.
@@ -66,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
-    """Run the gateway until SIGTERM or SIGINT; requests that are under way get `drain_s` to end.
+    """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `drain_s` to end.
 
     A `listener` that is handed in takes the place of host and port, and outlives this process in its owner.
     """
@@ -83,7 +85,10 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     carry_over(make_log(settings.log_level))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn, when it has drained, raises the signal again for us
         signal.signal(number, lambda *_: sys.exit(0))
-    Server(config).run([listener] if listener else None)
+    server = Server(config)
+    server.run([listener] if listener else None)
+    if not server.started:
+        sys.exit(START_FAILED)
 
 
 class Server(uvicorn.Server):
@@ -107,8 +112,7 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         generations = Generations(queue, EventLog(redis), catalog, store, settings)
         links = ImageLinks(registry, settings)
         app.state.gateway = Gateway(settings, log, metrics, queue, registry, store, catalog, links, generations)
-        with suppress(RedisError):  # away for now; a server that is unfit stops the start
-            await check_server(redis)
+        await _check_server(redis, log)
         reaper = asyncio.create_task(_reap(queue, log))
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
         try:
@@ -122,6 +126,17 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
             log.info("gateway down")
 
     return lifespan
+
+
+async def _check_server(redis: Redis, log: FilteringBoundLogger) -> None:
+    """A server that is away may come; one that would lose jobs stops the start."""
+    try:
+        await check_server(redis)
+    except ServerUnfit as unfit:
+        log.error("redis is unfit", why=str(unfit))
+        raise
+    except RedisError:
+        return
 
 
 def _embedded_url(settings: Settings) -> str:

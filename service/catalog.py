@@ -62,7 +62,9 @@ class Catalog:
         """The card of that model, or of the default one. Raises UnknownModel, NoModel, RedisError."""
         cards = await self.cards()
         if not cards:
-            raise NoModel(headers={"Retry-After": "5"})
+            raise NoModel()
+        if model is None and self._default and self._default not in cards:
+            raise NoModel("No worker has announced the default model yet.")
         if model is None:
             return next(iter(cards.values()))
         if model not in cards:

@@ -30,8 +30,6 @@ from service.errors import (
     shown,
 )
 
-RETRY_LATER = frozenset({429, 503})
-
 
 class ErrorDetail(BaseModel):
     """What went wrong."""
@@ -60,7 +58,7 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
         response = responses.setdefault(error.http_status, {"model": ErrorBody, "content": {"application/json": {"examples": {}}}})
         example = {"error": {"code": error.code, "message": error.about, "param": None, "request_id": "0f8b…"}}
         response["content"]["application/json"]["examples"][error.code] = {"summary": error.about, "value": example}
-        if error.http_status in RETRY_LATER:
+        if error.retry_after_s:
             response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     for response in responses.values():
         codes = response["content"]["application/json"]["examples"]
@@ -86,9 +84,9 @@ def translate(exc: Exception) -> ApiError | None:
         case ClientDisconnect():  # nobody reads the answer; the log says 400 and not 500
             return BadRequest()
         case RedisConnectionError() | RedisTimeoutError() | OutOfMemoryError() | ReadOnlyError():
-            return QueueUnavailable(headers={"Retry-After": "1"})
+            return QueueUnavailable()
         case RedisError() if str(exc).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")):
-            return QueueUnavailable(headers={"Retry-After": "1"})
+            return QueueUnavailable()
     return None
 
 

@@ -18,12 +18,12 @@
     │   └── ImageNotFound             404 image_not_found
     ├── MethodNotAllowed              405 method_not_allowed
     ├── JobNotFinished                409 job_not_finished
+    ├── KeyReused                     409 idempotency_key_reused
     ├── LinkExpired                   410 link_expired
     ├── ImageErased                   410 image_erased
     ├── BodyTooLarge                  413 body_too_large
     ├── UnsupportedMediaType          415 unsupported_media_type
     ├── RangeNotSatisfiable           416 range_not_satisfiable
-    ├── KeyReused                     422 idempotency_key_reused
     ├── QueueIsFull                   429 queue_full
     ├── TooManyStreams                429 too_many_streams
     ├── QueueUnavailable              503 queue_unavailable
@@ -44,16 +44,18 @@ SHOWN = 64  # characters of a client's own word that a message or `param` repeat
 
 
 class ApiError(Exception):
-    """The root. `param` names the field or header at fault, `headers` go with the answer."""
+    """The root. `param` names the field or header at fault, `headers` go with the answer. `retry_after_s` is for what passes."""
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     about: ClassVar[str] = "Something broke in the service; the request id finds it in the log."
+    retry_after_s: ClassVar[int | None] = None
 
     def __init__(self, message: str = "", *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.message = message or self.about
         self.param = shown(param) if param else None
-        self.headers = dict(headers or {})
+        self.headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+        self.headers.update(headers or {})
         super().__init__(self.message)
 
 
@@ -178,7 +180,7 @@ class RangeNotSatisfiable(ApiError):
 
 
 class KeyReused(ApiError):
-    http_status = 422  # not 409, which some clients repeat by themselves
+    http_status = 409
     code = "idempotency_key_reused"
     about = "The Idempotency-Key was used before with another body."
 
@@ -187,36 +189,42 @@ class QueueIsFull(ApiError):
     http_status = 429
     code = "queue_full"
     about = "The queue is full. Come again after the seconds of Retry-After."
+    retry_after_s = 5
 
 
 class TooManyStreams(ApiError):
     http_status = 429
     code = "too_many_streams"
     about = "Too many event streams are open. Come again, or ask for the job now and then."
+    retry_after_s = 5
 
 
 class QueueUnavailable(ApiError):
     http_status = 503
     code = "queue_unavailable"
     about = "The queue cannot be reached at the moment. Try again, with an Idempotency-Key."
+    retry_after_s = 1
 
 
 class StorageUnavailable(ApiError):
     http_status = 503
     code = "storage_unavailable"
     about = "The image store cannot be reached at the moment."
+    retry_after_s = 5
 
 
 class NoModel(ApiError):
     http_status = 503
     code = "no_model"
     about = "No worker has announced a model yet. Start one, or come again soon."
+    retry_after_s = 5
 
 
 class NotReady(ApiError):
     http_status = 503
     code = "not_ready"
     about = "The service would not take a job now; the message names what is missing."
+    retry_after_s = 1
 
 
 def shown(text: str) -> str:

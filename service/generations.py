@@ -100,7 +100,7 @@ class Generations:
     def stream(self) -> Iterator[None]:
         """The place of one who follows a job; each holds a connection to Redis. Raises TooManyStreams."""
         if not self.has_room:
-            raise TooManyStreams(headers={"Retry-After": "5"})
+            raise TooManyStreams()
         self._streams += 1
         try:
             yield

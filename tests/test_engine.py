@@ -11,9 +11,9 @@ from pipelines.engine import batcher
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
 from pipelines.engine.sample import Sample
+from pipelines.ladder import Ladder
 from pipelines.noise import NormalStream
 from pipelines.samplers import compile_table
-from pipelines.schedules import Ladder
 from pipelines.step_table import MEMORIES
 from tests.fakes import NotFinite, Poisoned, RowwiseDenoiser, sd_ladder_config
 

@@ -197,7 +197,7 @@ def test_one_idempotency_key_is_one_job(gateway: Live, redis_url: str) -> None:
     assert first.json()["id"] == again.json()["id"]
     assert first.json()["params"] == again.json()["params"]
     assert "idempotency-replayed" not in first.headers and again.headers["idempotency-replayed"] == "true"
-    assert_error(gateway.post(PROMPT, Idempotency_Key="k-1"), 422, "idempotency_key_reused", "Idempotency-Key")
+    assert_error(gateway.post(PROMPT, Idempotency_Key="k-1"), 409, "idempotency_key_reused", "Idempotency-Key")
     assert depth(redis_url)["queued"] == 1
 
 
@@ -289,6 +289,11 @@ def test_the_default_model_is_the_setting_or_the_first_by_name(redis_url: str, t
         assert_error(live.http.get("/samplers?model=beta"), 400, "unknown_model", "model")
     with running(redis_url, tmp_path) as live:
         assert live.http.get("/models").json()[0]["id"] == "alpha"
+    with running(redis_url, tmp_path, default_model="omega") as live:
+        assert_error(live.post(PROMPT), 503, "no_model")
+        assert_error(live.http.get("/readyz"), 503, "not_ready")
+        assert not any(m["default"] for m in live.http.get("/models").json())
+        assert live.post(PROMPT | {"model": "alpha", "sampler": "ddim"}).status_code == 202
 
 
 async def test_the_catalogues_tell_what_can_be_chosen(gateway: Live, redis: Redis) -> None:

@@ -32,7 +32,8 @@ LIKELY = st.fixed_dictionaries(
         "preview": st.booleans(),
     },
 )
-BODIES = LIKELY | st.dictionaries(FIELDS, VALUES | SMALL | OPTIONS, max_size=5).map(lambda wrong: {"prompt": "a red apple"} | wrong) | VALUES
+WRONG = st.dictionaries(FIELDS, VALUES | SMALL | OPTIONS, max_size=5).map(lambda wrong: {"prompt": "a red apple"} | wrong)
+BODIES = LIKELY | WRONG | VALUES
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from redis.client import Redis as BlockingRedis
 
 import jobs.valkey
 from cards import card
@@ -84,13 +85,13 @@ def test_the_gateway_loads_nothing_heavy() -> None:
 
 
 def test_it_starts_fast_and_small(redis_url: str, tmp_path: Path) -> None:
-    """The promise is a second on a free machine; busy ones get three. CPU time is what it costs anywhere."""
+    """Measured: 0.5 s of CPU and 67 MB. CPU time is judged, since the machine may be busy with other tests."""
     with process(redis_url, tmp_path) as gateway:
         status = Path(f"/proc/{gateway.popen.pid}/status").read_text()
         stat = Path(f"/proc/{gateway.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
     cpu_s = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     rss_mb = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
-    assert cpu_s < 3 and rss_mb < 150, (gateway.started_s, cpu_s, rss_mb)
+    assert cpu_s < 1.5 and rss_mb < 120, (gateway.started_s, cpu_s, rss_mb)
 
 
 def test_sigterm_lets_those_go_who_wait_and_ends_well(redis_url: str, tmp_path: Path) -> None:
@@ -190,6 +191,19 @@ def test_it_starts_before_redis_does(tmp_path: Path) -> None:
         assert_error(answer, 503, "queue_unavailable")
 
 
+def test_a_redis_that_would_lose_jobs_stops_the_start_and_is_told_why(tmp_path: Path) -> None:
+    server = jobs.valkey.start(tmp_path / "valkey")
+    url = jobs.valkey.url(tmp_path / "valkey")
+    try:
+        with BlockingRedis.from_url(url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        done = run(SERVE, CELADON_REDIS_URL=url, CELADON_DATA_DIR=str(tmp_path), CELADON_PORT="0")
+        assert done.returncode == 3 and "noeviction" in done.stderr
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_a_store_that_cannot_be_written_is_not_ready(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file where the folder should be")
     with running(redis_url, tmp_path, card()) as live:
@@ -235,8 +249,3 @@ def test_the_names_of_the_workers_settings_are_known() -> None:
 
     names = {name.upper() for name in WorkerSettings.model_fields}
     assert names <= OF_WORKERS | {name.upper() for name in Settings.model_fields}
-
-
-def test_every_setting_is_documented() -> None:
-    table = re.findall(r"^\| `CELADON_(\w+)` \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(table) == sorted(name.upper() for name in Settings.model_fields)

@@ -129,7 +129,8 @@ def test_headers_and_parameters_are_documented(document: Any) -> None:
     assert set(accepted) == {"Location", "Preference-Applied", "Idempotency-Replayed"}
     for status in ("429", "503"):
         assert "Retry-After" in document["paths"]["/generate"]["post"]["responses"][status]["headers"]
-    assert "text/event-stream" in document["paths"]["/jobs/{id}/events"]["get"]["responses"]["200"]["content"]
+    event = document["paths"]["/jobs/{id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+    assert event["properties"]["data"]["contentSchema"]["required"] == ["steps_done", "steps_total"]
 
 
 def test_real_answers_fit_their_schemas(gateway: Live, document: Any) -> None:

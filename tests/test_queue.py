@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from jobs.events import EventLog
-from jobs.job import Job, JobError, JobStatus
+from jobs.job import Job, JobError, JobStatus, JobWarning
 from jobs.job_queue import IdempotencyConflict, JobQueue, QueueFull, Standing, connect
 from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
@@ -132,6 +132,14 @@ async def test_finish_records_images_once(queue: JobQueue, redis: Redis, clock: 
     assert not await queue.fail("w1", 1, job.id, BROKEN)
     assert await queue.depth() == {"queued": 0, "running": 0}
     assert [key for key in await redis.keys("{q0}:w:*")] == []
+
+
+async def test_warnings_found_while_drawing_join_those_of_the_submit(queue: JobQueue) -> None:
+    early, late = JobWarning("size", "Larger than trained."), JobWarning("prompt_truncated", "„Äpfel“ were cut.")
+    for known, found in (((early,), (late,)), ((), (late,)), ((early,), ()), ((), ())):
+        job = await claimed(queue, sample_job(warnings=known))
+        await queue.finish("w1", 1, job.id, [], found)
+        assert (await queue.get(job.id) or job).warnings == (*known, *found)
 
 
 async def test_fail_keeps_the_reason(queue: JobQueue) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.job import Job
 from jobs.scripts import PRELUDE, sources
 from tests.job_samples import sample_job
 

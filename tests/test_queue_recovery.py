@@ -133,6 +133,18 @@ async def test_a_job_that_kills_five_workers_has_failed(queue: JobQueue, redis: 
     assert await queue.claim("w9", [MODEL], 1) == []
 
 
+async def test_a_wish_to_cancel_outweighs_the_last_crash(queue: JobQueue, clock: Clock) -> None:
+    job = await submitted(queue)
+    for n in range(4):
+        await crash(queue, clock, job, f"w{n}")
+    await queue.claim("w4", [MODEL], 1)
+    await queue.cancel(job.id)
+    await clock.advance(15)
+    await queue.reap()
+    ended = await current(queue, job)
+    assert (ended.status, ended.error, ended.failures) == (JobStatus.CANCELED, None, 5)
+
+
 async def test_after_two_crashes_a_job_runs_alone(queue: JobQueue, clock: Clock) -> None:
     suspect = await submitted(queue)
     for n in range(2):

@@ -69,6 +69,16 @@ async def test_workers_live_as_long_as_they_beat(redis: Redis, clock: Clock) -> 
     assert await registry.workers() == []
 
 
+async def test_a_worker_that_leaves_is_gone_at_once(redis: Redis) -> None:
+    registry = Registry(redis)
+    for id_ in "ab":
+        await registry.beat(worker(id_))
+    await registry.leave("a")
+    await registry.leave("never-there")
+    assert await registry.workers() == [worker("b")]
+    assert await redis.zrange("{q0}:beats", 0, -1) == ["b"]
+
+
 async def test_all_gateways_share_one_secret(redis: Redis) -> None:
     secrets = await asyncio.gather(*(Registry(redis).image_secret() for _ in range(10)))
     assert len(set(secrets)) == 1

@@ -203,6 +203,17 @@ def test_vae_resumes_as_the_same_run(data: Path, tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "whole" / "grids").glob("vae-*.png"))
 
 
+def test_refining_the_decoder_leaves_the_encoder(data: Path, tmp_path: Path):
+    pictures, model = np.load(data / "pictures.npy"), small_vae()
+    vae.encode(pictures, model, data)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    after = vae.refine(pictures, data, tmp_path, vae.Settings(total=4, batch=2), model).state_dict()
+    changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"decoder", "post_quant_conv"}
+    shipped = vae.averaged(tmp_path, small_vae()).state_dict()
+    assert all(torch.equal(after[k], shipped[k]) for k in after)
+
+
 def run_text(data: Path, folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
     settings = text.Settings(total=24, batch=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -13,8 +14,13 @@ from pathlib import Path
 
 import pytest
 from redis.client import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs import valkey
+from jobs.job_queue import JobQueue, connect
+from tests.job_samples import MODEL, sample_job
+
+ROOT = Path(__file__).parent.parent
 
 PARENT = """
 import sys, time
@@ -78,10 +84,30 @@ def test_data_survives_a_kill(server: subprocess.Popen[bytes], data_dir: Path) -
         again.wait()
 
 
+async def test_the_queue_goes_on_when_the_server_was_killed_and_started_again(data_dir: Path) -> None:
+    first = valkey.start(data_dir)
+    async with connect(valkey.url(data_dir)) as redis:
+        queue = JobQueue(redis)
+        running, waiting = [(await queue.submit(sample_job())).job for _ in range(2)]
+        await asyncio.gather(*(queue.claim("w1", [MODEL], n) for n in (1, 0, 0, 0)))  # several connections in the pool
+        first.kill()
+        first.wait()
+        with pytest.raises(RedisConnectionError):
+            await queue.depth()
+        second = valkey.start(data_dir)
+        try:
+            assert await asyncio.gather(*(queue.depth() for _ in range(8))) == [{"queued": 1, "running": 1}] * 8
+            assert await queue.finish("w1", 1, running.id, [])
+            assert [job.id for job in await queue.claim("w2", [MODEL], 9)] == [waiting.id]
+        finally:
+            second.kill()
+            second.wait()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children of a parent's death on Linux only")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_the_server_dies_with_its_parent(data_dir: Path, how: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, data_dir], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, data_dir], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         handle = os.pidfd_open(int(parent.stdout.readline()))
         parent.send_signal(how)

@@ -1,4 +1,4 @@
-"""Train the autoencoder (`python -m training.vae`), then write every picture's latent (`python -m training.vae --encode`).
+"""Train the autoencoder (`python -m training.vae`), write every picture's latent (`--encode`), train the decoder on (`--refine`).
 
 Progress is counted in full pictures. The first 60 % are crops of 64 px, four to a picture, which train faster; the rest are full
 pictures, because the statistics of group normalisation depend on the size.
@@ -7,7 +7,8 @@ pictures, because the statistics of group normalisation depend on the size.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,18 @@ CHANNELS = (16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Settings:
-    total: int = 24_000  # full pictures
+    total: int = 17_600  # full pictures
     batch: int = 4  # full pictures a step, or 16 crops
     crops_until: float = 0.6
     peak: float = 1.2e-3
     kl_weight: float = 4e-4
+    hold: float = 0.5
+    decay: float = 0.998
+    latent_noise: float = 0.03  # for the decoder alone
     seed: int = 0
+
+
+REFINE = Settings(total=12_000, peak=1e-3, hold=0.2, decay=0.99)
 
 
 def build_vae(channels: tuple[int, ...] = CHANNELS, groups: int = 8, size: int = 128) -> AutoencoderKL:
@@ -68,70 +75,111 @@ def draw_batch(pictures: np.ndarray, settings: Settings, images: int) -> torch.T
     return to_tensor(np.stack([pictures[i, y : y + half, x : x + half] for i, (y, x) in zip(chosen, corners, strict=True)]))
 
 
+def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """L1 + L1 of the gradients, for crisp edges. Second value: L1 alone."""
+    error = y.float() - x
+    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
+    l1 = error.abs().mean()
+    return l1 + 0.5 * edges, float(l1.detach())
+
+
 def loss_of(vae: AutoencoderKL, x: torch.Tensor, kl_weight: float, noise: torch.Generator) -> tuple[torch.Tensor, float]:
-    """L1 + L1 of the gradients (crisp edges) + a little KL (latents that forgive small errors). Second value: L1 alone."""
+    """Reconstruction and a little KL, which makes latents that forgive small errors."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise)
         y = vae.decode(z).sample
-    error = y.float() - x
-    l1 = error.abs().mean()
-    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
+    loss, l1 = reconstruction_loss(y, x)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return l1 + 0.5 * edges + kl_weight * kl, float(l1.detach())
+    return loss + kl_weight * kl, l1
+
+
+class Run:
+    """What a checkpoint holds, and the loop both stages share. Only `parts` are trained."""
+
+    def __init__(self, path: Path, settings: Settings, vae: AutoencoderKL, parts: list[torch.nn.Module], pictures: np.ndarray) -> None:
+        self.path, self.settings, self.vae, self.pictures, self.images = path, settings, vae, pictures, 0
+        self.average = Average(parts, settings.decay)
+        self.optimiser = torch.optim.AdamW(self.average.params, lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        if path.exists():
+            state = load(path)
+            vae.load_state_dict(state["vae"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.average.shadow, self.images = state["average"], state["images"]
+
+    def save(self) -> None:
+        """Also a grid: pictures and what the averaged weights make of them."""
+        parts = {"optimiser": self.optimiser.state_dict(), "average": self.average.shadow, "images": self.images}
+        save(self.path, vae=self.vae.state_dict(), **parts)
+        self.average.swap()
+        with torch.no_grad():
+            x = to_tensor(self.pictures[:24])
+            both = torch.stack([x, self.vae.decode(self.vae.encode(x).latent_dist.mean).sample], 1).flatten(0, 1)
+        self.average.swap()
+        save_grid(self.path.parent / "grids" / f"{self.path.stem}-{self.images:06d}.png", to_pictures(both), 12)
+
+    def loop(self, loss_at: Callable[[int], tuple[torch.Tensor, float]], minutes: float) -> None:
+        settings, saved_at = self.settings, self.images
+        with Clock(self.path.stem, settings.total, self.images, minutes) as clock:
+            while self.images < settings.total and not clock.out_of_time:
+                for group in self.optimiser.param_groups:
+                    group["lr"] = learning_rate(self.images / settings.total, settings.peak, hold=settings.hold)
+                loss, l1 = loss_at(self.images)
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.average.params, 1.0)
+                self.optimiser.step()
+                self.images += settings.batch
+                self.average.update(self.images // settings.batch)
+                clock.tick(self.images, float(loss.detach()), f"l1 {l1:.4f}")
+                if self.images - saved_at >= 2000:
+                    self.save()
+                    saved_at = self.images
+        self.save()
+        self.average.swap()
 
 
 def train(pictures: np.ndarray, folder: Path, settings: Settings, minutes: float = 1e9, vae: AutoencoderKL | None = None) -> AutoencoderKL:
     torch.manual_seed(settings.seed)
     vae = prepare(vae or build_vae())
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    average = Average([vae], 0.998)
-    images, path = 0, folder / "vae.pt"
-    if path.exists():
-        state = load(path)
-        vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.shadow, images = state["average"], state["images"]
+    run = Run(folder / "vae.pt", settings, vae, [vae], pictures)
 
-    def checkpoint() -> None:
-        save(path, vae=vae.state_dict(), optimiser=optimiser.state_dict(), average=average.shadow, images=images)
-        average.swap()
-        with torch.no_grad():
-            x = to_tensor(pictures[: min(len(pictures), 24)])
-            both = torch.stack([x, vae.decode(vae.encode(x).latent_dist.mean).sample], 1).flatten(0, 1)
-        save_grid(folder / "grids" / f"vae-{images:06d}.png", to_pictures(both), 12)
-        average.swap()
+    def loss_at(images: int) -> tuple[torch.Tensor, float]:
+        return loss_of(vae, draw_batch(pictures, settings, images), settings.kl_weight, torch.Generator().manual_seed(images))
 
-    with Clock("vae", settings.total, images, minutes) as clock:
-        last_saved = images
-        while images < settings.total and not clock.out_of_time:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(images / settings.total, settings.peak, hold=0.5)
-            x = draw_batch(pictures, settings, images)
-            loss, l1 = loss_of(vae, x, settings.kl_weight, torch.Generator().manual_seed(images))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimiser.step()
-            images += settings.batch
-            average.update(images // settings.batch)
-            clock.tick(images, float(loss.detach()), f"l1 {l1:.4f}")
-            if images - last_saved >= 2000:
-                checkpoint()
-                last_saved = images
-    checkpoint()
-    average.swap()
+    run.loop(loss_at, minutes)
+    return vae
+
+
+def refine(pictures: np.ndarray, data: Path, folder: Path, settings: Settings, vae: AutoencoderKL, minutes: float = 1e9) -> AutoencoderKL:
+    """Train the decoder on from cached latents; the encoder and so the latents stay, and the U-Net may train meanwhile."""
+    latents, stats = np.load(data / "latents.npy", mmap_mode="r"), np.load(data / "latent_stats.npy")
+    mean, std = (torch.from_numpy(s).view(1, 4, 1, 1) for s in stats)
+    prepare(vae).requires_grad_(True)
+    run = Run(folder / "decoder.pt", settings, vae, [vae.post_quant_conv, vae.decoder], pictures)
+
+    def loss_at(images: int) -> tuple[torch.Tensor, float]:
+        rng = generator(settings.seed, images)
+        rows = np.sort(rng.integers(len(pictures), size=settings.batch))
+        z = latents[rows].astype(np.float32)
+        z = torch.from_numpy(z + settings.latent_noise * rng.standard_normal(z.shape, dtype=np.float32))
+        with torch.autocast("cpu", torch.bfloat16):
+            y = vae.decode(z * std + mean).sample
+        return reconstruction_loss(y, to_tensor(pictures[rows]))
+
+    run.loop(loss_at, minutes)
     return vae
 
 
 def averaged(folder: Path, vae: AutoencoderKL | None = None) -> AutoencoderKL:
-    """The trained autoencoder with averaged weights, frozen."""
-    vae, state = vae or build_vae(), load(folder / "vae.pt")
-    vae.load_state_dict(state["vae"])
-    with torch.no_grad():
-        for p, s in zip(vae.parameters(), state["average"], strict=True):
-            p.copy_(s)
+    """The trained autoencoder with averaged weights, frozen; with the refined decoder if there is one."""
+    vae = vae or build_vae()
+    for path, parts in ((folder / "vae.pt", [vae]), (folder / "decoder.pt", [vae.post_quant_conv, vae.decoder])):
+        if path.exists():
+            average = Average(parts, 0.0)
+            average.shadow = load(path)["average"]
+            average.swap()
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -150,15 +198,21 @@ def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--total", type=int, default=Settings.total)
+    parser.add_argument("--total", type=int, default=None)
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--encode", action="store_true")
+    parser.add_argument("--refine", action="store_true")
     args = parser.parse_args()
     pictures = np.load(args.root / "data" / "pictures.npy", mmap_mode="r")
     if args.encode:
         encode(pictures, averaged(args.root), args.root / "data")
+        return
+    settings = REFINE if args.refine else Settings()
+    settings = replace(settings, total=args.total or settings.total)
+    if args.refine:
+        refine(pictures, args.root / "data", args.root, settings, averaged(args.root), args.minutes)
     else:
-        train(pictures, args.root, Settings(total=args.total), args.minutes)
+        train(pictures, args.root, settings, args.minutes)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ async def readyz(gateway: Current) -> ReadyAnswer:
     """Redis answers, the image store can be written, and at least one model is known. Workers may be down: jobs wait."""
     checks = await probe(gateway)
     if failed := [name for name, passed in checks.items() if not passed]:
-        raise errors.NotReady(f"Not ready: {', '.join(failed)}.", headers={"Retry-After": "1"})
+        raise errors.NotReady(f"Not ready: {', '.join(failed)}.")
     return ReadyAnswer(checks=dict.fromkeys(checks, "ok"))
 
 

@@ -56,9 +56,9 @@ async def models(gateway: Current) -> list[ModelAnswer]:
     """The default model first."""
     cards = await gateway.catalog.cards()
     held = {model for worker in await gateway.registry.workers() if worker.ready for model in worker.models}
-    first = next(iter(cards), None)
+    default = gateway.settings.default_model or next(iter(cards), None)
     return [
-        ModelAnswer(default=card.id == first, ready=card.id in held, **{name: getattr(card, name) for name in SHOWN})
+        ModelAnswer(default=card.id == default, ready=card.id in held, **{name: getattr(card, name) for name in SHOWN})
         for card in cards.values()
     ]
 

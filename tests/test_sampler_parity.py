@@ -1,0 +1,147 @@
+"""Every sampler's table against diffusers' scheduler over whole trajectories."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from oracles import CONFIGS, EPSILON, Mixture, accepts, difference, drive, noises, run_table, scheduler
+from pipelines.ladder import Ladder
+from pipelines.samplers import SAMPLERS, compile_table
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # the reference, on numpy 2
+
+SHAPE = (1, 4, 4, 4)
+SPACED = ("leading", "trailing", "linspace")
+# Whether the highest level of the reference is the ladder's: if not, one step of it starts in the middle.
+STARTS_HIGH = {"trailing": SAMPLERS, "linspace": ("dpmpp_2m", "dpmpp_2m_sde", "unipc"), "lcm": ("lcm",)}
+
+
+def settings_for(sampler: str, schedule: str) -> dict[str, object] | None:
+    """The reference's settings for a schedule, or None where it has no such thing."""
+    if sampler == "lcm":
+        return {} if schedule == "lcm" else None
+    if schedule in SPACED:
+        return {"timestep_spacing": schedule}
+    return {f"use_{schedule}_sigmas": True} if accepts(sampler, f"use_{schedule}_sigmas") else None
+
+
+def starts_high(sampler: str, schedule: str, ladder: Ladder) -> bool:
+    spans_ladder = schedule in ("karras", "exponential") and SAMPLERS[sampler].convention.full_range
+    base = schedule if schedule in (*SPACED, "lcm") else ladder.spacing or "linspace"
+    return spans_ladder or sampler in STARTS_HIGH.get(base, ())
+
+
+PAIRS = [
+    (ladder, sampler, schedule)
+    for ladder in CONFIGS
+    for sampler in SAMPLERS
+    for schedule in (*SPACED, "karras", "exponential", "lcm")
+    if settings_for(sampler, schedule) is not None
+]
+# diffusers floors these timesteps, and a last digit of float32 decides: they are compared as they are.
+FLOORED = [p for p in PAIRS if p[2] == "exponential" and SAMPLERS[p[1]].convention.exponential_time == "floor"]
+# At sigma = 4096 the float32 inside these classes costs up to three digits: they are compared in float64 only.
+LOSSY = [p for p in PAIRS if p[0] == "zero_snr" and p[1] in ("euler", "euler_a", "heun", "dpm2") and p[2] != "leading"]
+# Heun divides by alpha = 0 in the reference; ours has a step of its own there, tested below.
+ALONE = [p for p in PAIRS if p[:2] == ("zero_snr", "heun")]
+
+
+@cache
+def mixture(ladder: str):
+    return Mixture().network(Ladder.from_config(CONFIGS[ladder]))
+
+
+@cache
+def tiny_unet():
+    """A random U-Net of diffusers, as a model of timesteps; float64."""
+    torch.manual_seed(0)
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+    }
+    unet = diffusers.UNet2DConditionModel(sample_size=8, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, **blocks)
+    unet, words = unet.double().eval(), torch.randn(1, 3, 8, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def model(x, timestep):
+        return unet(torch.from_numpy(x), float(np.float32(timestep)), encoder_hidden_states=words).sample.numpy()
+
+    return model
+
+
+def differences(pair, counts, network, *, clean: bool, options=None, step=None, shape=SHAPE, **more) -> dict[int, float]:
+    """steps -> largest relative difference on the whole trajectory."""
+    ladder, sampler, schedule = pair
+    reference = scheduler(sampler, CONFIGS[ladder], **settings_for(sampler, schedule), **more)
+    found = {}
+    for steps in counts:
+        theirs = drive(reference, network, steps, noises(shape), clean=clean, **(step or {}))
+        table = compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, schedule, steps, options)
+        found[steps] = difference(run_table(table, network, noises(shape)), theirs)
+    return found
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p not in FLOORED + ALONE], ids="-".join)
+def test_table_equals_diffusers_in_float64(pair):
+    counts = [n for n in (1, 2, 3, 7, 20) if n > 1 or starts_high(pair[1], pair[2], Ladder.from_config(CONFIGS[pair[0]]))]
+    # 2e-6 for dpm2: its middle levels lie where the float32 logarithms of the ladder show
+    tolerance = 2e-6 if pair[1] == "dpm2" else 1e-6
+    found = differences(pair, counts, mixture(pair[0]), clean=True)
+    assert all(d <= tolerance for d in found.values()), found
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p not in LOSSY + ALONE], ids="-".join)
+def test_table_equals_diffusers_as_it_is(pair):
+    found = differences(pair, (3, 7, 20), mixture(pair[0]), clean=False)
+    assert all(d <= 1e-5 for d in found.values()), found
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p[2] in ("trailing", "karras", "lcm") and p not in ALONE], ids="-".join)
+def test_table_equals_diffusers_on_a_unet(pair):
+    found = differences(pair, (3, 7), tiny_unet(), clean=True, shape=(1, 4, 8, 8))
+    assert all(d <= 1e-5 for d in found.values()), found
+
+
+@pytest.mark.parametrize(("pair", "options", "of_class", "of_step"), [
+    (("epsilon", "ddim", "leading"), {"eta": 0.5}, {}, {"eta": 0.5}),
+    (("zero_snr", "ddim", "trailing"), {"eta": 1.0}, {}, {"eta": 1.0}),
+    (("epsilon", "ddim", "leading"), {"eta": 0.3}, {"set_alpha_to_one": True}, {"eta": 0.3}),
+    (("epsilon", "unipc", "linspace"), {"order": 1}, {"solver_order": 1}, {}),
+    (("epsilon", "unipc", "linspace"), {"order": 3}, {"solver_order": 3}, {}),
+    (("zero_snr", "unipc", "karras"), {"order": 3}, {"solver_order": 3}, {}),
+], ids=str)  # fmt: skip
+def test_options_equal_diffusers(pair, options, of_class, of_step, monkeypatch):
+    monkeypatch.setitem(CONFIGS, pair[0], CONFIGS[pair[0]] | {k: v for k, v in of_class.items() if k == "set_alpha_to_one"})
+    # not 2 steps: there the reference's DDIM at eta = 1 takes the root of -1e-17
+    found = differences(pair, (3, 7, 20), mixture(pair[0]), clean=True, options=options, step=of_step, **of_class)
+    assert all(d <= 1e-6 for d in found.values()), found
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_bh1_equals_diffusers_until_its_end(order):
+    """The reference's bh1 ends in 0 * infinity = NaN; ours ends in the last denoised."""
+    ladder, network = Ladder.from_config(EPSILON), mixture("epsilon")
+    reference = scheduler("unipc", EPSILON, solver_order=order, solver_type="bh1")
+    theirs = drive(reference, network, 10, noises(SHAPE))
+    ours = run_table(compile_table(ladder, "unipc", "linspace", 10, {"order": order, "solver_type": "bh1"}), network, noises(SHAPE))
+    assert np.isnan(theirs[-1]).all() and np.isfinite(ours).all()
+    assert difference(ours[:-1], theirs[:-1]) <= 1e-6
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc", "euler"])
+@pytest.mark.parametrize("schedule", ["karras", "trailing", "leading"])
+def test_squared_cosine_ladder_equals_diffusers(sampler, schedule):
+    """DPM-Solver floors karras timesteps on this ladder and rounds them on others."""
+    config = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    ladder = Ladder.from_config(config)
+    network = Mixture().network(ladder)
+    reference = scheduler(sampler, config, **settings_for(sampler, schedule))
+    theirs = drive(reference, network, 12, noises(SHAPE))
+    assert difference(run_table(compile_table(ladder, sampler, schedule, 12), network, noises(SHAPE)), theirs) <= 1e-6
