@@ -16,35 +16,55 @@ from pathlib import Path
 
 import httpx2
 
+from jobs import valkey
+from jobs.connection import connect
+from jobs.registry import Registry
+from pipelines.card import ModelCard
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    start_s: float  # from exec to the first healthy answer
+    start_s: float  # from starting the process to its first healthy answer
     rss_mb: float
     jobs_per_core_s: float  # accepted jobs per second of the gateway's own CPU time
     jobs: int
 
 
-def measure_gateway(folder: Path, jobs: int, concurrency: int = 32) -> Gateway:
-    """`celadon up` without workers would refuse unknown models, so one worker announces its card and is stopped first."""
-    with service(folder, workers=1) as (url, _):
-        wait_ready(url)
-    with service(folder, workers=0) as (url, gateway_started):
-        start_s = wait_healthy(url) - gateway_started
-        pid = child_pid("celadon gateway", folder)
-        before = cpu_seconds(pid)
+def measure_gateway(folder: Path, card: ModelCard, jobs: int, concurrency: int = 32) -> Gateway:
+    """One gateway process on an embedded server; the model is announced, so that jobs are accepted, and no worker draws them."""
+    folder.mkdir(parents=True)
+    server = valkey.start(folder)
+    port = free_port()
+    environment = os.environ | {"CELADON_REDIS_URL": valkey.url(folder), "CELADON_DATA_DIR": str(folder), "CELADON_PORT": str(port)}
+    asyncio.run(announce(valkey.url(folder), card))
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "celadon", "gateway"]
+    gateway = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        start_s = wait_for(f"{url}/healthz") - started
+        before = cpu_seconds(gateway.pid)
         asyncio.run(submit_many(url, jobs, concurrency))
-        spent = cpu_seconds(pid) - before
-        return Gateway(start_s, rss_mb(pid), jobs / spent, jobs)
+        spent = cpu_seconds(gateway.pid) - before
+        return Gateway(start_s, rss_mb(gateway.pid), jobs / spent, jobs)
+    finally:
+        for process in (gateway, server):
+            process.terminate()
+            process.wait(timeout=60)
 
 
-def first_picture_seconds(folder: Path) -> float:
+async def announce(url: str, card: ModelCard) -> None:
+    async with connect(url) as redis:
+        await Registry(redis).announce(card)
+
+
+def first_picture_seconds(folder: Path, model: Path) -> float:
     """From `celadon up` on an empty data directory to the answer that holds the first picture's URL."""
-    with service(folder, workers=1) as (url, started):
-        wait_ready(url)
+    with service(folder, model) as (url, started):
+        wait_for(f"{url}/readyz")
         answer = httpx2.post(f"{url}/generate", json={"prompt": "a red apple", "seed": 1}, headers={"Prefer": "wait=60"}, timeout=90)
         answer.raise_for_status()
         if answer.json()["status"] != "succeeded":
@@ -53,12 +73,13 @@ def first_picture_seconds(folder: Path) -> float:
 
 
 @contextlib.contextmanager
-def service(folder: Path, workers: int) -> Iterator[tuple[str, float]]:
+def service(folder: Path, model: Path) -> Iterator[tuple[str, float]]:
     """`celadon up` on a free port; its URL and the time it was started."""
     port = free_port()
-    command = [sys.executable, "-m", "celadon", "up", "--port", str(port), "--data-dir", str(folder), "--workers", str(workers)]
+    command = [sys.executable, "-m", "celadon", "up", "--port", str(port), "--data-dir", str(folder)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"CELADON_MODEL": str(model)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{port}", started
     finally:
@@ -80,14 +101,6 @@ async def submit_many(url: str, jobs: int, concurrency: int) -> None:
         await asyncio.gather(*(one(i) for i in range(jobs)))
 
 
-def wait_healthy(url: str) -> float:
-    return wait_for(f"{url}/healthz")
-
-
-def wait_ready(url: str) -> float:
-    return wait_for(f"{url}/readyz")
-
-
 def wait_for(url: str) -> float:
     """The time at which the URL first answered 200."""
     limit = time.perf_counter() + START_LIMIT_S
@@ -97,19 +110,6 @@ def wait_for(url: str) -> float:
                 return time.perf_counter()
         time.sleep(0.02)
     raise TimeoutError(f"{url} did not answer within {START_LIMIT_S} s")
-
-
-def child_pid(title: str, folder: Path) -> int:
-    """The process whose command line says `title` and whose environment names our data directory."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            environment = (entry / "environ").read_bytes().decode(errors="replace")
-            if title in words and f"CELADON_DATA_DIR={folder}" in environment:
-                return int(entry.name)
-    raise RuntimeError(f"no process says {title!r}")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -139,6 +139,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _module(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """One module in eval mode. The weights go through accelerate's empty initialisation, never through pickle."""
-    name = "dtype" if kind is CLIPTextModel else "torch_dtype"  # transformers and diffusers differ
-    module = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, **{name: dtype})
+    module = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, dtype=dtype)
     return module.to(device).eval().requires_grad_(False)
