@@ -68,13 +68,14 @@ def scene_sets(compositor: Compositor, size: int, seed: int = 7) -> dict[str, li
 
 
 class Artist:
-    """Plain diffusers with the defaults of celadon.json."""
+    """Plain diffusers with the defaults of celadon.json, or with `changes` to them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: float | None) -> None:
         self.pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
         self.pipe.scheduler = DPMSolverMultistepScheduler.from_config(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
         self.defaults = json.loads((folder / "celadon.json").read_text())["defaults"]
+        self.defaults |= {name: value for name, value in changes.items() if value is not None}
 
     def draw(self, prompts: list[str], seed: int, batch: int = 16) -> np.ndarray:
         """[n, 128, 128, 3] uint8; picture i has seed `seed + i`."""
@@ -97,12 +98,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/celadon-mini"))
     parser.add_argument("--size", type=int, default=100, help="scenes of each set")
     parser.add_argument("--train-judge", action="store_true")
+    parser.add_argument("--guidance", type=float, help="instead of the default")
+    parser.add_argument("--rescale", type=float, help="instead of the default")
+    parser.add_argument("--out", type=Path, help="where the figures go; <root>/evaluation.json")
     parser.add_argument("--sheet", type=Path, default=Path("docs/pictures/celadon-mini.png"))
     args = parser.parse_args()
     sprites = np.load(args.root / "data" / "sprites.npy")
     if args.train_judge:
         train_judge(sprites, args.root)
-    judge, compositor, artist = load_judge(args.root), Compositor(sprites), Artist(args.model)
+    judge, compositor = load_judge(args.root), Compositor(sprites)
+    artist = Artist(args.model, guidance=args.guidance, guidance_rescale=args.rescale)
     save_grid(args.sheet, artist.draw(list(SHEET), seed=0), 8)
     report: dict[str, dict[str, float]] = {}
     rng = np.random.default_rng(99)
@@ -111,7 +116,7 @@ def main() -> None:
     for name, scenes in track(list(scene_sets(compositor, args.size).items()), "evaluate"):
         report[name] = {"n": len(scenes)} | verdicts(judge, artist.draw([plain_wording(s) for s in scenes], seed=1000), scenes)
         print(name, {k: round(v, 3) for k, v in report[name].items()}, flush=True)
-    (args.root / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out or args.root / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

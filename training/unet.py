@@ -33,12 +33,12 @@ GRID_PROMPTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    total: int = 210_000
+    total: int = 180_000
     batch: int = 32
     peak: float = 6e-4
     text_peak: float = 2e-4
     drop: float = 0.1  # captions replaced by the empty prompt
-    decay: float = 0.999
+    decay: float = 0.998
     save_every: int = 9_600
     seed: int = 0
 
