@@ -13,15 +13,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from jobs.job import Job, JobWarning
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
-from pipelines.engine.sample import Sample
+from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
 from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
-from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Previewed, Report, Warned
+from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Previewed, Report, Save, Warned
 
 Array = Any
 
@@ -34,7 +35,7 @@ class DrawingThread:
     def __init__(self, checkpoint: Checkpoint, engine: Engine, report: Callable[[Report], None], *, numpy_arrays: bool) -> None:
         self._checkpoint, self._engine, self._report, self._numpy = checkpoint, engine, report, numpy_arrays
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._waiting: deque[tuple[Job, int]] = deque()  # images without a slot
+        self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
@@ -70,29 +71,57 @@ class DrawingThread:
             command = self._commands.get()
             if command is None:
                 return False
-            if isinstance(command, Draw):
-                self._jobs[command.job.id] = command.job
-                self._images[command.job.id] = set(range(command.job.params.num_images))
-                self._waiting.extend((command.job, i) for i in range(command.job.params.num_images))
-            else:
-                self._drop(command.job)
+            match command:
+                case Draw():
+                    self._take(command)
+                case Save():
+                    self._export(command.job)
+                case Drop():
+                    self._drop(command.job)
             idle = False
         return True
+
+    def _take(self, draw: Draw) -> None:
+        """Every open image of the job waits for a slot; one that had its last row already waits for its decoding."""
+        job = draw.job
+        self._jobs[job.id] = job
+        self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
+        for index in sorted(self._images[job.id]):
+            saved = draw.saved.get(index)
+            if saved and saved.row == saved.rows:
+                self._finished.append((job, index, saved.registers[0]))
+            else:
+                self._waiting.append((job, index, saved))
+
+    def _export(self, job: Job) -> None:
+        """Tell where every image of the job stands. Latents that wait for decoding are a state too: after the last row."""
+        if self._jobs.get(job.id) is not job:
+            return  # it ended, or was dropped, since the command was given
+        images = {i: saved for waiting, i, saved in self._waiting if waiting is job and saved}
+        for index in self._images[job.id]:
+            if saved := self._engine.export(_sample_id(job.id, index)):
+                images[index] = saved
+        for finished, index, latents in self._finished:
+            if finished is job:
+                x = latents if self._numpy else latents.cpu().numpy()
+                rows = len(table_for(self._checkpoint, job.params))
+                images[index] = Saved(rows, rows, (0,), np.asarray(x)[None])
+        self._report(Exported(job, images))
 
     def _drop(self, dropped: Job) -> None:
         self._jobs.pop(dropped.id, None)
         for index in self._images.pop(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
-        self._waiting = deque((job, i) for job, i in self._waiting if job.id != dropped.id)
+        self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
 
     def _admit(self) -> None:
         """Give free slots to waiting images, until one of them has cost a text encoding."""
         while self._waiting and self._engine.free_slots:
-            job, index = self._waiting.popleft()
+            job, index, saved = self._waiting.popleft()
             encodings = self._encodings
             try:
-                self._engine.add(self._sample(job, index))
+                self._engine.add(self._sample(job, index), saved)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:

@@ -15,7 +15,7 @@ from pipelines import guidance
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
-from pipelines.engine.sample import InFlight, Sample
+from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import Shape, SlotPool
 from pipelines.noise import NormalStream
 from pipelines.step_table import BASIS
@@ -49,19 +49,38 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._flying)
 
-    def add(self, sample: Sample) -> None:
-        """Let a sample in: its first noise is drawn and it moves at the next tick. Raises ValueError if full or known."""
+    def add(self, sample: Sample, saved: Saved | None = None) -> None:
+        """Let a sample in, at its first row or where `saved` left it; it moves at the next tick.
+
+        Raises ValueError if the engine is full, the sample known, or `saved` no state of it.
+        """
         if self.free_slots < 1:
             raise ValueError(f"no free slot for sample {sample.id}: {self._slots} are taken")
         if sample.id in self._flying:
             raise ValueError(f"sample {sample.id} is already in flight")
+        if saved and not (saved.fits(sample) and saved.row < saved.rows):
+            raise ValueError(f"the checkpoint is no state of sample {sample.id}")
         pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
         self._pools[sample.shape] = pool
         noise = NormalStream(sample.seed)
         first = np.float32(sample.table.init) * noise.draw(sample.shape)  # [C, h, w]
+        row = saved.row if saved else 0
+        for _ in range(int(sample.table.noisy[:row].sum())):
+            noise.draw(sample.shape)
+        slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
         update = sample.table.update.astype(np.float32)
-        self._flying[sample.id] = InFlight(sample, pool.take(first), self._arrivals, noise, update, served=self._tick)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, update, row=row, served=self._tick)
+
+    def export(self, sample_id: str) -> Saved | None:
+        """A checkpoint of a sample, which goes on; None if it is not here."""
+        flight = self._flying.get(sample_id)
+        if flight is None:
+            return None
+        sample, live = flight.sample, flight.sample.table.live(flight.row)
+        state = np.asarray(self._to_host(self._pools[sample.shape].read([flight.slot])))[0]  # [8, D]
+        registers = state[list(live)].reshape(len(live), *sample.shape)
+        return Saved(flight.row, len(sample.table), live, registers)
 
     def cancel(self, sample_id: str) -> bool:
         """Forget a sample at once; False if it is not here."""
