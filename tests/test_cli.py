@@ -136,12 +136,19 @@ def test_generate_says_where_nobody_answers() -> None:
 
 
 def test_ctrl_c_cancels_the_job(service: UpProcess, client: Client) -> None:
-    command = [sys.executable, "-m", "celadon", "generate", "a car"]
-    with stopped_worker(service):
-        with subprocess.Popen(command, env=environment(CELADON_URL=client.url), stderr=subprocess.PIPE, text=True) as process:
+    # What a shell starts in the background inherits a deaf ear for SIGINT; these tests may be such a thing.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from celadon.__main__ import main; main()"
+    command = [sys.executable, "-c", hear, "generate", "a car"]
+    with (
+        stopped_worker(service),
+        subprocess.Popen(command, env=environment(CELADON_URL=client.url), stderr=subprocess.PIPE, text=True) as process,
+    ):
+        try:
             eventually(lambda: queued(service) == 1, "the job in the queue")
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert process.returncode == 130
         assert "canceled" in said
         assert queued(service) == 0

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError, ResponseError
 
 import jobs.valkey
 from celadon.supervisor import GUARD, Child, Supervisor, describe, restart_delay
-from tests.up_process import alive, descendants, environment, eventually, up
+from tests.up_process import LIMIT_S, UpProcess, alive, descendants, environment, eventually, up
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -140,6 +140,13 @@ def test_a_bad_variable_refuses_the_start_and_is_named(data_dir: Path, variable:
     assert "secret" not in said
     assert "Traceback" not in said
     assert not data_dir.exists()
+
+
+def test_a_model_that_is_none_ends_the_start_with_its_reason(data_dir: Path, tmp_path: Path) -> None:
+    """Starting such a worker again and again would help nobody."""
+    up = UpProcess(data_dir, CELADON_MODEL=str(tmp_path / "nothing-here"))
+    assert up.process.wait(timeout=LIMIT_S) == 2
+    assert "CELADON_MODEL: no folder nothing-here" in up.said()
 
 
 async def test_the_dead_start_again_at_once_and_then_later_and_later(tmp_path: Path) -> None:

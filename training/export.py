@@ -81,6 +81,8 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         module.eval().to(memory_format=torch.contiguous_format).half().save_pretrained(folder / part, max_shard_size=SHARD)
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)  # written readable by the owner alone
     config = folder / "text_encoder" / "config.json"  # transformers would load half precision, diffusers loads single
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     save_tokenizer(tokenizer, folder / "tokenizer")

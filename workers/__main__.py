@@ -19,11 +19,11 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
 
-FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
+REFUSED = 2  # exit status: these settings cannot work, so starting again cannot help
 
 
 def main() -> int:
-    """Run one worker until SIGTERM or SIGINT; the exit status is 0 after a clean drain."""
+    """Run one worker until SIGTERM or SIGINT; the exit status is 0 after a clean drain, 2 for settings that cannot work."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
     settings = WorkerSettings()
     structlog.configure(
@@ -31,12 +31,12 @@ def main() -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(settings))
+        return asyncio.run(serve(settings))
     return 0
 
 
-async def serve(settings: WorkerSettings) -> None:
-    """Everything between the settings and a drained worker."""
+async def serve(settings: WorkerSettings) -> int:
+    """Everything between the settings and a drained worker; the exit status."""
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -44,11 +44,15 @@ async def serve(settings: WorkerSettings) -> None:
     from jobs.job_queue import JobQueue, check_server, connect
     from jobs.registry import Registry, WorkerInfo
     from workers.drawing import DrawingThread
-    from workers.model import open_model
+    from workers.model import ModelRefused, open_model
     from workers.worker import Doors, Worker, insist
 
     started = time.monotonic()
-    model = await asyncio.to_thread(open_model, settings, FIXED_ROWS)
+    try:
+        model = await asyncio.to_thread(open_model, settings)
+    except ModelRefused as error:
+        print(error, file=sys.stderr)
+        return REFUSED
     store = LocalImageStore(settings.data_dir / "images")
     redis = connect(settings.redis_url)
     await insist(check_server, redis)
@@ -71,6 +75,7 @@ async def serve(settings: WorkerSettings) -> None:
         await worker.run(DrawingThread(model.checkpoint, model.engine, worker.report, numpy_arrays=model.numpy_arrays), stop)
     finally:
         await redis.aclose()
+    return 0
 
 
 if __name__ == "__main__":

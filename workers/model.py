@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -11,11 +10,17 @@ import torch
 from pipelines.denoiser import batch_invariant
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
-from pipelines.loading import Checkpoint, load
+from pipelines.loading import Checkpoint, CheckpointError, load
 from pipelines.text_to_image import decode, encode_prompt
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
+
+FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
+
+
+class ModelRefused(Exception):
+    """The settings name a model or device that cannot run here; starting again cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +34,19 @@ class Model:
     numpy_arrays: bool
 
 
-def open_model(settings: WorkerSettings, fixed_rows: Mapping[str, int]) -> Model:
-    """Load, warm up with one call of every stage, and measure whether a row's result depends on its neighbours."""
+def open_model(settings: WorkerSettings) -> Model:
+    """Load, warm up with one call of every stage, and measure whether a row's result depends on its neighbours.
+
+    Raises ModelRefused.
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = load(settings.model, device=device, dtype=dtype)
+    try:
+        checkpoint = load(settings.model, device=device, dtype=dtype)
+    except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
+        raise ModelRefused(f"CELADON_MODEL: {error}") from error
     denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype)
     on_cpu = device.type == "cpu"
     shape = checkpoint.latent_shape(checkpoint.card.width, checkpoint.card.height)
@@ -43,7 +54,7 @@ def open_model(settings: WorkerSettings, fixed_rows: Mapping[str, int]) -> Model
     context = states.numpy() if on_cpu else states
     rows: int | None = settings.rows or None
     if rows is None and not batch_invariant(denoiser, shape, context):
-        rows = fixed_rows[device.type]
+        rows = FIXED_ROWS[device.type]
     decode(checkpoint, torch.zeros(shape))
     engine = Engine(denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
     name = "cpu" if on_cpu else torch.cuda.get_device_name(device)
@@ -52,11 +63,11 @@ def open_model(settings: WorkerSettings, fixed_rows: Mapping[str, int]) -> Model
 
 
 def pick_device(name: str) -> torch.device:
-    """The device; auto takes CUDA where there is one. Raises RuntimeError where cuda is asked for and missing."""
+    """The device; auto takes CUDA where there is one. Raises ModelRefused where cuda is asked for and missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("CELADON_DEVICE=cuda, but torch sees no CUDA device; unset it to run on the CPU")
+        raise ModelRefused("CELADON_DEVICE=cuda, but torch sees no CUDA device; unset it to run on the CPU")
     return torch.device(name)
 
 
