@@ -22,11 +22,12 @@ from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
 from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
 from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
-from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Previewed, Report, Save, Warned
+from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
 
 Array = Any
 
 CACHED_PROMPTS = 256
+COSTS_TOLD_S = 5.0
 
 
 class DrawingThread:
@@ -41,6 +42,9 @@ class DrawingThread:
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
         self._prompts: OrderedDict[str, Array] = OrderedDict()
         self._encodings = 0
+        self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
+        self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
+        self._costs_told = float("-inf")
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
     def start(self) -> None:
@@ -58,7 +62,10 @@ class DrawingThread:
         try:
             while self._obey():
                 self._admit()
-                for event in self._engine.step(time.monotonic()):
+                began = time.monotonic()
+                events = self._engine.step(began)
+                self._measure(events, time.monotonic() - began)
+                for event in events:
                     self._handle(event)
                 self._decode_one()
         except BaseException as error:  # a thread that dies silently would leave its jobs to expire one by one
@@ -85,6 +92,7 @@ class DrawingThread:
         """Every open image of the job waits for a slot; one that had its last row already waits for its decoding."""
         job = draw.job
         self._jobs[job.id] = job
+        self._seconds[job.id] = 0.0
         self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
         for index in sorted(self._images[job.id]):
             saved = draw.saved.get(index)
@@ -110,6 +118,7 @@ class DrawingThread:
 
     def _drop(self, dropped: Job) -> None:
         self._jobs.pop(dropped.id, None)
+        self._seconds.pop(dropped.id, None)
         for index in self._images.pop(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
         self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
@@ -160,6 +169,22 @@ class DrawingThread:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
 
+    def _measure(self, events: list[Event], seconds: float) -> None:
+        """Keep the mean cost of an evaluation by size, and tell it every few seconds. A tick serves one size."""
+        moved = [e for e in events if isinstance(e, Progress)]
+        if not moved:
+            return
+        for event in moved:
+            self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
+        params = self._jobs[_split(moved[0].sample_id)[0]].params
+        total, count = self._costs.get((params.width, params.height), (0.0, 0))
+        self._costs[params.width, params.height] = total + seconds, count + len(moved)
+        if time.monotonic() - self._costs_told >= COSTS_TOLD_S:
+            for (width, height), (total, count) in self._costs.items():
+                self._report(Measured(width, height, total / count))
+            self._costs.clear()
+            self._costs_told = time.monotonic()
+
     def _handle(self, event: Event) -> None:
         job_id, index = _split(event.sample_id)
         job = self._jobs.get(job_id)
@@ -192,9 +217,10 @@ class DrawingThread:
             self._break(job, "engine_error", "The picture could not be decoded.", error)
             return
         self._images[job.id].discard(index)
+        seconds = self._seconds[job.id]
         if not self._images[job.id]:
-            del self._images[job.id], self._jobs[job.id]
-        self._report(Drawn(job, index, pixels))
+            del self._images[job.id], self._jobs[job.id], self._seconds[job.id]
+        self._report(Drawn(job, index, pixels, seconds))
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

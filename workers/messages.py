@@ -67,6 +67,15 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """From the thread: what one U-Net evaluation of one image of this size costs at present, in seconds of the device."""
+
+    width: int
+    height: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """From the thread: something the client should know although the job runs."""
 
@@ -76,11 +85,12 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """From the thread: image `index` is finished [H, W, 3]."""
+    """From the thread: image `index` is finished [H, W, 3]; `seconds` of U-Net time went into this job so far."""
 
     job: Job
     index: int
     pixels: Pixels
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +111,4 @@ class Crashed:
 
 
 Command = Draw | Save | Drop
-Report = Advanced | Previewed | Exported | Warned | Drawn | Broken | Crashed
+Report = Advanced | Previewed | Exported | Measured | Warned | Drawn | Broken | Crashed
