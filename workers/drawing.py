@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from jobs.job import Job, JobWarning
 from pipelines.engine.engine import Engine
-from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
+from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
 from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
@@ -83,14 +82,18 @@ class DrawingThread:
                     self._take(command)
                 case Save():
                     self._export(command.job)
-                case Drop():
+                case Drop() if self._jobs.get(command.job.id) is command.job:
                     self._drop(command.job)
+                case Drop():
+                    pass  # it ended meanwhile, or runs here again as another attempt
             idle = False
         return True
 
     def _take(self, draw: Draw) -> None:
         """Every open image of the job waits for a slot; one that had its last row already waits for its decoding."""
         job = draw.job
+        if earlier := self._jobs.get(job.id):
+            self._drop(earlier)
         self._jobs[job.id] = job
         self._seconds[job.id] = 0.0
         self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
@@ -134,7 +137,7 @@ class DrawingThread:
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
-                self._break(job, "engine_error", "The prompt could not be encoded.", error)
+                self._break(job, *describe(error, "The prompt could not be encoded."), error)
             if self._encodings != encodings:
                 return
 
@@ -207,14 +210,8 @@ class DrawingThread:
         job, index, latents = self._finished.popleft()
         try:
             pixels = decode(self._checkpoint, latents)
-        except torch.OutOfMemoryError as error:
-            self._break(job, "out_of_memory", "The device ran out of memory for this image; ask for a smaller size.", error)
-            return
-        except FloatingPointError as error:
-            self._break(job, "not_finite", str(error), error)
-            return
         except Exception as error:
-            self._break(job, "engine_error", "The picture could not be decoded.", error)
+            self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
         self._images[job.id].discard(index)
         seconds = self._seconds[job.id]

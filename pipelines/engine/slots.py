@@ -43,6 +43,11 @@ class SlotPool:
     def give_back(self, slot: int) -> None:
         self._free.append(slot)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is taken."""
+        return bool(len(self._free) == self._registers.shape[0])
+
     def read(self, slots: list[int]) -> Array:
         """Registers of these slots, copied: [S, 8, D]."""
         return self._xp.take(self._registers, self._index(slots), axis=0)
