@@ -17,7 +17,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full check bench clean
+.PHONY: help install run test test-full check bench chaos clean
 
 help: ## Say what there is
 	@echo "Celadon: prompts into pictures, as a service."
@@ -49,6 +49,9 @@ check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, contai
 
 bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
+
+chaos: $(INSTALLED_DEV) ## Kill and stop everything at random while 2,000 jobs run (under five minutes)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.chaos
 
 clean: ## Remove what was built and cached (not .celadon, which holds pictures)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
