@@ -26,7 +26,7 @@ from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Dr
 Array = Any
 
 CACHED_PROMPTS = 256
-COSTS_TOLD_S = 5.0
+COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
 
 class DrawingThread:
@@ -43,7 +43,6 @@ class DrawingThread:
         self._encodings = 0
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
-        self._costs_told = float("-inf")
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
     def start(self) -> None:
@@ -173,20 +172,20 @@ class DrawingThread:
         return self._prompts[prompt]
 
     def _measure(self, events: list[Event], seconds: float) -> None:
-        """Keep the mean cost of an evaluation by size, and tell it every few seconds. A tick serves one size."""
+        """Keep the mean cost of an evaluation by size, and tell it after every second of them. A tick serves one size."""
         moved = [e for e in events if isinstance(e, Progress)]
         if not moved:
             return
         for event in moved:
             self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
         params = self._jobs[_split(moved[0].sample_id)[0]].params
-        total, count = self._costs.get((params.width, params.height), (0.0, 0))
-        self._costs[params.width, params.height] = total + seconds, count + len(moved)
-        if time.monotonic() - self._costs_told >= COSTS_TOLD_S:
-            for (width, height), (total, count) in self._costs.items():
-                self._report(Measured(width, height, total / count))
-            self._costs.clear()
-            self._costs_told = time.monotonic()
+        size = params.width, params.height
+        total, count = self._costs.pop(size, (0.0, 0))
+        total, count = total + seconds, count + len(moved)
+        if total < COSTS_TOLD_S:
+            self._costs[size] = total, count
+        else:
+            self._report(Measured(*size, total / count))
 
     def _handle(self, event: Event) -> None:
         job_id, index = _split(event.sample_id)

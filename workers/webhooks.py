@@ -165,9 +165,18 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
     tries = 0
     while True:
         try:
-            return await call()
+            result = await call()
+            _heed_cancel()
+            return result
         except (RedisError, OSError) as error:
             if tries == 0:
                 log.warning("redis_unavailable", error=type(error).__name__)
             await asyncio.sleep(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
             tries += 1
+
+
+def _heed_cancel() -> None:
+    """Python 3.11's `asyncio.wait_for`, through which redis-py sends, may swallow a cancel; the task still knows of it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
