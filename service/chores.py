@@ -8,6 +8,7 @@ import time
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
+from jobs.connection import heed_cancel
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from service.settings import Settings
@@ -22,7 +23,9 @@ async def reap_forever(queue: JobQueue, log: FilteringBoundLogger) -> None:
     away = False
     while True:
         try:
-            if moved := await queue.reap():
+            moved = await queue.reap()
+            heed_cancel()
+            if moved:
                 log.warning("reaped", jobs=moved)
             if away:
                 log.warning("redis is back")

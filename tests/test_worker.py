@@ -244,3 +244,19 @@ def test_texts_too_long_for_an_exif_segment_are_left_out_and_the_picture_is_not(
     assert data.startswith(b"\xff\xd8")
     with pytest.raises(ValueError, match="carries no Celadon parameters"):
         encode.read_metadata(data)
+
+
+async def test_a_cancel_that_the_client_library_swallowed_is_heeded(redis: Redis) -> None:
+    """Python 3.11 loses some cancels inside redis-py; a loop of patient calls ends all the same."""
+
+    async def loop() -> None:
+        while True:
+            await insist(redis.ping)
+
+    for _ in range(200):
+        task = asyncio.create_task(loop())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, pending = await asyncio.wait({task}, timeout=TIMEOUT_S)
+        assert not pending

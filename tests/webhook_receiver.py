@@ -75,11 +75,8 @@ def status(*codes: int, **headers: str) -> Answer:
 @contextmanager
 def receiving(answer: Answer, *, tls: bool = False) -> Iterator[Receiver]:
     """A receiver at 127.0.0.1, with TLS for NAME if asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(answer))
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that go away are what is tested
-    receiver = Receiver(server.server_address[1])
-    server.receiver = receiver  # type: ignore[attr-defined]
+    server = _Server(("127.0.0.1", 0), _handler(answer))
+    receiver = server.receiver = Receiver(server.server_address[1])
     if tls:
         context = _server_tls()
         context.sni_callback = lambda _socket, name, _context: receiver.names.append(name)
@@ -100,6 +97,15 @@ def client_tls() -> ssl.SSLContext:
     return ssl.create_default_context(cadata=CERTIFICATE)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    receiver: Receiver
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that go away are what is tested."""
+
+
 def _server_tls() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +120,8 @@ def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
+            assert isinstance(self.server, _Server)
+            receiver = self.server.receiver
             body = self.rfile.read(int(self.headers["content-length"]))
             before = len(receiver.got)
             receiver.got.append(Got(self.path, {name.lower(): value for name, value in self.headers.items()}, body))

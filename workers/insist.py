@@ -9,6 +9,8 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import AuthenticationError, RedisError
 
+from jobs.connection import heed_cancel
+
 T = TypeVar("T")
 
 log = structlog.get_logger("worker")
@@ -21,7 +23,9 @@ async def insist(call: Callable[..., Awaitable[T]], *args: object) -> T:
     tries = 0
     while True:
         try:
-            return await call(*args)
+            answer = await call(*args)
+            heed_cancel()
+            return answer
         except AuthenticationError:
             raise
         except (RedisError, OSError) as error:

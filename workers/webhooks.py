@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import RedisError
 
+from jobs.connection import heed_cancel
 from jobs.hook_signature import sign
 from jobs.hook_url import parse_url
 from jobs.hooks import Delivery, HookQueue
@@ -166,17 +167,10 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             result = await call()
-            _heed_cancel()
+            heed_cancel()
             return result
         except (RedisError, OSError) as error:
             if tries == 0:
                 log.warning("redis_unavailable", error=type(error).__name__)
             await asyncio.sleep(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
             tries += 1
-
-
-def _heed_cancel() -> None:
-    """Python 3.11's `asyncio.wait_for`, through which redis-py sends, may swallow a cancel; the task still knows of it."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

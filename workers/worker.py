@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import structlog
 from redis.exceptions import RedisError
 
+from jobs.connection import heed_cancel
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore, image_key
 from jobs.job import ImageRef, Job, JobError
@@ -294,6 +295,7 @@ class Worker:
                 except (RedisError, OSError):
                     held.dirty = True  # told with the next one
                     continue
+                heed_cancel()
                 if standing is not Standing.HELD:
                     await self._let_go(held, wished=standing is Standing.CANCEL)
 
