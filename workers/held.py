@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from jobs.job import ImageRef, Job, JobWarning
 
-CLASSES = ("batch", "normal", "interactive")  # the first gives way to the last
-
 
 @dataclass(slots=True)
 class Held:
@@ -49,11 +47,6 @@ class Held:
     @property
     def evaluations_per_image(self) -> int:
         return self.job.steps_total // self.job.params.num_images
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Smallest gives way first: the lower class, then the most work left."""
-        return CLASSES.index(self.job.service_class), self.steps_done - self.job.steps_total
 
     def worth_saving(self, now: float, interval_s: float) -> bool:
         """Every `interval_s`, if there is something new and the rest will take at least half as long again."""

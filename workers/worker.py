@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -309,16 +309,14 @@ class Worker:
             for held in [h for h in self._held.values() if h.job.id in renewal.lost | renewal.canceled]:
                 if leases.get(held.job.id) == held.job.attempt:  # not one that was claimed while we asked
                     await self._let_go(held, wished=held.job.id in renewal.canceled)
-            if renewal.urgent:
-                self._make_room()
+            self._make_room(renewal.pausable)
 
-    def _make_room(self) -> None:
-        """Someone urgent waits: if every slot is taken, the job of the lowest class is saved and handed back."""
-        staying = [h for h in self._held.values() if not (h.leaving or h.settling)]
-        if len(staying) < len(self._held) or sum(h.open_images for h in staying) < self._settings.slots:
+    def _make_room(self, pausable: Sequence[str]) -> None:
+        """Someone urgent waits: if every slot is taken, the first of these jobs that can go is saved and handed back."""
+        staying = {i: h for i, h in self._held.items() if not (h.leaving or h.settling)}
+        if len(staying) < len(self._held) or sum(h.open_images for h in staying.values()) < self._settings.slots:
             return  # room is there, or being made
-        held = min(staying, key=lambda h: h.rank)
-        if held.job.service_class != "interactive":
+        for held in [staying[i] for i in pausable if i in staying][:1]:
             held.leaving = "paused"
             self._thread.put(Save(held.job))
 
