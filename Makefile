@@ -14,10 +14,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 
 # One thread per test process: the same result on every machine, and no fight for cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-LAWS := tests/test_import_law.py tests/test_docs.py
+LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full check bench clean
+.PHONY: help install run test test-full check bench chaos clean
 
 help: ## Say what there is
 	@echo "Celadon: prompts into pictures, as a service."
@@ -30,7 +30,7 @@ install: $(INSTALLED) ## Set up .venv with everything the service needs; then .v
 	@echo "Celadon is installed: $(BIN)/celadon --help"
 
 run: $(INSTALLED) ## Start the whole service and draw PROMPT; Ctrl-C stops it
-	@exec $(BIN)/celadon up --first-prompt "$$PROMPT" $(UP_FLAGS)
+	@exec $(BIN)/celadon up --first-prompt "$$FIRST_PROMPT" $(UP_FLAGS)
 
 test: $(INSTALLED_DEV) ## Run the tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_FLAGS)
@@ -38,24 +38,27 @@ test: $(INSTALLED_DEV) ## Run the tests (minutes)
 test-full: $(INSTALLED_DEV) ## Run every test, the slow ones too
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, container files
+check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, container and Kubernetes files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(LAWS)
 	$(BIN)/hadolint docker/*.Dockerfile
-	$(BIN)/yamllint --strict docker-compose.yml
+	$(BIN)/yamllint --strict docker-compose.yml deploy
 	$(BIN)/docker-compose --file docker-compose.yml --profile gpu config --quiet
 
 bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
 
+chaos: $(INSTALLED_DEV) ## Kill and stop everything at random while 2,000 jobs run (under five minutes)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.chaos
+
 clean: ## Remove what was built and cached (not .celadon, which holds pictures)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# PROMPT travels by environment, so that quotes and dollars in it mean nothing to the shell.
-export PROMPT
+# PROMPT travels by environment and unexpanded, so that quotes and dollars in it mean nothing to the shell or to make.
+export FIRST_PROMPT = $(value PROMPT)
 
 $(INSTALLED): pyproject.toml constraints.txt bootstrap.py
 	@$(MAKE) --no-print-directory .python

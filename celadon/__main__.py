@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+if TYPE_CHECKING:
+    from celadon.client import Client
+
+CANNOT_ASK = 3  # exit status of `doctor --worker` when Redis cannot be asked: nothing that a restart of the worker mends
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="celadon",
     help="Text-to-image as a service. `celadon up` starts everything; `celadon generate` draws a picture.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
+jobs = typer.Typer(help="Look at jobs and dead letters; queue dead letters again.", no_args_is_help=True, context_settings=HELP)
+app.add_typer(jobs, name="jobs")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [CELADON_HOST, else 127.0.0.1]", show_default=False)]
 Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [CELADON_PORT, else 7860]", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
+Status = Annotated[str | None, typer.Option(help="Only these: queued, running, succeeded, failed, canceled or dead.", show_default=False)]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of queue, pictures and logs. [CELADON_DATA_DIR, else .celadon]", show_default=False)
 ]
@@ -150,6 +163,63 @@ def doctor(
     try:
         raise typer.Exit(command.worker_alive() if worker else command.run(Console()))
     except StartRefused as error:
+        raise fail(str(error), CANNOT_ASK if worker else 1) from error
+
+
+@app.command("webhook-secret")
+def webhook_secret() -> None:
+    """Print the secret that signs webhooks. CELADON_REDIS_URL or CELADON_DATA_DIR say where the service keeps it."""
+    from celadon import webhook_secret as command
+    from celadon.supervisor import StartRefused
+
+    try:
+        typer.echo(command.run())
+    except StartRefused as error:
+        raise fail(str(error), 1) from error
+
+
+@jobs.command("list")
+def jobs_list(status: Status = None, limit: Limit = 20) -> None:
+    """The newest jobs, with what they wait for.
+
+    Asks the service at CELADON_URL if that is set, else one that runs on this machine.
+    """
+    with asking() as (command, client):
+        command.show_list(client, Console(), status=status, limit=limit)
+
+
+@jobs.command("dead")
+def jobs_dead(limit: Annotated[int, typer.Option(min=1, max=100, help="How many at most.")] = 20) -> None:
+    """The dead letters: jobs that were given up after their workers were lost, and when and where that was."""
+    with asking() as (command, client):
+        command.show_dead(client, Console(), limit=limit)
+
+
+@jobs.command("show")
+def jobs_show(job_id: JobId) -> None:
+    """Everything about one job."""
+    with asking() as (command, client):
+        command.show(client, Console(), job_id)
+
+
+@jobs.command("retry")
+def jobs_retry(job_ids: Annotated[list[str], typer.Argument(help="Ids of dead letters.", show_default=False)]) -> None:
+    """Queue dead letters again, each as a new job."""
+    with asking() as (command, client):
+        command.retry(client, Console(), job_ids)
+
+
+@contextmanager
+def asking() -> Iterator[tuple[ModuleType, Client]]:
+    """The commands that ask a service, and a client of it; what goes wrong is said in one line."""
+    from celadon import jobs as command
+    from celadon.client import CeladonError
+    from celadon.supervisor import StartRefused
+
+    try:
+        with command.client_of(os.environ.get("CELADON_URL", "")) as client:
+            yield command, client
+    except (CeladonError, StartRefused) as error:
         raise fail(str(error), 1) from error
 
 

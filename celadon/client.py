@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
@@ -137,6 +137,10 @@ class Client:
     def cancel(self, job_id: str) -> Generation:
         """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
         return Generation.from_json(self._request("DELETE", f"/jobs/{job_id}").json())
+
+    def retry(self, job_id: str) -> Generation:
+        """Queue a dead letter again, as a new job, which is returned. Raises ApiError (`job_not_dead` for any other job), Unreachable."""
+        return Generation.from_json(self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry").json())
 
     def wait(self, job_id: str, *, on_progress: OnProgress | None = None, timeout_s: float | None = None) -> Generation:
         """Follow the job to its end and return it, with its images.

@@ -26,6 +26,7 @@ MODEL_S = 120.0  # a temporary service has loaded its model within this
 def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: Console) -> None:
     """Draw, save, and print each file's name. Raises CeladonError, StartRefused, OSError."""
     wanted = dict(params)
+    check_output(output, wanted)
     if not wanted.get("output_format") and (suffix := Path(output).suffix.lower()) in pictures.FORMATS:
         wanted["output_format"] = pictures.FORMATS[suffix]
     with service(url, console) as client:
@@ -40,14 +41,23 @@ def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: 
             print(path)
 
 
+def check_output(output: str, wanted: Mapping[str, Any]) -> None:
+    """Before anything is drawn. Raises StartRefused."""
+    target = Path(output)
+    if output == "-" and (wanted.get("num_images") or 1) > 1:
+        raise StartRefused("-o - takes one picture; name a folder for several")
+    if target.suffix and target.suffix.lower() not in pictures.FORMATS and not target.is_dir() and not output.endswith("/"):
+        raise StartRefused(f"-o {output}: pictures are {', '.join(sorted(pictures.FORMATS))}, or name a folder")
+
+
 @contextlib.contextmanager
 def service(url: str, console: Console) -> Iterator[Client]:
     """A client of the service at `url`, else of one that runs here, else of one started for the moment."""
     with contextlib.ExitStack() as stack:
-        yield stack.enter_context(Client(url or _running() or stack.enter_context(temporary(console))))
+        yield stack.enter_context(Client(url or running() or stack.enter_context(temporary(console))))
 
 
-def _running() -> str | None:
+def running() -> str | None:
     """Where a service of this machine answers: the one on our data folder, or one on the usual port."""
     settings = of_gateway()
     noted = data_dirs.read_service(settings.data_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from celadon.supervisor import StartRefused
@@ -26,8 +27,11 @@ def of_worker(**overrides: Any) -> WorkerSettings:
     """The same for a worker."""
     from pydantic import ValidationError
 
+    from service.settings import unknown_names
     from workers.settings import WorkerSettings
 
+    if faults := unknown_names(os.environ):
+        raise StartRefused("\n".join(faults))
     try:
         return WorkerSettings(**overrides)
     except ValidationError as error:

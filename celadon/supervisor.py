@@ -62,7 +62,8 @@ class Supervisor:
         """Turn SIGINT, SIGTERM and SIGHUP into an orderly end; the second one kills."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                loop.add_signal_handler(number, self._signal)
 
     async def add(self, child: Child) -> None:
         """Start a child and keep it running. Does nothing when everything is to stop already."""

@@ -165,7 +165,7 @@ class Up:
 
     def _gateway(self) -> Child:
         command = self._celadon("gateway", "--fd", str(self.listener.fileno()))
-        return self._child("gateway", command, stage=1, stop_s=self.plan.settings.drain_s + 5, pass_fds=(self.listener.fileno(),))
+        return self._child("gateway", command, stage=1, stop_s=self.plan.settings.request_drain_s + 5, pass_fds=(self.listener.fileno(),))
 
     def _worker(self, number: int) -> Child:
         return self._child(f"worker-{number}", self._celadon("worker"), stage=2, stop_s=self.plan.worker_stop_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -30,6 +32,17 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 0),
         max_connections=4096,  # one for each client that follows events: they block in XREAD
     )
+
+
+def heed_cancel() -> None:
+    """Call it after a command in a loop that is ended by cancelling: raises CancelledError if that was asked for.
+
+    redis-py sends through `asyncio.wait_for`, which in Python 3.11 returns normally when the send is done in the very turn of the
+    loop in which the task was cancelled; the task still knows of it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def check_server(redis: Redis) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,14 @@ class LocalImageStore:
         """Removes the bytes if they are there. Raises BadKey."""
         await asyncio.to_thread(self._remove, self._path(key))
 
+    async def untouched_since(self, moment: float) -> list[str]:
+        """The jobs whose pictures were all stored, or removed, before that time (Unix seconds of this machine)."""
+        return await asyncio.to_thread(self._untouched_since, moment)
+
+    async def delete_all(self, job_id: str) -> None:
+        """Removes every picture of the job. Raises BadKey."""
+        await asyncio.to_thread(shutil.rmtree, self._path(job_id), ignore_errors=True)
+
     async def check(self) -> None:
         """Raises OSError if a picture could not be written now."""
         await asyncio.to_thread(self._probe)
@@ -99,6 +108,15 @@ class LocalImageStore:
                 path.parent.rmdir()
         except OSError:
             pass  # other pictures of the job are still there
+
+    def _untouched_since(self, moment: float) -> list[str]:
+        """A folder's own time is that of the last name that came or went in it."""
+        try:
+            with os.scandir(self._root) as entries:
+                folders = [entry for entry in entries if _KEY.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []  # no picture was ever stored
+        return [folder.name for folder in folders if folder.stat(follow_symlinks=False).st_mtime < moment]
 
     def _probe(self) -> None:
         self._partial.mkdir(parents=True, exist_ok=True)

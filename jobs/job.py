@@ -7,9 +7,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, cast
 
 from pipelines.params import GenerationParams
+
+ServiceClass = Literal["interactive", "normal", "batch"]
+WebhookEvent = Literal["started", "succeeded", "failed", "canceled"]
+
+SERVICE_CLASSES: tuple[ServiceClass, ...] = ("interactive", "normal", "batch")  # in the order they are served
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("started", "succeeded", "failed", "canceled")
+
+SELDOM = frozenset({"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses"})  # not stored at their default
 
 SCHEMA = 1  # of the stored record; workers leave newer ones alone
 
@@ -59,9 +67,30 @@ class ImageRef:
     media_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Whom to tell about a job, and of which events."""
+
+    url: str
+    events: tuple[str, ...] = WEBHOOK_EVENTS
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One time that a job's worker was lost: who it was, as which attempt, and when that was noticed (Unix seconds)."""
+
+    worker: str
+    attempt: int
+    at: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One request, durable. Times are Unix seconds of the Redis server; `attempt` fences a job's runs."""
+    """One request, durable. Times are Unix seconds of the Redis server; `attempt` fences a job's runs.
+
+    `failures` counts lost workers since the last checkpoint that had progress, `losses` names the newest of them all.
+    `predicted_s` and `deadline_at` are set by the queue. With `reuse` an equal job of the same client may answer for this one.
+    """
 
     id: str
     client: str
@@ -80,6 +109,13 @@ class Job:
     images: tuple[ImageRef, ...] = ()
     error: JobError | None = None
     warnings: tuple[JobWarning, ...] = ()
+    service_class: ServiceClass = "normal"
+    deadline_at: float | None = None
+    webhook: Webhook | None = None
+    predicted_s: float = 0.0
+    reuse: bool = False
+    pauses: int = 0
+    losses: tuple[Loss, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -87,8 +123,9 @@ class Job:
         return self.status in TERMINAL
 
     def to_hash(self) -> dict[str, str]:
-        """Flat string fields, as the Redis hash holds them; None is the empty string."""
-        return {f.name: _dump(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        """Flat string fields, as the Redis hash holds them; None is the empty string. What most jobs do not have is left out."""
+        fields = ((f.name, f.default, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: _dump(value) for name, default, value in fields if name not in SELDOM or value != default}
 
     @classmethod
     def from_hash(cls, data: Mapping[str, str]) -> Job:
@@ -111,6 +148,13 @@ class Job:
             images=tuple(ImageRef(**i) for i in json.loads(data.get("images") or "[]")),
             error=JobError(**json.loads(data["error"])) if data.get("error") else None,
             warnings=tuple(JobWarning(**w) for w in json.loads(data.get("warnings") or "[]")),
+            service_class=cast(ServiceClass, data.get("service_class") or "normal"),
+            deadline_at=_float(data.get("deadline_at", "")),
+            webhook=_webhook(data.get("webhook", "")),
+            predicted_s=float(data.get("predicted_s") or 0),
+            reuse=data.get("reuse") == "1",
+            pauses=int(data.get("pauses") or 0),
+            losses=tuple(Loss(**loss) for loss in json.loads(data.get("losses") or "[]")),
             schema=int(data["schema"]),
         )
 
@@ -119,12 +163,19 @@ def _float(text: str) -> float | None:
     return float(text) if text else None
 
 
+def _webhook(text: str) -> Webhook | None:
+    if not text:
+        return None
+    stored = json.loads(text)
+    return Webhook(stored["url"], tuple(stored["events"]))
+
+
 def _dump(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return "1" if value else "0"
-    if isinstance(value, (GenerationParams, JobError)):
+    if isinstance(value, (GenerationParams, JobError, Webhook)):
         return json.dumps(dataclasses.asdict(value), ensure_ascii=False)
     if isinstance(value, tuple):
         return json.dumps([dataclasses.asdict(v) for v in value], ensure_ascii=False)

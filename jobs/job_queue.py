@@ -5,7 +5,7 @@ move of somebody who does not, changes nothing and returns False. All times are 
 
     queued --claim--> running --finish--> succeeded
       ^                  |----fail------> failed
-      |--release, reap---|----cancel----> canceled     (a queued job is canceled at once)
+      |--release, reap---|----cancel----> canceled     (a queued job is canceled at once, and fails at its deadline)
 
 Methods raise redis.exceptions.RedisError when the server cannot be reached or refuses; each may be repeated then.
 """
@@ -13,94 +13,146 @@ Methods raise redis.exceptions.RedisError when the server cannot be reached or r
 from __future__ import annotations
 
 import json
+import math
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import IntEnum
+from dataclasses import asdict
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.client import NEVER_DECODE
 
 from jobs.connection import MAX_BLOCK_S, ServerUnfit, check_server, connect
-from jobs.job import SCHEMA, ImageRef, Job, JobError, JobWarning
+from jobs.job import SCHEMA, SERVICE_CLASSES, ImageRef, Job, JobError, JobStatus, JobWarning
+from jobs.outcomes import (
+    Checkpoint,
+    CheckpointTooLarge,
+    DeadlineUnmeetable,
+    Forecast,
+    IdempotencyConflict,
+    Page,
+    QueueFull,
+    RateLimited,
+    Renewal,
+    Standing,
+    Submitted,
+)
 from jobs.scripts import Scripts
 
-__all__ = ["IdempotencyConflict", "JobQueue", "QueueFull", "Renewal", "ServerUnfit", "Standing", "Submitted", "check_server", "connect"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointTooLarge",
+    "DeadlineUnmeetable",
+    "Forecast",
+    "IdempotencyConflict",
+    "JobQueue",
+    "Page",
+    "QueueFull",
+    "RateLimited",
+    "Renewal",
+    "ServerUnfit",
+    "Standing",
+    "Submitted",
+    "check_server",
+    "connect",
+]
 
 IDEMPOTENCY_S = 86_400
-MAX_PRIORITY = 900  # beyond, priority and order no longer fit a double exactly
+MAX_PRIORITY = 900
 REAP_AT_ONCE = 100  # jobs in one script, so that it stays short
+MAX_PAGE = 200  # jobs of one page of a list
+RELEASES = frozenset({"released", "paused"})
 
-WORKER_LOST = JobError("worker_lost", "The workers that ran this job were lost, five times over.")
-
-
-class QueueFull(Exception):
-    """The queue is at its bound; come back after `retry_after_s`."""
-
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"The queue is full. Try again in {retry_after_s} s.")
-        self.retry_after_s = retry_after_s
-
-
-class IdempotencyConflict(Exception):
-    """The idempotency key belongs to an earlier request that asked for something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The job as it stands; `created` is False where an earlier submit had already made it."""
-
-    job: Job
-    created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a worker learns when it renews: jobs it no longer holds, and jobs whose cancel is wished."""
-
-    lost: frozenset[str]
-    canceled: frozenset[str]
-
-
-class Standing(IntEnum):
-    """How a worker stands to a job after reporting progress; LOST is falsy."""
-
-    LOST = 0
-    HELD = 1
-    CANCEL = 2  # held, and its client wishes to cancel
+WORKER_LOST = JobError("worker_lost", "The workers that ran this job were lost, five times over, without progress.")
+DEADLINE = JobError("deadline", "The deadline passed while the job waited.")
 
 
 class JobQueue:
-    """One shard of the queue. `lease_s` must exceed the interval of `renew` several times."""
+    """One shard of the queue. `lease_s` must exceed the interval of `renew` several times.
+
+    `max_queued` bounds the queue, `max_queued_per_client` (None: no bound) each client's part of it. With `rate_per_s`
+    above 0 a client may submit so many jobs a second, and up to `burst` of them at once. A checkpoint takes at most
+    `max_checkpoint_bytes` and is kept for `checkpoint_s` after it was made.
+    """
 
     def __init__(
-        self, redis: Redis, *, shard: str = "q0", lease_s: float = 15.0, max_queued: int = 10_000, retention_s: int = 86_400
+        self,
+        redis: Redis,
+        *,
+        shard: str = "q0",
+        lease_s: float = 15.0,
+        max_queued: int = 10_000,
+        max_queued_per_client: int | None = None,
+        rate_per_s: float = 0.0,
+        burst: int = 10,
+        retention_s: int = 86_400,
+        checkpoint_s: int = 3600,
+        max_checkpoint_bytes: int = 16_777_216,
     ) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, shard)
         self._lease_s = lease_s
-        self._max_queued = max_queued
+        self._admission = (max_queued, max_queued if max_queued_per_client is None else max_queued_per_client, rate_per_s, burst)
         self._retention_s = retention_s
+        self._checkpoint_s = checkpoint_s
+        self._max_checkpoint_bytes = max_checkpoint_bytes
 
-    async def submit(self, job: Job, *, idempotency_key: str | None = None, fingerprint: str = "") -> Submitted:
+    # jobs in
+
+    async def submit(
+        self,
+        job: Job,
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+        deadline_s: float | None = None,
+        reuse_fingerprint: str = "",
+    ) -> Submitted:
         """Queues a job once: the same id, or the same key of the same client within 24 h, gives the job of the first submit.
 
-        `fingerprint` stands for the client's request behind the key. Raises QueueFull, IdempotencyConflict, and
-        ValueError on a name or priority that the keys cannot hold.
+        `fingerprint` stands for the client's request behind the key. `deadline_s` is the time from now in which the job
+        must be done. `reuse_fingerprint` stands for everything that decides the pictures: with `job.reuse` an equal job
+        of the client that waits, runs, or has just ended well, answers for this one too.
+
+        Raises QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict, and ValueError on a name, class,
+        priority or time that the queue cannot hold.
         """
-        if not -MAX_PRIORITY <= job.priority <= MAX_PRIORITY:
-            raise ValueError(f"Priority {job.priority} is outside {-MAX_PRIORITY} .. {MAX_PRIORITY}.")
-        names = (job.id, _name(job.client), _queue_name(job.params.model, job.schema))
-        bounds = (job.priority, predicted_work(job), self._max_queued)
+        wanted = (*_place(job), _seconds(deadline_s))
+        reuse = _fingerprint(reuse_fingerprint) if job.reuse else ""
+        known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *self._admission, self._retention_s)
         record = [text for pair in job.to_hash().items() for text in pair]
-        outcome, *rest = await self._run("submit", *names, *bounds, idempotency_key or "", IDEMPOTENCY_S, fingerprint, *record)
-        if outcome == "full":
-            raise QueueFull(rest[0])
-        if outcome == "conflict":
-            raise IdempotencyConflict("The idempotency key was used for a different request.")
+        outcome, *rest = await self._run("submit", _name(job.id), *wanted, *known, *record)
+        match outcome:
+            case "full":
+                raise QueueFull(rest[0], of_client=len(rest) > 1)
+            case "limited":
+                raise RateLimited(rest[0])
+            case "unmeetable":
+                raise DeadlineUnmeetable(float(rest[0]))
+            case "conflict":
+                raise IdempotencyConflict("The idempotency key was used for a different request.")
         return Submitted(_job(rest[0]), outcome == "created")
 
+    async def forecast(self, job: Job, *, deadline_s: float | None = None) -> Forecast:
+        """What the job would meet if it were submitted now; nothing is written. With `deadline_s` its `eta_s` is the one
+        by which submit decides. Raises ValueError as submit does."""
+        predicted, position, eta = await self._run("forecast", *_place(job), _seconds(deadline_s))
+        return Forecast(float(predicted), int(position), float(eta))
+
+    async def retry(self, job_id: str) -> Job | None:
+        """A new job that does what this dead letter should have done; None if it is none. Repeated, it tells the same job."""
+        return _job_or_none(await self._run("retry", job_id, uuid.uuid4().hex))
+
+    async def set_weight(self, client: str, weight: float) -> None:
+        """The client's share of the workers, 1 by default: with 2 it gets twice as much work done as others."""
+        if not 0 < weight < math.inf:
+            raise ValueError("A weight is a number above 0.")
+        await self._redis.hset(self._scripts.key("weight"), _name(client), repr(float(weight)))
+
+    # a worker's moves
+
     async def claim(self, worker: str, models: Sequence[str], limit: int) -> list[Job]:
-        """Up to `limit` jobs of these models, now running and leased to this worker, fairest first.
+        """Up to `limit` jobs of these models, now running and leased to this worker, in the order that docs/queue.md gives.
 
         `worker` must be unique to the process. A job whose workers crashed twice comes alone, and while it is held,
         or while this worker is chosen to become idle for it, nothing else comes.
@@ -111,17 +163,53 @@ class JobQueue:
     async def renew(self, worker: str, held: Mapping[str, int]) -> Renewal:
         """Extends the leases of these jobs (id -> attempt). What comes back as lost must be dropped at once."""
         pairs = [text for pair in held.items() for text in pair]
-        lost, canceled = await self._run("renew", worker, self._lease_s, *pairs)
-        return Renewal(frozenset(lost), frozenset(canceled))
+        lost, canceled, pausable = await self._run("renew", worker, self._lease_s, *pairs)
+        return Renewal(frozenset(lost), frozenset(canceled), tuple(pausable))
 
     async def progress(self, worker: str, attempt: int, job_id: str, steps_done: int, *, preview: str | None = None) -> Standing:
         """Records U-Net evaluations done, with a picture as data URL if there is one, and tells them to followers."""
         return Standing(await self._run("progress", worker, attempt, job_id, steps_done, preview or ""))
 
-    async def finish(self, worker: str, attempt: int, job_id: str, images: Sequence[ImageRef], warnings: Sequence[JobWarning] = ()) -> bool:
-        """Running -> succeeded. The images must be stored already; warnings found while drawing join the job's own."""
-        found = (json.dumps([asdict(item) for item in items]) for items in (images, warnings))
-        return bool(await self._run("finish", worker, attempt, job_id, self._retention_s, *found))
+    async def checkpoint(
+        self, worker: str, attempt: int, job_id: str, data: bytes, images: Sequence[ImageRef] = (), *, steps_done: int | None = None
+    ) -> bool:
+        """Keeps the state of a running job for whoever runs it next, in place of the one before; False if it is not held.
+
+        `images` are finished and stored already. `steps_done` is how far the state has come, as far as was last
+        reported if it is None. Raises CheckpointTooLarge, and OutOfMemoryError when the server is full.
+        """
+        if len(data) > self._max_checkpoint_bytes:
+            raise CheckpointTooLarge(f"The checkpoint has {len(data)} bytes; at most {self._max_checkpoint_bytes} are kept.")
+        steps = "" if steps_done is None else steps_done
+        found = _dump_all(images)
+        return bool(await self._run("checkpoint", worker, attempt, job_id, self._checkpoint_s, steps, found, data))
+
+    async def load_checkpoint(self, job_id: str) -> Checkpoint | None:
+        """The newest state of a job that has not ended; None if there is none, or its time was over."""
+        key = self._scripts.key(f"k:{job_id}")
+        fields = ("data", "images", "attempt", "steps")
+        found = await self._redis.execute_command("HMGET", key, *fields, **{NEVER_DECODE: True})  # type: ignore[no-untyped-call]
+        data, images, attempt, steps = found
+        if data is None:
+            return None
+        return Checkpoint(data, tuple(ImageRef(**image) for image in json.loads(images)), int(attempt), int(steps))
+
+    async def finish(
+        self,
+        worker: str,
+        attempt: int,
+        job_id: str,
+        images: Sequence[ImageRef],
+        warnings: Sequence[JobWarning] = (),
+        *,
+        seconds: float | None = None,
+    ) -> bool:
+        """Running -> succeeded. The images must be stored already; warnings found while drawing join the job's own.
+
+        `seconds` of U-Net time correct what the client was charged; None stands for the evaluations at today's cost.
+        """
+        found = (_dump_all(items) for items in (images, warnings))
+        return bool(await self._run("finish", worker, attempt, job_id, self._retention_s, *found, _seconds(seconds or None)))
 
     async def fail(self, worker: str, attempt: int, job_id: str, error: JobError) -> bool:
         """Running -> failed."""
@@ -131,35 +219,31 @@ class JobQueue:
         """Running -> canceled: the worker has stopped and the client's wish becomes a fact. False if nobody wished it."""
         return bool(await self._run("cancel_running", worker, attempt, job_id, self._retention_s))
 
-    async def release(self, worker: str, attempt: int, job_id: str) -> bool:
-        """Running -> queued, at its old place, without counting a failure; canceled if that was wished."""
-        return bool(await self._run("release", worker, attempt, job_id, self._retention_s))
+    async def release(self, worker: str, attempt: int, job_id: str, *, reason: str = "released") -> bool:
+        """Running -> queued, at its old place and with its checkpoint, without counting a failure; canceled if that was
+        wished. The reason is "released" or "paused" (for somebody urgent); raises ValueError on others."""
+        if reason not in RELEASES:
+            raise ValueError(f"A job is {' or '.join(sorted(RELEASES))}, not {reason!r}.")
+        return bool(await self._run("release", worker, attempt, job_id, self._retention_s, reason))
+
+    async def report_cost(self, model: str, width: int, height: int, seconds_per_evaluation: float) -> None:
+        """What one U-Net evaluation of one picture of this size took of the device: the time of a batch divided by the
+        evaluations in it. Raises ValueError unless it is above 0."""
+        if not 0 < seconds_per_evaluation < math.inf or min(width, height) < 1:
+            raise ValueError("A cost is a number of seconds above 0, at a size of at least one pixel.")
+        await self._run("report_cost", _queue_name(model, SCHEMA), f"{width}x{height}", seconds_per_evaluation)
+
+    # everybody's moves
 
     async def cancel(self, job_id: str) -> Job | None:
         """The job afterwards: canceled if it was queued, flagged if it runs, unchanged if it has ended; None if unknown."""
         return _job_or_none(await self._run("cancel", job_id, self._retention_s))
 
     async def reap(self) -> int:
-        """Moves on jobs whose lease ran out: queued again at their old place, canceled if wished, failed after the fifth
-        loss. Every process calls this each second. Returns how many were moved."""
-        return int(await self._run("reap", REAP_AT_ONCE, self._retention_s, SCHEMA, _dump(WORKER_LOST)))
-
-    async def get(self, job_id: str) -> Job | None:
-        record = cast(dict[str, str], await self._redis.hgetall(self._scripts.key(f"j:{job_id}")))
-        return Job.from_hash(record) if record else None
-
-    async def position(self, job_id: str) -> int | None:
-        """How many ready jobs of the same client and model go before this one; None if it is not queued."""
-        place = await self._run("position", job_id)
-        return None if place is None else int(place)
-
-    async def depth(self) -> dict[str, int]:
-        """Numbers of jobs queued and running."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(self._scripts.key("pending"))
-            pipe.zcard(self._scripts.key("lease"))
-            queued, running = await pipe.execute()
-        return {"queued": queued, "running": running}
+        """Moves on jobs whose lease ran out (queued again at their old place, canceled if wished, failed after the fifth
+        loss without progress) or whose deadline passed while they waited (failed). Every process calls this each second.
+        Returns how many were moved."""
+        return int(await self._run("reap", REAP_AT_ONCE, self._retention_s, SCHEMA, _dump(WORKER_LOST), _dump(DEADLINE)))
 
     async def erase_images(self, job_id: str) -> Job | None:
         """Forgets the images of a job that has ended (their bytes are the store's); the job afterwards, None if unknown."""
@@ -170,23 +254,90 @@ class JobQueue:
         keys = [self._scripts.key(f"wake:{name}") for name in _queue_names(models)]
         await self._redis.blpop(keys, timeout=min(timeout_s, MAX_BLOCK_S))
 
-    async def _run(self, script: str, *args: str | int | float) -> Any:
+    # questions
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job; None if it is unknown or its record has expired, which `was_here` tells apart."""
+        record = cast(dict[str, str], await self._redis.hgetall(self._scripts.key(f"j:{job_id}")))
+        return Job.from_hash(record) if record else None
+
+    async def was_here(self, job_id: str) -> bool:
+        """Whether a job of this id ended and its record has expired since, up to a week ago."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.exists(self._scripts.key(f"t:{job_id}"))
+            pipe.exists(self._scripts.key(f"j:{job_id}"))
+            remembered, kept = await pipe.execute()
+        return bool(remembered) and not kept
+
+    async def list_jobs(self, client: str, status: JobStatus | None = None, limit: int = 50, cursor: str = "") -> Page:
+        """The client's jobs, newest first, `limit` (at most 200) on a page. Many jobs of other states make a page shorter,
+        even empty; only an empty cursor ends the list. Raises ValueError if `cursor` is not of an earlier page."""
+        if cursor and not _is_number(cursor):
+            raise ValueError("not a cursor of this list")
+        following, *records = await self._run("list", client, status or "", max(1, min(limit, MAX_PAGE)), cursor)
+        return Page(tuple(_job(record) for record in records), following)
+
+    async def dead(self, limit: int = 50) -> list[Job]:
+        """Dead letters, newest first: jobs that failed because workers were lost, and not yet retried; kept for a week."""
+        return [_job(record) for record in await self._run("dead", max(1, limit))]
+
+    async def position(self, job_id: str) -> int | None:
+        """How many ready jobs of the same client, model and class go before this one; None if it is not queued."""
+        place = await self._run("position", job_id)
+        return None if place is None else int(place)
+
+    async def outlook(self, job_id: str) -> Forecast | None:
+        """What lies before a queued job: its work, its position, and in how many seconds it will be done; None for others."""
+        found = await self._run("outlook", job_id)
+        return Forecast(float(found[0]), int(found[1]), float(found[2])) if found else None
+
+    async def depth(self) -> dict[str, int]:
+        """Numbers of jobs queued and running."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(self._scripts.key("pending"))
+            pipe.zcard(self._scripts.key("lease"))
+            queued, running = await pipe.execute()
+        return {"queued": queued, "running": running}
+
+    async def _run(self, script: str, *args: str | int | float | bytes) -> Any:
         return await self._scripts.run(script, *args)
 
 
-def predicted_work(job: Job) -> int:
-    """What a job is charged in its client's virtual time: U-Net evaluations x pixels, a first measure of seconds.
-
-    A whole number, so that the scripts add and compare virtual times exactly.
-    """
-    return max(job.steps_total, 1) * max(job.params.width * job.params.height, 1)
+def _place(job: Job) -> tuple[str, str, str, int, int, str]:
+    """Where a job waits and what it asks for: client, queue, class, priority, evaluations, size."""
+    if not -MAX_PRIORITY <= job.priority <= MAX_PRIORITY:
+        raise ValueError(f"Priority {job.priority} is outside {-MAX_PRIORITY} .. {MAX_PRIORITY}.")
+    if job.service_class not in SERVICE_CLASSES:
+        raise ValueError(f"{job.service_class!r} is none of {', '.join(SERVICE_CLASSES)}.")
+    queue = _queue_name(job.params.model, job.schema)
+    return _name(job.client), queue, job.service_class, job.priority, job.steps_total, f"{job.params.width}x{job.params.height}"
 
 
 def _name(text: str) -> str:
-    """Names are joined by ':' in keys, and '@' marks schemas."""
+    """Names are joined by ':' in keys, and '@' marks schemas and classes."""
     if not text or ":" in text or "@" in text:
         raise ValueError(f"{text!r} cannot be part of a key: it is empty or holds ':' or '@'.")
     return text
+
+
+def _fingerprint(text: str) -> str:
+    return _name(text) if text else ""
+
+
+def _seconds(value: float | None) -> str:
+    """Seconds as the scripts read them; the empty string is none. Raises ValueError unless they are finite and above 0."""
+    if value is None:
+        return ""
+    if not 0 < value < math.inf:
+        raise ValueError("Seconds are a number above 0.")
+    return f"{value:.6f}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _queue_name(model: str, schema: int) -> str:
@@ -200,6 +351,10 @@ def _queue_names(models: Iterable[str]) -> list[str]:
 
 def _dump(error: JobError) -> str:
     return json.dumps(asdict(error), ensure_ascii=False)
+
+
+def _dump_all(items: Sequence[ImageRef] | Sequence[JobWarning]) -> str:
+    return json.dumps([asdict(item) for item in items])
 
 
 def _job(record: Sequence[str]) -> Job:

@@ -60,6 +60,13 @@ class Registry:
 
     async def image_secret(self) -> bytes:
         """32 bytes that sign image URLs: made by the first gateway, the same for all of them ever after."""
-        key = self._scripts.key("secret")
+        return await self._secret("secret")
+
+    async def webhook_secret(self) -> bytes:
+        """32 bytes that sign webhooks: made by the first worker, the same for all of them ever after."""
+        return await self._secret("hooksecret")
+
+    async def _secret(self, name: str) -> bytes:
+        key = self._scripts.key(name)
         await self._redis.set(key, secrets.token_hex(32), nx=True)
         return bytes.fromhex(cast(str, await self._redis.get(key)))

@@ -9,14 +9,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-PRELUDE = "prelude"
+PRELUDE = ("prelude", "prelude_queue", "prelude_work", "prelude_end")  # in this order: later parts call earlier ones
 
 
 @functools.cache
 def sources() -> Mapping[str, str]:
-    """Name -> text of each script in `lua/`, the prelude behind its shebang line, which must stay the first."""
+    """Name -> text of each script in `lua/`, the parts of the prelude behind its shebang line, which must stay the first."""
     texts = {f.name.removesuffix(".lua"): f.read_text("utf-8") for f in (files("jobs") / "lua").iterdir() if f.name.endswith(".lua")}
-    prelude = texts.pop(PRELUDE)
+    prelude = "\n".join(texts.pop(part) for part in PRELUDE)
     return {name: text.replace("\n", f"\n{prelude}\n", 1) for name, text in texts.items()}
 
 
@@ -30,6 +30,6 @@ class Scripts:
     def key(self, name: str) -> str:
         return f"{self._root}:{name}"
 
-    async def run(self, name: str, *args: str | int | float) -> Any:
+    async def run(self, name: str, *args: str | int | float | bytes) -> Any:
         """The script's reply. Raises redis.exceptions.RedisError (OutOfMemoryError where the server is full)."""
         return await self._scripts[name](keys=[self._root], args=args)

@@ -209,15 +209,16 @@ def _from_ratios(ladder: Ladder, convention: Convention, ratio: Float, rounding:
 _ROUNDING: Mapping[str, Callable[[Float], Float]] = {"fraction": np.asarray, "nearest": np.round, "floor": np.floor}
 
 _RHO = OptionInfo(default=7.0, minimum=0.5, maximum=100.0)
+# Ranges in which every combination has distinct levels at any number of steps: what the gateway accepts can be drawn.
 _COSINE = {
-    "start": OptionInfo(default=0.0, minimum=0.0, maximum=0.95),
-    "end": OptionInfo(default=1.0, minimum=0.05, maximum=1.0),
-    "tau": OptionInfo(default=1.0, minimum=0.1, maximum=5.0),
+    "start": OptionInfo(default=0.0, minimum=0.0, maximum=0.6),
+    "end": OptionInfo(default=1.0, minimum=0.8, maximum=1.0),
+    "tau": OptionInfo(default=1.0, minimum=0.3, maximum=3.0),
 }
 _SIGMOID = {
-    "start": OptionInfo(default=-3.0, minimum=-10.0, maximum=9.0),
-    "end": OptionInfo(default=3.0, minimum=-9.0, maximum=10.0),
-    "tau": OptionInfo(default=1.0, minimum=0.1, maximum=10.0),
+    "start": OptionInfo(default=-3.0, minimum=-6.0, maximum=0.0),
+    "end": OptionInfo(default=3.0, minimum=1.0, maximum=6.0),
+    "tau": OptionInfo(default=1.0, minimum=0.3, maximum=3.0),
 }
 
 SCHEDULES: Mapping[str, Schedule] = {

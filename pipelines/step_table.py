@@ -45,6 +45,14 @@ class StepTable:
         """U-Net evaluations."""
         return len(self.timestep)
 
+    def live(self, row: int) -> tuple[int, ...]:
+        """Which registers (indices into STATE) still matter before `row`: all that is needed to go on from there."""
+        wanted = {0}  # after the last row only x
+        sources = [BASIS.index(name) for name in STATE]
+        for update in self.update[row:][::-1]:
+            wanted = {0} | {j for j, source in enumerate(sources) if any(update[i, source] for i in wanted)}  # the model reads x
+        return tuple(sorted(wanted))
+
     def advance(self, row: int, basis: Mapping[str, Array]) -> dict[str, Array]:
         """The next registers by name, one coefficient after the other: the slow twin of the engine's fused update."""
         return {

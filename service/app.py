@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
@@ -23,11 +23,14 @@ from starlette.requests import ClientDisconnect
 from structlog.typing import FilteringBoundLogger
 
 from jobs.events import EventLog
+from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue, ServerUnfit, check_server, connect
 from jobs.registry import Registry
-from service.api import health, images, models, native
+from service.api import health, images, models, native, webhooks
+from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
+from service.chores import reap_forever, sweep_forever
 from service.error_answers import respond, translate
 from service.errors import ApiError
 from service.gateway import Gateway
@@ -37,7 +40,6 @@ from service.metrics import Metrics
 from service.middleware import Surroundings
 from service.settings import Settings
 
-REAP_EVERY_S = 1.0
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ClientDisconnect)
 
@@ -58,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (native.router, models.router, images.router, health.router):
+    for router in (native.router, job_routes.router, webhooks.router, models.router, images.router, health.router):
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)
@@ -68,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
-    """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `drain_s` to end.
+    """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `request_drain_s` to end.
 
     A `listener` that is handed in takes the place of host and port, and outlives this process in its owner.
     """
@@ -80,7 +82,7 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
         log_level="warning",  # the app says itself when it is up
         access_log=False,  # the app writes its own line
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_graceful_shutdown=max(1, round(settings.request_drain_s)),
     )
     carry_over(make_log(settings.log_level))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn, when it has drained, raises the signal again for us
@@ -92,7 +94,7 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but those who wait and follow are let go as soon as the end is asked for, not when `drain_s` is over."""
+    """uvicorn, but those who wait and follow are let go as soon as the end is asked for, not when `request_drain_s` is over."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         app = self.config.app
@@ -106,22 +108,29 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(settings.redis_url or _embedded_url(settings))
-        queue = JobQueue(redis, max_queued=settings.max_queued, retention_s=settings.retention_s)
+        queue = JobQueue(
+            redis,
+            max_queued=settings.max_queued,
+            max_queued_per_client=settings.max_queued_per_client,
+            rate_per_s=settings.rate_per_s,
+            burst=settings.rate_burst,
+            retention_s=settings.retention_s,
+        )
         registry, store = Registry(redis), LocalImageStore(settings.image_dir)
         catalog = Catalog(registry, settings)
         generations = Generations(queue, EventLog(redis), catalog, store, settings)
         links = ImageLinks(registry, settings)
-        app.state.gateway = Gateway(settings, log, metrics, queue, registry, store, catalog, links, generations)
+        app.state.gateway = Gateway(settings, log, metrics, redis, queue, HookQueue(redis), registry, store, catalog, links, generations)
         await _check_server(redis, log)
-        reaper = asyncio.create_task(_reap(queue, log))
+        chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
         try:
             yield
         finally:
             generations.draining.set()
-            reaper.cancel()
-            with suppress(asyncio.CancelledError):
-                await reaper
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
             await redis.aclose()
             log.info("gateway down")
 
@@ -143,23 +152,6 @@ def _embedded_url(settings: Settings) -> str:
     from jobs import valkey  # only here: it brings the server's wheel along
 
     return valkey.url(settings.data_dir)
-
-
-async def _reap(queue: JobQueue, log: FilteringBoundLogger) -> None:
-    """Every process moves on the jobs of dead workers, so that one which is left is enough."""
-    away = False
-    while True:
-        try:
-            if moved := await queue.reap():
-                log.warning("reaped", jobs=moved)
-            if away:
-                log.warning("redis is back")
-            away = False
-        except RedisError as error:
-            if not away:
-                log.error("redis is away", error=type(error).__name__)
-            away = True
-        await asyncio.sleep(REAP_EVERY_S)
 
 
 async def _handle(request: Request, exc: Exception) -> Response:

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,11 +24,18 @@ from service.errors import (
     MethodNotAllowed,
     MissingField,
     NotFound,
+    QueueOutOfMemory,
+    QueueReadOnly,
     QueueUnavailable,
     UnknownField,
     UnsupportedMediaType,
     shown,
 )
+
+BOUND_HEADERS = {
+    "RateLimit-Policy": {"description": "the bound that was met: name, quota `q`, window `w` in seconds", "schema": {"type": "string"}},
+    "RateLimit": {"description": "what is left `r`, and in how many seconds `t` there may be more", "schema": {"type": "string"}},
+}
 
 
 class ErrorDetail(BaseModel):
@@ -59,7 +66,9 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
         example = {"error": {"code": error.code, "message": error.about, "param": None, "request_id": "0f8b…"}}
         response["content"]["application/json"]["examples"][error.code] = {"summary": error.about, "value": example}
         if error.retry_after_s:
-            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+            response.setdefault("headers", {})["Retry-After"] = {"description": "seconds", "schema": {"type": "integer"}}
+        if error.names_bound:
+            response["headers"] |= BOUND_HEADERS
     for response in responses.values():
         codes = response["content"]["application/json"]["examples"]
         response["description"] = "Error: " + ", ".join(codes)
@@ -83,9 +92,13 @@ def translate(exc: Exception) -> ApiError | None:
             return _from_http(exc)
         case ClientDisconnect():  # nobody reads the answer; the log says 400 and not 500
             return BadRequest()
-        case RedisConnectionError() | RedisTimeoutError() | OutOfMemoryError() | ReadOnlyError():
-            return QueueUnavailable()
-        case RedisError() if str(exc).startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")):
+        case OutOfMemoryError():
+            return QueueOutOfMemory()
+        case ReadOnlyError():
+            return QueueReadOnly()
+        case RedisError() if str(exc).startswith(("NOREPLICAS", "MISCONF")):  # too few replicas; the disk is full or broken
+            return QueueReadOnly()
+        case RedisConnectionError() | RedisTimeoutError() | ClusterDownError():  # loading and master down are among them
             return QueueUnavailable()
     return None
 

@@ -11,22 +11,31 @@
     │   ├── UnknownModel              400 unknown_model
     │   ├── UnknownSampler            400 unknown_sampler
     │   ├── UnknownSchedule           400 unknown_schedule
-    │   └── UnknownOption             400 unknown_option
+    │   ├── UnknownOption             400 unknown_option
+    │   └── WebhookRefused            400 webhook_refused
     ├── BadSignature                  403 bad_signature
     ├── NotFound                      404 not_found
     │   ├── JobNotFound               404 job_not_found
-    │   └── ImageNotFound             404 image_not_found
+    │   ├── ImageNotFound             404 image_not_found
+    │   └── DeliveryNotFound          404 delivery_not_found
     ├── MethodNotAllowed              405 method_not_allowed
     ├── JobNotFinished                409 job_not_finished
+    ├── JobNotDead                    409 job_not_dead
     ├── KeyReused                     409 idempotency_key_reused
+    ├── JobExpired                    410 job_expired
     ├── LinkExpired                   410 link_expired
     ├── ImageErased                   410 image_erased
     ├── BodyTooLarge                  413 body_too_large
     ├── UnsupportedMediaType          415 unsupported_media_type
     ├── RangeNotSatisfiable           416 range_not_satisfiable
+    ├── DeadlineUnmeetable            422 deadline_unmeetable
     ├── QueueIsFull                   429 queue_full
+    ├── ClientQueueFull               429 client_queue_full
+    ├── RateLimited                   429 rate_limited
     ├── TooManyStreams                429 too_many_streams
     ├── QueueUnavailable              503 queue_unavailable
+    │   ├── QueueOutOfMemory          503 queue_out_of_memory
+    │   └── QueueReadOnly             503 queue_read_only
     ├── StorageUnavailable            503 storage_unavailable
     ├── NoModel                       503 no_model
     └── NotReady                      503 not_ready
@@ -50,6 +59,7 @@ class ApiError(Exception):
     code: ClassVar[str] = "internal_error"
     about: ClassVar[str] = "Something broke in the service; the request id finds it in the log."
     retry_after_s: ClassVar[int | None] = None
+    names_bound: ClassVar[bool] = False  # whether RateLimit headers go with it
 
     def __init__(self, message: str = "", *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.message = message or self.about
@@ -115,6 +125,11 @@ class UnknownOption(BadRequest):
     about = "The sampler or schedule has no such option."
 
 
+class WebhookRefused(BadRequest):
+    code = "webhook_refused"
+    about = "The webhook's URL is none that this service calls."
+
+
 class BadSignature(ApiError):
     http_status = 403
     code = "bad_signature"
@@ -129,12 +144,17 @@ class NotFound(ApiError):
 
 class JobNotFound(NotFound):
     code = "job_not_found"
-    about = "There is no job of that id. Finished jobs are kept for a limited time."
+    about = "There is no job of that id."
 
 
 class ImageNotFound(NotFound):
     code = "image_not_found"
     about = "There is no image of that name."
+
+
+class DeliveryNotFound(NotFound):
+    code = "delivery_not_found"
+    about = "There is no dead webhook delivery of that id."
 
 
 class MethodNotAllowed(ApiError):
@@ -147,6 +167,18 @@ class JobNotFinished(ApiError):
     http_status = 409
     code = "job_not_finished"
     about = "The job is not finished. Cancel it, or wait for its end."
+
+
+class JobNotDead(ApiError):
+    http_status = 409
+    code = "job_not_dead"
+    about = "The job is no dead letter: only a job that was given up after its workers were lost is queued again."
+
+
+class JobExpired(ApiError):
+    http_status = 410
+    code = "job_expired"
+    about = "The job has ended, and its time of keeping is over. Its record and its images are gone."
 
 
 class LinkExpired(ApiError):
@@ -185,11 +217,34 @@ class KeyReused(ApiError):
     about = "The Idempotency-Key was used before with another body."
 
 
+class DeadlineUnmeetable(ApiError):
+    http_status = 422
+    code = "deadline_unmeetable"
+    about = "The job cannot be done by its deadline; the message says when it would be."
+
+
 class QueueIsFull(ApiError):
     http_status = 429
     code = "queue_full"
     about = "The queue is full. Come again after the seconds of Retry-After."
+    names_bound = True
     retry_after_s = 5
+
+
+class ClientQueueFull(ApiError):
+    http_status = 429
+    code = "client_queue_full"
+    about = "Too many jobs of yours are waiting. Come again after the seconds of Retry-After."
+    names_bound = True
+    retry_after_s = 5
+
+
+class RateLimited(ApiError):
+    http_status = 429
+    code = "rate_limited"
+    about = "Requests come too fast. Come again after the seconds of Retry-After."
+    names_bound = True
+    retry_after_s = 1
 
 
 class TooManyStreams(ApiError):
@@ -204,6 +259,18 @@ class QueueUnavailable(ApiError):
     code = "queue_unavailable"
     about = "The queue cannot be reached at the moment. Try again, with an Idempotency-Key."
     retry_after_s = 1
+
+
+class QueueOutOfMemory(QueueUnavailable):
+    code = "queue_out_of_memory"
+    about = "The queue's server has no memory left for another job; those inside go on. Try again later, with an Idempotency-Key."
+    retry_after_s = 10
+
+
+class QueueReadOnly(QueueUnavailable):
+    code = "queue_read_only"
+    about = "The queue's server takes no writes at the moment. Try again, with an Idempotency-Key."
+    retry_after_s = 2
 
 
 class StorageUnavailable(ApiError):

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from redis.asyncio import Redis
 from structlog.typing import FilteringBoundLogger
 
+from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry
@@ -24,7 +26,9 @@ class Gateway:
     settings: Settings
     log: FilteringBoundLogger
     metrics: Metrics
+    redis: Redis
     queue: JobQueue
+    hooks: HookQueue
     registry: Registry
     store: LocalImageStore
     catalog: Catalog

@@ -12,12 +12,15 @@ from redis.exceptions import RedisError
 
 from jobs.events import Event, EventLog
 from jobs.image_store import LocalImageStore
-from jobs.job import TERMINAL, Job
-from jobs.job_queue import IdempotencyConflict, JobQueue, QueueFull, Submitted
+from jobs.job import TERMINAL, Job, JobStatus
+from jobs.job_queue import DeadlineUnmeetable, Forecast, IdempotencyConflict, JobQueue, Page, QueueFull, RateLimited, Submitted
+from pipelines.card import ModelCard
 from service.catalog import Catalog
 from service.drafts import Draft, resolve
-from service.errors import JobNotFinished, JobNotFound, KeyReused, QueueIsFull, StorageUnavailable, TooManyStreams
+from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
+from service.refusals import deadline_unmeetable, refused
 from service.settings import Settings
+from service.terms import Terms, check, reuse_fingerprint
 
 BLOCK_MS = 1000  # of one read of an event stream; the record is looked at between two of them
 START = "0-0"  # before the first event
@@ -31,38 +34,75 @@ class Generations:
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
-    async def submit(self, draft: Draft, *, client: str, idempotency_key: str | None = None, fingerprint: str = "") -> Submitted:
-        """Queue what the draft asks for. Raises BadRequest and its kin before anything is written; QueueIsFull, KeyReused, NoModel."""
+    async def submit(
+        self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = ""
+    ) -> Submitted:
+        """Queue what the draft asks for. Raises BadRequest and its kin before anything is written; DeadlineUnmeetable,
+        QueueIsFull, ClientQueueFull, RateLimited, KeyReused, NoModel."""
+        job, card = await self._job(draft, terms, client)
+        try:
+            return await self._queue.submit(
+                job,
+                idempotency_key=idempotency_key,
+                fingerprint=fingerprint,
+                deadline_s=terms.deadline_s,
+                reuse_fingerprint=reuse_fingerprint(job.params, card) if terms.reuse else "",
+            )
+        except (QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict) as refusal:
+            raise refused(refusal, terms, self._settings) from refusal
+
+    async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
+        """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""
+        job, _ = await self._job(draft, terms, client)
+        forecast = await self._queue.forecast(job, deadline_s=terms.deadline_s)
+        if terms.deadline_s is not None and forecast.eta_s > terms.deadline_s:
+            raise deadline_unmeetable(forecast.eta_s, terms)
+        return job, forecast
+
+    async def _job(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, ModelCard]:
         card = await self._catalog.card(draft.model)
         resolved = resolve(draft, card, self._settings)
+        check(terms, draft, self._settings)
         job = Job(
             id=uuid.uuid4().hex,
             client=client,
             params=resolved.params,
             steps_total=resolved.steps_total,
             warnings=resolved.warnings,
+            priority=terms.priority,
+            service_class=terms.service_class,
+            webhook=terms.webhook,
+            reuse=terms.reuse,
         )
-        try:
-            return await self._queue.submit(job, idempotency_key=idempotency_key, fingerprint=fingerprint)
-        except QueueFull as full:
-            raise QueueIsFull(headers={"Retry-After": str(full.retry_after_s)}) from full
-        except IdempotencyConflict as conflict:
-            raise KeyReused(param="Idempotency-Key") from conflict
+        return job, card
 
     async def get(self, job_id: str) -> Job:
-        """Raises JobNotFound."""
-        return _found(await self._queue.get(job_id))
+        """Raises JobNotFound, JobExpired."""
+        return await self._found(job_id, await self._queue.get(job_id))
 
-    async def position(self, job: Job) -> int | None:
-        """How many jobs of the same client and model go before a queued one; None for others."""
-        return None if job.status != "queued" else await self._queue.position(job.id)
+    async def list_jobs(self, client: str, status: str | None, limit: int, cursor: str) -> Page:
+        """The client's own jobs, the newest first; of status `dead`, its dead letters."""
+        if status == "dead":
+            return Page(tuple(job for job in await self._queue.dead(limit) if job.client == client), "")
+        return await self._queue.list_jobs(client, JobStatus(status) if status else None, limit, cursor)
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue a dead letter again. Raises JobNotFound, JobExpired, JobNotDead."""
+        if (job := await self._queue.retry(job_id)) is not None:
+            return job
+        await self.get(job_id)
+        raise JobNotDead()
+
+    async def outlook(self, job: Job) -> Forecast | None:
+        """What lies before a queued job; None for others."""
+        return await self._queue.outlook(job.id) if job.status == JobStatus.QUEUED else None
 
     async def cancel(self, job_id: str) -> Job:
-        """A queued job ends at once, a running one at its next step, a finished one is unchanged. Raises JobNotFound."""
-        return _found(await self._queue.cancel(job_id))
+        """A queued job ends at once, a running one at its next step, a finished one is unchanged. Raises JobNotFound, JobExpired."""
+        return await self._found(job_id, await self._queue.cancel(job_id))
 
     async def erase(self, job_id: str) -> Job:
-        """Delete a finished job's images for good. Raises JobNotFound, JobNotFinished, StorageUnavailable."""
+        """Delete a finished job's images for good. Raises JobNotFound, JobExpired, JobNotFinished, StorageUnavailable."""
         job = await self.get(job_id)
         if not job.done:
             raise JobNotFinished()
@@ -71,10 +111,10 @@ class Generations:
                 await self._store.delete(image.key)
             except OSError as error:
                 raise StorageUnavailable() from error
-        return _found(await self._queue.erase_images(job_id))
+        return await self._found(job_id, await self._queue.erase_images(job_id))
 
     async def wait(self, job_id: str, seconds: float) -> Job:
-        """The job when it is done, or as it is after `seconds`. Raises JobNotFound, TooManyStreams."""
+        """The job when it is done, or as it is after `seconds`. Raises JobNotFound, JobExpired, TooManyStreams."""
         with self.stream():
             async for _ in self._follow(job_id, START, time.monotonic() + seconds):
                 pass
@@ -88,7 +128,7 @@ class Generations:
         try:
             async for event in self._follow(job_id, after, None):
                 yield event
-        except (RedisError, JobNotFound):
+        except (RedisError, JobNotFound, JobExpired):
             return
 
     @property
@@ -107,6 +147,12 @@ class Generations:
         finally:
             self._streams -= 1
 
+    async def _found(self, job_id: str, job: Job | None) -> Job:
+        """The job. Raises JobExpired where there was one of that id, JobNotFound where there never was."""
+        if job is None:
+            raise JobExpired() if await self._queue.was_here(job_id) else JobNotFound()
+        return job
+
     async def _follow(self, job_id: str, after: str, until: float | None) -> AsyncIterator[Event]:
         """The stream is replayable, so reading it from `after` misses nothing that happened before we came."""
         block_ms = 1  # the first read takes what is there; the record then says whether more can come
@@ -124,12 +170,6 @@ class Generations:
             if left_ms <= 0:
                 return
             block_ms = min(BLOCK_MS, left_ms)
-
-
-def _found(job: Job | None) -> Job:
-    if job is None:
-        raise JobNotFound()
-    return job
 
 
 def _final(job: Job, event_id: str) -> Event:

@@ -1,22 +1,40 @@
-"""Looks at what the gateway stands on. Nothing here fails: what cannot be reached is said to be away."""
+"""Looks at what the gateway stands on. Nothing here fails: what cannot be used is named, with the reason."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.errors import NoModel
+from jobs.job_queue import ServerUnfit, check_server
+from service.error_answers import translate
+from service.errors import ApiError, NoModel, QueueOutOfMemory, QueueReadOnly
 from service.gateway import Gateway
 
 CHECK_S = 2.0  # of one check; a probe must not hang with what it probes
+CHECKS = ("redis", "storage", "model")
+SAID: dict[type[ApiError | None], str] = {QueueOutOfMemory: "out of memory", QueueReadOnly: "read-only"}
+NOTHING = "{q0}:probe"  # a key that never is
 
 
-async def probe(gateway: Gateway) -> dict[str, bool]:
-    """Whether Redis answers, the image store can be written, and a model is known."""
-    checks = {"redis": gateway.queue.depth(), "storage": gateway.store.check(), "model": gateway.catalog.card(None)}
-    return dict(zip(checks, await asyncio.gather(*map(_passes, checks.values())), strict=True))
+async def probe(gateway: Gateway) -> dict[str, str]:
+    """By name, what keeps a job from being taken now; nothing when Redis takes writes and keeps them, the image store can
+    be written, and a model is known."""
+    checks: tuple[Awaitable[object], ...] = (takes_writes(gateway.redis), gateway.store.check(), gateway.catalog.card(None))
+    faults = await asyncio.gather(*map(_fault, checks))
+    return {name: fault for name, fault in zip(CHECKS, faults, strict=True) if fault}
+
+
+async def takes_writes(redis: Redis) -> None:
+    """Raises RedisError, or ServerUnfit, when a job could not be written and kept now. Writes nothing itself.
+
+    Setting no bytes makes no key, but a server that is full, read-only or without its replicas refuses it as it would
+    refuse a job.
+    """
+    await redis.setrange(NOTHING, 0, "")
+    await check_server(redis)  # another server may have come in the place of the one that was checked at the start
 
 
 async def observe_queue(gateway: Gateway) -> None:
@@ -28,9 +46,16 @@ async def observe_queue(gateway: Gateway) -> None:
         gateway.metrics.queue_unseen()
 
 
-async def _passes(check: Awaitable[object]) -> bool:
+async def _fault(check: Awaitable[object]) -> str:
+    """One or two words on what is wrong; empty when it passes."""
     try:
         await asyncio.wait_for(check, CHECK_S)
-    except (RedisError, OSError, NoModel):  # a TimeoutError is an OSError
-        return False
-    return True
+    except ServerUnfit:
+        return "may lose jobs"
+    except RedisError as error:
+        return SAID.get(type(translate(error)), "away")
+    except NoModel:
+        return "none announced"
+    except OSError:  # a TimeoutError is one
+        return "away"
+    return ""

@@ -16,7 +16,7 @@ PREFIX = "CELADON_"
 
 # Names that the other processes read. They share one environment, so these are no misspellings.
 OF_WORKERS = frozenset(
-    {"MODEL", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "PROGRESS_S"},
+    {"MODEL", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "DRAIN_S", "CHECKPOINT_S", "PROGRESS_S"},
 )
 OF_COMMANDS = frozenset({"URL", "WORKERS"})
 
@@ -43,11 +43,15 @@ class Settings(BaseSettings):
     max_images: int = Field(default=8, ge=1, le=64)
     max_prompt_chars: int = Field(default=2000, ge=1, le=100_000)
     max_queued: int = Field(default=10_000, ge=1)
+    max_queued_per_client: int = Field(default=10_000, ge=1, description="of the jobs that wait")
+    rate_per_s: float = Field(default=0.0, ge=0, le=1e6, description="jobs of one client per second in the long run; 0: any number")
+    rate_burst: int = Field(default=20, ge=1, le=1_000_000, description="jobs that it may submit at once, after a pause")
+    webhook_allow_private: bool = Field(default=False, description="whether webhooks may go to this network, and over plain http")
     max_wait_s: float = Field(default=60.0, ge=0, le=3600, description="the longest `Prefer: wait`")
     max_streams: int = Field(default=1000, ge=1, description="event streams and waits at one time; each holds a Redis connection")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for requests that are under way")
+    request_drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for requests that are under way")
 
     @field_validator("redis_url")
     @classmethod
@@ -69,7 +73,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _no_unknown_names(self) -> Self:
-        if faults := _unknown_names(os.environ):
+        if faults := unknown_names(os.environ):
             raise ValueError("; ".join(faults))
         return self
 
@@ -87,7 +91,7 @@ def _line(fault: ErrorDetails) -> str:
     return f"{PREFIX}{str(fault['loc'][0]).upper()}: {message}" if fault["loc"] else message
 
 
-def _unknown_names(environment: Mapping[str, str]) -> list[str]:
+def unknown_names(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each CELADON_* variable that no process reads: a misspelt limit must not be a missing limit."""
     known = {name.upper() for name in Settings.model_fields} | OF_WORKERS | OF_COMMANDS
     given = sorted(name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX))

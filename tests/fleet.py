@@ -40,22 +40,23 @@ class Fleet:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S)
 
-    def gateway(self) -> None:
-        self._gateway = self._start("gateway", CELADON_PORT=str(self.port))
-        self.until(lambda: self.client.get("/healthz").status_code == 200)
+    def gateway(self, *, wait: bool = True) -> None:
+        self._gateway = self.start("gateway", CELADON_PORT=str(self.port))
+        if wait:
+            self.until(lambda: self.client.get("/healthz").status_code == 200)
 
-    def restart_gateway(self) -> None:
+    def restart_gateway(self, *, wait: bool = True) -> None:
         """Kill -9, then a new one on the same port."""
         self._gateway.kill()
         self._gateway.wait()
         self.client.close()
         self.client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S)
-        self.gateway()
+        self.gateway(wait=wait)
 
     def worker(self, **environment: str) -> subprocess.Popen[bytes]:
         """A worker that is ready to draw."""
         before = self.workers()
-        process = self._start("worker", **environment)
+        process = self.start("worker", **environment)
         self.until(lambda: bool(self.workers() - before) or process.poll() is not None)
         assert process.poll() is None, (self.folder / "log").read_text()[-4000:]
         return process
@@ -122,7 +123,7 @@ class Fleet:
         for process in self._processes:
             process.wait()
 
-    def _start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celadon", role], env=self._environment | environment, stdout=log, stderr=subprocess.STDOUT

@@ -197,7 +197,7 @@ def test_doctor_answers_for_the_health_of_a_worker(service: UpProcess, client: C
     url = jobs.valkey.url(service.data_dir)
     assert celadon("doctor", "--worker", CELADON_REDIS_URL=url).returncode == 0
     nowhere = celadon("doctor", "--worker", CELADON_REDIS_URL="redis://127.0.0.1:9")
-    assert (nowhere.returncode, len(nowhere.stderr.splitlines())) == (1, 1), nowhere.stderr
+    assert (nowhere.returncode, len(nowhere.stderr.splitlines())) == (3, 1), nowhere.stderr
 
 
 def test_client_tells_errors_apart(client: Client) -> None:
@@ -244,3 +244,17 @@ def test_an_idempotency_key_makes_one_job(client: Client) -> None:
 def test_a_redis_address_is_shown_without_its_secret() -> None:
     assert without_secret("redis://user:pass@host:6379/0") == "redis://host:6379/0"
     assert without_secret("unix:///run/valkey.sock") == "unix:///run/valkey.sock"
+
+
+def test_an_output_that_no_format_fits_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    for arguments in (["-o", str(tmp_path / "x.gif")], ["-n", "2", "-o", "-"]):
+        done = celadon("generate", "a cat", *arguments, CELADON_URL="http://127.0.0.1:1")
+        assert done.returncode == 1
+        assert "-o" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_setting_stops_a_worker(tmp_path: Path) -> None:
+    done = celadon("worker", CELADON_REDIS_URL="redis://127.0.0.1:1/0", CELADON_SLOT="4")
+    assert done.returncode == 2
+    assert "CELADON_SLOT: no such setting; did you mean CELADON_SLOTS?" in done.stderr

@@ -94,7 +94,7 @@ def default(settings: type[BaseSettings], field: str) -> str:
     value = settings.model_fields[field].default
     if value == str(DEFAULT_MODEL):
         return str(DEFAULT_MODEL.relative_to(ROOT))
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

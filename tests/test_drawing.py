@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from jobs.job import Job
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
+from pipelines.engine.sample import Saved
 from pipelines.loading import Checkpoint, load
 from pipelines.params import GenerationParams
-from pipelines.text_to_image import encode_prompt
+from pipelines.text_to_image import denoise, encode_prompt
 from training.toy import write_toy
 from workers.drawing import DrawingThread
-from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Report, Warned
+from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Exported, Report, Save, Warned
 
 TIMEOUT_S = 30
 
@@ -142,3 +144,47 @@ def test_a_vae_that_overflows_fails_the_job_and_not_the_thread(checkpoint: Check
     fine = job("fine")
     studio.thread.put(Draw(fine))
     studio.until(Drawn, fine)
+
+
+def test_a_job_goes_on_in_another_thread_where_it_was_saved(checkpoint: Checkpoint) -> None:
+    """Images in flight, without a slot, and drawn already: the second worker draws the rest, and all are the same."""
+    wanted = job("long", sampler="dpmpp_2m_sde", steps=12, num_images=5)
+    first, second, alone = (Studio(checkpoint, slots=2) for _ in range(3))
+    alone.thread.put(Draw(wanted))
+    reference = {d.index: d.pixels for d in alone.until(Drawn, wanted, 5)}
+    first.thread.put(Draw(wanted))
+    drawn = {d.index: d.pixels for d in first.until(Drawn, wanted, 2)}
+    first.thread.put(Save(wanted))
+    [exported] = first.until(Exported, wanted)
+    late = {r.index: r.pixels for r in first.seen if isinstance(r, Drawn)}
+    assert exported.images, "an image was in flight"
+    assert not set(exported.images) & set(late)
+    again = replace(wanted, attempt=2)
+    second.thread.put(Draw(again, exported.images, frozenset(late)))
+    rest = {d.index: d.pixels for d in second.until(Drawn, again, 5 - len(late))}
+    assert not set(rest) & set(drawn)
+    for index, pixels in (late | rest).items():
+        np.testing.assert_array_equal(pixels, reference[index])
+    for studio in (first, second, alone):
+        studio.thread.stop()
+    steps = [r.done for r in second.seen if isinstance(r, Advanced) and r.index in exported.images]
+    assert min(steps) > 1, "no row is done twice"
+
+
+def test_latents_that_wait_for_decoding_are_part_of_a_checkpoint(studio: Studio, checkpoint: Checkpoint) -> None:
+    wanted = job("ready", steps=3)
+    studio.thread.put(Draw(wanted))
+    [reference] = studio.until(Drawn, wanted)
+    latents = denoise(checkpoint, wanted.params)
+    again = replace(wanted, attempt=2)
+    studio.thread.put(Draw(again, {0: Saved(3, 3, (0,), latents[None])}))
+    [drawn] = studio.until(Drawn, again)
+    assert not any(isinstance(r, Advanced) and r.job is again for r in studio.seen)
+    assert np.abs(drawn.pixels.astype(int) - reference.pixels).max() <= 1
+
+
+def test_a_checkpoint_of_another_job_breaks_it_with_the_reason(studio: Studio) -> None:
+    wanted = job("wrong")
+    studio.thread.put(Draw(wanted, {0: Saved(1, 99, (0,), np.zeros((1, 4, 8, 8), np.float32))}))
+    [broken] = studio.until(Broken, wanted)
+    assert broken.code == "unsupported"

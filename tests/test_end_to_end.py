@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from redis.client import Redis
 
 import jobs.valkey
 from tests.fleet import Fleet
 from training.toy import write_toy
 from workers.encode import read_metadata
+
+pytestmark = pytest.mark.timeout(180)  # whole processes start here, on whatever machine this is
 
 LONG = {"steps": 60, "sampler": "heun", "num_images": 4}  # hundreds of evaluations: time to interfere
 
@@ -242,3 +245,81 @@ def test_valkey_killed_in_the_middle_loses_no_job(model: Path, tmp_path: Path) -
         fleet.close()
         server.kill()
         server.wait()
+
+
+def steps_of(fleet: Fleet, job: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(kind, data["steps_done"]) for kind, data in ((e[1], e[2]) for e in fleet.events(job["id"]))]
+
+
+def until_saved(fleet: Fleet, job: dict[str, Any], redis: Redis) -> int:
+    """Waits for a first checkpoint; the evaluations in it."""
+    found: list[int] = []
+
+    def saved() -> bool:
+        steps = redis.hget(f"{{q0}}:k:{job['id']}", "steps")
+        found.append(int(steps or 0))
+        return bool(steps)
+
+    fleet.until(saved)
+    return found[-1]
+
+
+def test_a_killed_worker_costs_at_most_what_came_after_the_checkpoint(own_fleet: Fleet, redis_url: str) -> None:
+    """Another worker goes on where the checkpoint stands, pictures that were finished keep their keys, all bytes are equal."""
+    victim = own_fleet.worker(CELADON_CHECKPOINT_S="0.2", CELADON_SLOTS="2")
+    job = own_fleet.submit(seed=3, **LONG)
+    with Redis.from_url(redis_url) as redis:
+        saved = until_saved(own_fleet, job, redis)
+    victim.send_signal(signal.SIGKILL)
+    own_fleet.worker(CELADON_SLOTS="2")
+    done = own_fleet.finished(job["id"])
+    assert done["status"] == "succeeded"
+    steps = steps_of(own_fleet, job)
+    requeued = [kind for kind, _ in steps].index("requeued")
+    assert min(step for kind, step in steps[requeued:] if kind == "progress") > saved
+    again = own_fleet.finished(own_fleet.submit(seed=3, **LONG)["id"])
+    assert [own_fleet.picture(done, i) for i in range(4)] == [own_fleet.picture(again, i) for i in range(4)]
+
+
+def test_a_drained_worker_hands_its_images_on_in_flight(own_fleet: Fleet) -> None:
+    leaving = own_fleet.worker(CELADON_DRAIN_S="0")
+    job = own_fleet.submit(seed=4, **LONG)
+    own_fleet.running(job["id"])
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(timeout=20) == 0
+    waiting = own_fleet.job(job["id"])
+    assert waiting["status"] == "queued"
+    assert waiting["progress"]["steps_done"] > 0
+    own_fleet.worker()
+    assert own_fleet.finished(job["id"])["status"] == "succeeded"
+    steps = [step for kind, step in steps_of(own_fleet, job) if kind == "progress"]
+    assert steps == sorted(steps), "nothing was done twice"
+
+
+def test_an_urgent_job_takes_the_slots_of_a_batch_job(own_fleet: Fleet) -> None:
+    own_fleet.worker(CELADON_SLOTS="1")
+    batch = own_fleet.submit(service_class="batch", **LONG | {"num_images": 8})
+    own_fleet.running(batch["id"])
+    urgent = own_fleet.finished(own_fleet.submit(service_class="interactive")["id"])
+    assert urgent["status"] == "succeeded"
+    assert own_fleet.job(batch["id"])["status"] != "succeeded", "the batch job had to wait"
+    assert own_fleet.finished(batch["id"])["status"] == "succeeded"
+    steps = [step for kind, step in steps_of(own_fleet, batch) if kind == "progress"]
+    assert steps == sorted(steps), "and lost nothing"
+
+
+def test_a_zombie_changes_nothing(own_fleet: Fleet) -> None:
+    """Stopped past its lease, then woken: its pictures are not published, and its files go away."""
+    zombie = own_fleet.worker()
+    job = own_fleet.submit(seed=5, **LONG)
+    own_fleet.running(job["id"])
+    zombie.send_signal(signal.SIGSTOP)
+    own_fleet.worker()
+    done = own_fleet.finished(job["id"])
+    assert done["status"] == "succeeded"
+    zombie.send_signal(signal.SIGCONT)
+    keys = {image["key"] for image in done["images"]}
+    assert own_fleet.job(job["id"]) == done
+    assert own_fleet.finished(own_fleet.submit()["id"])["status"] == "succeeded"
+    folder = own_fleet.folder / "images" / job["id"]
+    own_fleet.until(lambda: {f"{job['id']}/{path.name}" for path in folder.iterdir()} == keys)

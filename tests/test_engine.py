@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import array_api_compat.torch
 import numpy as np
 import pytest
+import torch
 
 from pipelines.engine import batcher
 from pipelines.engine.engine import Engine
@@ -245,3 +248,55 @@ def test_the_batcher_serves_a_sample_that_alone_exceeds_the_pass() -> None:
     engine.add(sample("s"))
     assert isinstance(run(engine)["s"], Finished)
     assert batcher.choose([], 4) == []
+
+
+def test_memory_of_a_size_that_nobody_draws_is_given_back() -> None:
+    engine = Engine(RowwiseDenoiser(), slots=4)
+    for width in range(4, 40):
+        engine.add(sample("s", shape=(4, 4, width)))
+        engine.step(0.0)
+        engine.cancel("s")
+    assert engine._pools == {}
+
+
+class OnTorch(RowwiseDenoiser):
+    """The same function on torch tensors, as on a GPU."""
+
+    xp = array_api_compat.torch
+    device = torch.device("cpu")
+
+    def __call__(self, x: Any, timestep: Any, context: Any) -> Any:
+        return torch.from_numpy(super().__call__(x.numpy(), timestep.numpy(), context.numpy()))
+
+
+@pytest.mark.parametrize("index", range(len(MIXED)))
+def test_torch_registers_give_what_numpy_registers_give(index: int) -> None:
+    """The code path of a GPU, on the CPU: registers, indexing and update through array_api_compat.torch."""
+    engine = Engine(OnTorch(), rows=2)
+    wanted = mixed_sample(index)
+    engine.add(replace(wanted, cond=torch.from_numpy(wanted.cond), uncond=torch.from_numpy(wanted.uncond)))
+    engine.step(0.0)
+    saved = engine.export(wanted.id)
+    assert saved is not None
+    finished = run(engine)[wanted.id]
+    assert isinstance(finished, Finished)
+    np.testing.assert_allclose(finished.latents.numpy(), solo(index), rtol=1e-4, atol=2e-5)
+
+
+class FailsLate(RowwiseDenoiser):
+    """The model answers; the device has no memory left for the update of more than two samples."""
+
+    def __call__(self, x: Any, timestep: Any, context: Any) -> Any:
+        out = super().__call__(x, timestep, context)
+        return np.broadcast_to(np.float64(0), out.shape).astype(object) if len(x) > 4 else out
+
+
+def test_a_failing_update_is_tried_again_in_halves_and_moves_nobody_twice() -> None:
+    engine = Engine(FailsLate())
+    for index in (0, 2, 4, 5):
+        engine.add(mixed_sample(index))
+    last = run(engine)
+    for index in (0, 2, 4, 5):
+        finished = last[f"s{index}"]
+        assert isinstance(finished, Finished)
+        np.testing.assert_array_equal(finished.latents, solo(index))

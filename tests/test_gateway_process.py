@@ -96,7 +96,10 @@ def test_it_starts_fast_and_small(redis_url: str, tmp_path: Path) -> None:
 
 def test_sigterm_lets_those_go_who_wait_and_ends_well(redis_url: str, tmp_path: Path) -> None:
     announce(redis_url, card())
-    with process(redis_url, tmp_path, CELADON_DRAIN_S="20") as gateway, httpx2.Client(base_url=gateway.url, trust_env=False) as http:
+    with (
+        process(redis_url, tmp_path, CELADON_REQUEST_DRAIN_S="20") as gateway,
+        httpx2.Client(base_url=gateway.url, trust_env=False) as http,
+    ):
         waited: list[httpx2.Response] = []
         job = http.post("/generate", json={"prompt": PROMPT}).json()
         with http.stream("GET", f"/jobs/{job['id']}/events", timeout=30) as events:
@@ -123,7 +126,11 @@ def test_sigterm_lets_those_go_who_wait_and_ends_well(redis_url: str, tmp_path: 
 def test_what_is_logged_is_a_line_of_json_and_never_a_prompt_or_a_path(redis_url: str, tmp_path: Path) -> None:
     announce(redis_url, card())
     with process(redis_url, tmp_path) as gateway, httpx2.Client(base_url=gateway.url, trust_env=False) as http:
-        job = http.post("/generate", json={"prompt": PROMPT, "negative_prompt": PROMPT}, headers={"X-Request-Id": "mine"}).json()
+        job = http.post(
+            "/generate",
+            json={"prompt": PROMPT, "negative_prompt": PROMPT, "webhook": {"url": "https://hooks.example.com/secret"}},
+            headers={"X-Request-Id": "mine"},
+        ).json()
         http.post("/generate", json={"prompt": PROMPT, "steps": PROMPT, PROMPT: 1})
         http.get(f"/images/{PROMPT}/1-0.png?sig=secret")
         http.get(f"/{PROMPT}?{PROMPT}")
@@ -207,7 +214,7 @@ def test_a_redis_that_would_lose_jobs_stops_the_start_and_is_told_why(tmp_path: 
 def test_a_store_that_cannot_be_written_is_not_ready(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file where the folder should be")
     with running(redis_url, tmp_path, card()) as live:
-        assert assert_error(live.http.get("/readyz"), 503, "not_ready") == "Not ready: storage."
+        assert assert_error(live.http.get("/readyz"), 503, "not_ready") == "Not ready: storage (away)."
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,20 @@ async def test_deleting_one_picture_leaves_its_neighbours(store: LocalImageStore
     assert await store.read(other) == b"x"
 
 
+async def test_the_pictures_of_a_job_are_found_by_their_age_and_deleted_together(store: LocalImageStore, tmp_path: Path) -> None:
+    assert await store.untouched_since(1e12) == []
+    for key in (image_key("old", 1, 0, "png"), image_key("old", 2, 0, "png"), image_key("young", 1, 0, "png")):
+        await store.put(key, b"x")
+    os.utime(tmp_path / "images" / "old", (1000, 1000))
+    assert await store.untouched_since(1000) == []
+    assert await store.untouched_since(1001) == ["old"]  # and not the folder of unfinished writes
+    await store.delete_all("old")
+    await store.delete_all("never-was")
+    assert files(tmp_path) == ["images/young/1-0.png"]
+    with pytest.raises(BadKey):
+        await store.delete_all("..")
+
+
 async def test_what_is_not_there_is_not_found(store: LocalImageStore) -> None:
     await store.put(KEY, b"x")
     for key in ("0f3c-ab/9-0.png", "0f3c-ab", "nobody/1-0.png", f"{KEY}/more"):

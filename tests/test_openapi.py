@@ -16,14 +16,19 @@ from service import errors
 from service.api import native
 from service.drafts import Draft
 from service.errors import ApiError
+from service.terms import Terms
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUTES = {
     ("post", "/generate"),
+    ("get", "/jobs"),
     ("get", "/jobs/{id}"),
+    ("post", "/jobs/{id}/retry"),
     ("delete", "/jobs/{id}"),
     ("delete", "/jobs/{id}/images"),
     ("get", "/jobs/{id}/events"),
+    ("get", "/webhooks/deliveries"),
+    ("post", "/webhooks/deliveries/{id}/redeliver"),
     ("get", "/images/{key}"),
     ("head", "/images/{key}"),
     ("get", "/samplers"),
@@ -107,8 +112,10 @@ def test_docs_list_every_field_and_every_route(document: Any) -> None:
         assert f"`{method.upper()} {path}`" in text
 
 
-def test_the_request_model_and_the_draft_have_the_same_fields() -> None:
-    assert set(native.GenerateRequest.model_fields) == set(Draft.__dataclass_fields__)
+def test_every_field_of_a_request_is_of_the_draft_or_of_the_terms() -> None:
+    draft, terms = set(Draft.__dataclass_fields__), set(Terms.__dataclass_fields__)
+    assert not draft & terms
+    assert set(native.GenerateRequest.model_fields) == draft | terms
 
 
 def test_the_request_schema_says_what_is_enforced(document: Any) -> None:
@@ -122,13 +129,17 @@ def test_headers_and_parameters_are_documented(document: Any) -> None:
     def parameters(path: str, method: str) -> set[str]:
         return {p["name"].lower() for p in document["paths"][path][method]["parameters"]}
 
-    assert parameters("/generate", "post") == {"prefer", "idempotency-key"}
+    assert parameters("/generate", "post") == {"prefer", "idempotency-key", "dry_run"}
+    assert parameters("/jobs", "get") == {"status", "limit", "cursor"}
     assert parameters("/jobs/{id}/events", "get") == {"id", "last-event-id"}
     assert parameters("/images/{key}", "get") == {"key", "exp", "kid", "sig", "range", "if-none-match", "if-range"}
     accepted = document["paths"]["/generate"]["post"]["responses"]["202"]["headers"]
     assert set(accepted) == {"Location", "Preference-Applied", "Idempotency-Replayed"}
     for status in ("429", "503"):
         assert "Retry-After" in document["paths"]["/generate"]["post"]["responses"][status]["headers"]
+    bounded = document["paths"]["/generate"]["post"]["responses"]["429"]["headers"]
+    assert set(bounded) == {"Retry-After", "RateLimit-Policy", "RateLimit"}
+    assert set(document["paths"]["/jobs/{id}/events"]["get"]["responses"]["429"]["headers"]) == {"Retry-After"}
     event = document["paths"]["/jobs/{id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
     assert event["properties"]["data"]["contentSchema"]["required"] == ["steps_done", "steps_total"]
 
@@ -140,7 +151,11 @@ def test_real_answers_fit_their_schemas(gateway: Live, document: Any) -> None:
     check(document, paths["/jobs/{id}"]["get"], 200, gateway.http.get(f"/jobs/{job['id']}").json())
     check(document, paths["/jobs/{id}"]["delete"], 200, gateway.http.delete(f"/jobs/{job['id']}").json())
     check(document, paths["/jobs/{id}/images"]["delete"], 200, gateway.http.delete(f"/jobs/{job['id']}/images").json())
-    for path in ("/models", "/samplers", "/schedules", "/workers", "/healthz", "/readyz"):
+    for body in ({"prompt": "a red apple"}, {"prompt": "a", "seed": 1, "reuse": True, "webhook": {"url": "https://hooks.example.com/"}}):
+        answer = gateway.http.post("/generate?dry_run=true", json=body)
+        assert answer.status_code == 200
+        check(document, paths["/generate"]["post"], 200, answer.json())
+    for path in ("/jobs", "/webhooks/deliveries", "/models", "/samplers", "/schedules", "/workers", "/healthz", "/readyz"):
         answer = gateway.http.get(path)
         assert answer.status_code == 200
         check(document, paths[path]["get"], 200, answer.json())

@@ -6,7 +6,7 @@ from collections import Counter
 
 from redis.asyncio import Redis
 
-from jobs.job_queue import JobQueue, predicted_work
+from jobs.job_queue import JobQueue
 from tests.job_samples import MODEL, sample_job
 
 
@@ -106,8 +106,3 @@ async def test_the_memory_of_clients_that_left_is_bounded(queue: JobQueue, redis
         await queue.finish("w1", 1, job.id, [])
     assert await redis.zcard("{q0}:spent") <= 1
     assert await redis.exists(f"{{q0}}:ring:{MODEL}") == 0
-
-
-def test_predicted_work_is_evaluations_times_pixels() -> None:
-    assert predicted_work(sample_job(size=500, steps_total=40)) == 40 * 500 * 500
-    assert predicted_work(sample_job(size=1000, steps_total=0)) == 1000 * 1000

@@ -8,48 +8,31 @@ accepted ends.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobs.job import TERMINAL, Job, JobError, JobStatus
-from jobs.job_queue import JobQueue, QueueFull, connect
+from jobs.job import SERVICE_CLASSES, TERMINAL, Job, JobError, JobStatus, ServiceClass
+from jobs.job_queue import DeadlineUnmeetable, JobQueue, QueueFull, connect
 from tests.job_samples import Clock, sample_image, sample_job
+from tests.queue_model import CANCELED, FAILED, PREDICTED_S, PREDICTED_US, QUEUED, RUNNING, SUCCEEDED, Expected, lane, rank
 
-QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.RUNNING
-SUCCEEDED, FAILED, CANCELED = JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED
-MOVES = ["progress", "finish", "fail", "release", "cancel_running"]
+MOVES = ["progress", "checkpoint", "finish", "fail", "release", "cancel_running"]
 LEASE_S = 15.0
 MAX_QUEUED = 12
+MAX_OF_ONE = 8
 
 Answer = TypeVar("Answer")
 clients = st.sampled_from(["ada", "bob", "cyd"])
 workers = st.sampled_from(["w1", "w2", "w3"])
 models = st.sampled_from(["m1", "m2"])
+classes = st.sampled_from(SERVICE_CLASSES)
 picks = st.integers(0, 10**6)
-
-
-@dataclass
-class Expected:
-    """What the model knows of a job."""
-
-    client: str
-    model: str
-    status: JobStatus = QUEUED
-    worker: str | None = None
-    attempt: int = 0
-    failures: int = 0
-    steps: int = 0
-    expiry: float = 0.0
-    wish: bool = False
-
-    @property
-    def suspicious(self) -> bool:
-        return self.failures >= 2
+deadlines = st.sampled_from([None, None, None, 0.01, 8.0, 60.0])  # the shortest is shorter than the work itself
 
 
 def some_run(machine: QueueMachine) -> bool:
@@ -63,10 +46,12 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.redis = connect(self.url)
-        self.queue = JobQueue(self.redis, lease_s=LEASE_S, max_queued=MAX_QUEUED)
+        self.queue = JobQueue(self.redis, lease_s=LEASE_S, max_queued=MAX_QUEUED, max_queued_per_client=MAX_OF_ONE)
         self.clock = Clock(self.redis, 1_000_000.0)
         self.jobs: dict[str, Expected] = {}
         self.keys: dict[tuple[str, str], str] = {}
+        self.same: dict[tuple[str, str], str] = {}  # client and model -> the job that others with `reuse` follow
+        self.passed: Counter[str] = Counter()
         self.run(self.redis.flushall())
         self.run(self.clock.advance(0))
 
@@ -81,35 +66,99 @@ class QueueMachine(RuleBasedStateMachine):
         return found[pick % len(found)]
 
     def requeue(self, job: Expected) -> None:
-        job.status, job.worker, job.steps = (CANCELED, job.worker, job.steps) if job.wish else (QUEUED, None, 0)
+        job.status, job.worker, job.steps = (CANCELED, job.worker, job.steps) if job.wish else (QUEUED, None, job.saved)
 
     @initialize(clients=st.lists(clients, min_size=2, max_size=8), model=models)
     def begin_with_some(self, clients: list[str], model: str) -> None:
         for client in clients:
-            self.submit(client, model, 0, None)
+            self.submit(client, model, 0, None, None, "normal", False)
 
-    @rule(client=clients, model=models, priority=st.integers(-2, 2), key=st.sampled_from([None, "k1", "k2"]))
-    def submit(self, client: str, model: str, priority: int, key: str | None) -> None:
-        job = sample_job(client, model=model, priority=priority)
-        waiting = sum(j.status is QUEUED for j in self.jobs.values())
+    @rule(
+        client=clients,
+        model=models,
+        priority=st.integers(-2, 2),
+        key=st.sampled_from([None, "k1", "k2"]),
+        deadline_s=deadlines,
+        service_class=classes,
+        reuse=st.booleans(),
+    )
+    def submit(
+        self, client: str, model: str, priority: int, key: str | None, deadline_s: float | None, service_class: ServiceClass, reuse: bool
+    ) -> None:
+        job = sample_job(client, model=model, priority=priority, service_class=service_class, reuse=reuse)
+        waiting = [j for j in self.jobs.values() if j.status is QUEUED]
+        first = self.jobs.get(self.same.get((client, model), "")) if reuse else None
+        answered = first is not None and first.status is SUCCEEDED
+        mine = sum(j.client == client for j in waiting)
         known = self.keys.get((client, key)) if key else None
         try:
-            submitted = self.run(self.queue.submit(job, idempotency_key=key))
+            submitted = self.run(self.queue.submit(job, idempotency_key=key, deadline_s=deadline_s, reuse_fingerprint=model))
         except QueueFull:
-            assert waiting == MAX_QUEUED and not known
+            assert (len(waiting) >= MAX_QUEUED or mine >= MAX_OF_ONE) and not known and not answered
+            return
+        except DeadlineUnmeetable as refused:
+            assert deadline_s == 0.01 and refused.eta_s >= PREDICTED_S and not known and not answered
             return
         assert submitted.created == (known is None)
         assert submitted.job.id == (known or job.id)
         if submitted.created:
-            assert waiting < MAX_QUEUED
-            self.jobs[job.id] = Expected(client, model)
+            assert answered or (len(waiting) < MAX_QUEUED and mine < MAX_OF_ONE and deadline_s != 0.01)
+            deadline = float("inf") if deadline_s is None else self.clock.now + deadline_s
+            self.jobs[job.id] = expected = Expected(client, model, deadline=deadline, service_class=service_class)
+            if reuse:
+                self.join(job.id, expected, first)
             if key:
                 self.keys[client, key] = job.id
+
+    @rule(client=clients, model=models, others=st.lists(deadlines, min_size=1, max_size=3), fate=st.sampled_from(["", "claim", "cancel"]))
+    def ask_for_the_same(self, client: str, model: str, others: list[float | None], fate: str) -> None:
+        """Equal requests, and something happens to the one that leads."""
+        for deadline_s in (None, *others):
+            self.submit(client, model, 0, None, deadline_s, "batch", True)
+        leader = self.same.get((client, model))
+        if leader and fate == "claim":
+            self.claim("w1", {model}, 4)
+        elif leader and fate == "cancel":
+            self.cancel([*self.jobs].index(leader))
+
+    def join(self, id_: str, job: Expected, first: Expected | None) -> None:
+        """The job shares in an equal one if there is one; else others will share in it."""
+        if first and first.status is SUCCEEDED:
+            job.status, job.steps = SUCCEEDED, 20
+        elif first and first.status not in TERMINAL and not first.wish and rank(first) <= rank(job):
+            job.follows = self.same[job.client, job.model]
+        else:
+            self.same[job.client, job.model] = id_
+        event(f"reuse: {'at once' if job.status is SUCCEEDED else 'follows' if job.follows else 'leads'}")
+
+    def settle_groups(self) -> None:
+        """Those who follow a job that has ended share its end, or one of them takes its place."""
+        for id_, job in [(i, j) for i, j in self.jobs.items() if j.status in TERMINAL]:
+            group = {i: j for i, j in self.jobs.items() if j.follows == id_ and j.status is QUEUED}
+            if job.status is CANCELED or job.expired:
+                self.hand_over(id_, job, group)
+                continue
+            for follower in group.values():
+                follower.status, follower.steps, follower.follows = job.status, job.steps, None
+            if job.status is FAILED and self.same.get((job.client, job.model)) == id_:
+                del self.same[job.client, job.model]
+
+    def hand_over(self, id_: str, job: Expected, group: dict[str, Expected]) -> None:
+        told = {i: self.run(self.redis.hget("{q0}:j:" + i, "follows")) for i in group}
+        heirs = [i for i, follows in told.items() if not follows]
+        assert len(heirs) == bool(group)
+        for i, follower in group.items():
+            assert told[i] in (None, *heirs)
+            follower.follows = told[i]
+            self.same[job.client, job.model] = heirs[0]
+            event("a follower took over")
+        if not group and self.same.get((job.client, job.model)) == id_:
+            del self.same[job.client, job.model]
 
     @rule(worker=workers, held=st.sets(models, min_size=1), limit=st.integers(1, 4))
     def claim(self, worker: str, held: set[str], limit: int) -> None:
         mine = [j for j in self.jobs.values() if j.status is RUNNING and j.worker == worker]
-        fit = [j for j in self.jobs.values() if j.status is QUEUED and j.model in held]
+        fit = [j for j in self.jobs.values() if j.stands and j.model in held]
         alone, ordinary = [j for j in fit if j.suspicious], [j for j in fit if not j.suspicious]
         claimed = self.run(self.queue.claim(worker, sorted(held), limit))
         for job in claimed:
@@ -118,6 +167,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert (job.status, job.worker, job.attempt) == (RUNNING, worker, expected.attempt + 1)
             expected.status, expected.worker = RUNNING, worker
             expected.attempt, expected.expiry = job.attempt, self.clock.now + LEASE_S
+            assert job.steps_done == expected.saved
         event(f"claim beside a suspicious job: {any(j.suspicious for j in mine)}, with one waiting: {bool(alone)}")
         if any(j.suspicious for j in mine):
             assert claimed == []
@@ -126,6 +176,19 @@ class QueueMachine(RuleBasedStateMachine):
         elif not alone:
             assert len(claimed) == min(limit, len(ordinary))  # no worker idles while there is work
         assert len(claimed) <= 1 or not any(self.jobs[j.id].suspicious for j in claimed)
+        if claimed and not self.jobs[claimed[0].id].suspicious:
+            self.check_order([self.jobs[j.id] for j in claimed], ordinary)
+
+    def check_order(self, claimed: list[Expected], fit: list[Expected]) -> None:
+        """The urgent first, by their slack; then the better class; others only if they were passed over eight times."""
+        for job in claimed:
+            least = min(j.deadline for j in fit)
+            urgent = least - PREDICTED_S <= self.clock.now + 10
+            in_order = job.deadline == least if urgent else rank(job) == min(map(rank, fit))
+            assert in_order or self.passed[lane(job)] >= 8
+            self.passed.update({lane(j) for j in self.jobs.values()})  # at least as often as the queue counts it
+            self.passed[lane(job)] = 0
+            fit = [j for j in fit if j is not job]
 
     @precondition(some_run)
     @rule(pick=picks, steps=st.integers(0, 25), preview=st.sampled_from([None, "data:,x"]))
@@ -134,6 +197,28 @@ class QueueMachine(RuleBasedStateMachine):
         standing = self.run(self.queue.progress(job.worker or "", job.attempt, id_, steps, preview=preview))
         assert standing == (2 if job.wish else 1)
         job.steps = max(job.steps, min(steps, 20))
+
+    @precondition(some_run)
+    @rule(pick=picks, steps=st.integers(0, 25), images=st.integers(0, 2))
+    def checkpoint(self, pick: int, steps: int, images: int) -> None:
+        id_, job = self.some(pick, RUNNING)
+        refs = [sample_image(sample_job(id=id_), job.attempt, index) for index in range(images)]
+        assert self.run(self.queue.checkpoint(job.worker or "", job.attempt, id_, b"\xff" * steps, refs, steps_done=steps))
+        steps = min(steps, 20)
+        if steps >= job.saved:
+            job.failures = 0 if steps > job.saved else job.failures
+            job.saved, job.saved_by, job.steps = steps, job.attempt, max(job.steps, steps)
+            kept = self.run(self.queue.load_checkpoint(id_))
+            assert kept is not None and (kept.images, kept.attempt) == (tuple(refs), job.saved_by)
+
+    @precondition(some_run)
+    @rule(pick=picks)
+    def pause(self, pick: int) -> None:
+        id_, job = self.some(pick, RUNNING)
+        assert self.run(self.queue.release(job.worker or "", job.attempt, id_, reason="paused"))
+        job.pauses += 1
+        self.requeue(job)
+        self.settle_groups()
 
     @precondition(some_run)
     @rule(pick=picks, move=st.sampled_from(["finish", "fail", "release", "cancel_running"]))
@@ -146,6 +231,7 @@ class QueueMachine(RuleBasedStateMachine):
         elif allowed:
             job.status = {"finish": SUCCEEDED, "fail": FAILED, "cancel_running": CANCELED}[move]
             job.steps = 20 if move == "finish" else job.steps
+        self.settle_groups()
 
     @rule(
         pick=picks,
@@ -168,6 +254,7 @@ class QueueMachine(RuleBasedStateMachine):
         job.wish = job.wish or job.status not in TERMINAL
         job.status = CANCELED if job.status is QUEUED else job.status
         assert answer is not None and answer.status is job.status
+        self.settle_groups()
 
     @precondition(some_run)
     @rule(worker=workers)
@@ -176,6 +263,7 @@ class QueueMachine(RuleBasedStateMachine):
         renewal = self.run(self.queue.renew(worker, {id_: j.attempt for id_, j in held.items()}))
         assert renewal.lost == set()
         assert renewal.canceled == {id_ for id_, j in held.items() if j.wish}
+        assert set(renewal.pausable) <= {id_ for id_, j in held.items() if j.service_class != "interactive" and j.pauses < 3 and not j.wish}
         for job in held.values():
             job.expiry = self.clock.now + LEASE_S
 
@@ -184,13 +272,22 @@ class QueueMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.run(self.clock.advance(seconds))
         overdue = [j for j in self.jobs.values() if j.status is RUNNING and j.expiry <= self.clock.now]
-        assert self.run(self.queue.reap()) == len(overdue)
+        moved = self.run(self.queue.reap())
         for job in overdue:
             job.failures += 1
             if job.failures >= 5 and not job.wish:
                 job.status = FAILED
             else:
                 self.requeue(job)
+        for job in self.jobs.values():
+            leader = self.jobs.get(job.follows or "")
+            if job.status is QUEUED and leader and leader.status is FAILED:
+                job.status, job.steps, job.follows = FAILED, leader.steps, None
+        late = [j for j in self.jobs.values() if j.status is QUEUED and j.deadline <= self.clock.now]
+        for job in late:
+            job.status, job.worker, job.expired = FAILED, None, True
+        assert moved == len(overdue) + len(late)
+        self.settle_groups()
 
     @rule(worker=workers, model=models, crashes=st.integers(1, 4))
     def crash_again_and_again(self, worker: str, model: str, crashes: int) -> None:
@@ -201,6 +298,7 @@ class QueueMachine(RuleBasedStateMachine):
     def move(self, move: str, worker: str, attempt: int, id_: str) -> Awaitable[object]:
         extra: dict[str, tuple[object, ...]] = {
             "progress": (9,),
+            "checkpoint": (b"stolen",),
             "finish": ([sample_image(sample_job(id=id_))],),
             "fail": (JobError("broken", "It broke."),),
         }
@@ -214,21 +312,23 @@ class QueueMachine(RuleBasedStateMachine):
             self.check_record(Job.from_hash(stored["{q0}:j:" + id_]), expected)
             self.check_story([fields["type"] for _, fields in stored["{q0}:e:" + id_]], expected)
         self.check_places(sets)
+        self.check_tallies(stored.get("{q0}:work", {}), stored.get("{q0}:queued", {}))
 
     async def snapshot(self) -> tuple[dict[str, Any], dict[str, list[str]]]:
         """Records and streams by key, and the members of each set by key."""
-        keys = await self.redis.keys("{q0}:[jerw]*") + ["{q0}:alone:m1", "{q0}:alone:m2", "{q0}:pending", "{q0}:lease"]
+        kinds = ("j", "e", "w", "r", "ring", "alone", "pending", "lease", "deadline", "slack", "work", "queued", "f")
+        keys = [key for key in await self.redis.keys("{q0}:*") if key.split(":")[1] in kinds]
         async with self.redis.pipeline(transaction=False) as pipe:
+            hashes = dict.fromkeys(("j", "work", "queued"), pipe.hgetall)
+            reads: dict[str, Any] = {**hashes, "e": pipe.xrange, "w": pipe.smembers}
             for key in keys:
-                kind = key.split(":")[1]
-                if kind != "wake":
-                    {"j": pipe.hgetall, "e": pipe.xrange, "w": pipe.smembers}.get(kind, lambda k: pipe.zrange(k, 0, -1))(key)
-            found = dict(zip((k for k in keys if ":wake:" not in k), await pipe.execute(), strict=True))
-        return found, {k: sorted(v) for k, v in found.items() if k.split(":")[1] not in "je"}
+                reads.get(key.split(":")[1], lambda k: pipe.zrange(k, 0, -1))(key)
+            found = dict(zip(keys, await pipe.execute(), strict=True))
+        return found, {k: sorted(v) for k, v in found.items() if isinstance(v, (list, set)) and ":e:" not in k}
 
     def check_record(self, job: Job, expected: Expected) -> None:
-        told = (job.status, job.worker, job.attempt, job.failures, job.steps_done, job.cancel_requested)
-        known = (expected.status, expected.worker, expected.attempt, expected.failures, expected.steps, expected.wish)
+        told = (job.status, job.worker, job.attempt, job.failures, job.steps_done, job.cancel_requested, job.pauses)
+        known = (expected.status, expected.worker, expected.attempt, expected.failures, expected.steps, expected.wish, expected.pauses)
         assert told == known
         assert len(job.images) == (job.status is SUCCEEDED)
         assert (job.finished_at is not None) == job.done
@@ -246,10 +346,26 @@ class QueueMachine(RuleBasedStateMachine):
         def ids(status: JobStatus) -> list[str]:
             return sorted(id_ for id_, job in self.jobs.items() if job.status is status)
 
-        assert members("r", "alone") == members("pending") == ids(QUEUED)
+        assert members("pending") == ids(QUEUED)
+        assert members("r", "alone") == sorted(id_ for id_, job in self.jobs.items() if job.stands)
+        assert members("f") == sorted(id_ for id_, job in self.jobs.items() if job.status is QUEUED and job.follows)
         assert members("lease") == members("w") == ids(RUNNING)
-        ready = {(j.model, j.client) for j in self.jobs.values() if j.status is QUEUED and not j.suspicious}
+        queued = {id_: j for id_, j in self.jobs.items() if j.status is QUEUED}
+        ready = {(lane(j), j.client) for j in queued.values() if j.stands and not j.suspicious}
         assert {(key.split(":")[2], m) for key, found in sets.items() if ":ring:" in key for m in found} == ready
+        limited = {id_: j for id_, j in queued.items() if j.deadline < float("inf")}
+        assert members("deadline") == sorted(limited)
+        assert members("slack") == sorted(id_ for id_, j in limited.items() if j.stands and not j.suspicious)
+
+    def check_tallies(self, work: dict[str, str], queued: dict[str, str]) -> None:
+        """What forecasts and bounds read is what is there."""
+        waiting = [j for j in self.jobs.values() if j.status is QUEUED]
+        ready = [j for j in waiting if j.stands and not j.suspicious]
+        running = [f"running:{j.model}" for j in self.jobs.values() if j.status is RUNNING]
+        promised = [f"promised:{j.model}" for j in ready if j.deadline < float("inf")]
+        parts = Counter([*map(lane, ready), *(f"{lane(j)}:{j.client}" for j in ready), *promised, *running])
+        assert {name: int(micros) for name, micros in work.items() if int(micros)} == {n: c * PREDICTED_US for n, c in parts.items()}
+        assert queued == {client: str(count) for client, count in Counter(j.client for j in waiting).items()}
 
     def teardown(self) -> None:
         """Everybody crashes. One new worker after the other takes what is left; in the end nothing is."""
@@ -269,5 +385,5 @@ class QueueMachine(RuleBasedStateMachine):
 
 def test_whatever_happens_every_job_ends_once(redis_url: str) -> None:
     machine = type("Machine", (QueueMachine,), {"url": redis_url})
-    limits = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    limits = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=limits)  # type: ignore[no-untyped-call]

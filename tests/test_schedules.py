@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict
@@ -265,3 +266,14 @@ def test_schedules_tell_their_curves():
 
 def test_references_know_every_setting_that_is_compared():
     assert accepts("euler", "use_karras_sigmas") and not accepts("ddim", "use_karras_sigmas")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 150, 300])
+@pytest.mark.parametrize("name", ["karras", "cosine", "sigmoid"])
+def test_every_corner_of_the_options_has_distinct_levels(name: str, steps: int) -> None:
+    """What the gateway accepts can be drawn: the card's ranges are the whole rule."""
+    [info] = [s for s in schedules.catalog(SD) if s.id == name]
+    corners = itertools.product(*((o.minimum, o.default, o.maximum) for o in info.options.values()))
+    for corner in corners:
+        for ladder in (SD, FLAWLESS):
+            compile_table(ladder, "euler", name, steps, {}, dict(zip(info.options, corner, strict=True)))

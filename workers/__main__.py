@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import logging
 import os
 import secrets
 import signal
@@ -15,6 +14,7 @@ from contextlib import suppress
 
 import structlog
 
+from workers.log import configure
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
@@ -26,10 +26,7 @@ def main() -> int:
     """Run one worker until SIGTERM or SIGINT; the exit status is 0 after a clean drain, 2 for settings that cannot work."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads collapse beside a busy neighbour
     settings = WorkerSettings()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure(settings.log_level)
     with suppress(KeyboardInterrupt):
         return asyncio.run(serve(settings))
     return 0
@@ -40,12 +37,16 @@ async def serve(settings: WorkerSettings) -> int:
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    from redis.exceptions import AuthenticationError
+
+    from jobs.hooks import HookQueue
     from jobs.image_store import LocalImageStore  # imports stand here so that a bad setting is told before torch loads
-    from jobs.job_queue import JobQueue, check_server, connect
+    from jobs.job_queue import JobQueue, ServerUnfit, check_server, connect
     from jobs.registry import Registry, WorkerInfo
     from workers.drawing import DrawingThread
+    from workers.insist import insist, unless
     from workers.model import ModelRefused, open_model
-    from workers.worker import Doors, Worker, insist
+    from workers.worker import Doors, Worker
 
     started = time.monotonic()
     try:
@@ -55,8 +56,13 @@ async def serve(settings: WorkerSettings) -> int:
         return REFUSED
     store = LocalImageStore(settings.data_dir / "images")
     redis = connect(settings.redis_url)
-    await insist(check_server, redis)
-    doors = Doors(JobQueue(redis, lease_s=settings.lease_s, retention_s=settings.retention_s), Registry(redis), store)
+    try:
+        if not await unless(stop, insist(check_server, redis)):
+            return 0
+    except (ServerUnfit, AuthenticationError) as error:
+        print(f"CELADON_REDIS_URL: {error}", file=sys.stderr)
+        return REFUSED
+    doors = Doors(JobQueue(redis, lease_s=settings.lease_s, retention_s=settings.retention_s), Registry(redis), store, HookQueue(redis))
     card = model.checkpoint.card
     info = WorkerInfo(
         id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",

@@ -13,19 +13,20 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import numpy as np
 
 from jobs.job import Job, JobWarning
 from pipelines.engine.engine import Engine
-from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
-from pipelines.engine.sample import Sample
+from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
+from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
 from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
-from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Previewed, Report, Warned
+from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
 
 Array = Any
 
 CACHED_PROMPTS = 256
+COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
 
 class DrawingThread:
@@ -34,12 +35,14 @@ class DrawingThread:
     def __init__(self, checkpoint: Checkpoint, engine: Engine, report: Callable[[Report], None], *, numpy_arrays: bool) -> None:
         self._checkpoint, self._engine, self._report, self._numpy = checkpoint, engine, report, numpy_arrays
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._waiting: deque[tuple[Job, int]] = deque()  # images without a slot
+        self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
         self._prompts: OrderedDict[str, Array] = OrderedDict()
         self._encodings = 0
+        self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
+        self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
     def start(self) -> None:
@@ -57,7 +60,10 @@ class DrawingThread:
         try:
             while self._obey():
                 self._admit()
-                for event in self._engine.step(time.monotonic()):
+                began = time.monotonic()
+                events = self._engine.step(began)
+                self._measure(events, time.monotonic() - began)
+                for event in events:
                     self._handle(event)
                 self._decode_one()
         except BaseException as error:  # a thread that dies silently would leave its jobs to expire one by one
@@ -70,33 +76,67 @@ class DrawingThread:
             command = self._commands.get()
             if command is None:
                 return False
-            if isinstance(command, Draw):
-                self._jobs[command.job.id] = command.job
-                self._images[command.job.id] = set(range(command.job.params.num_images))
-                self._waiting.extend((command.job, i) for i in range(command.job.params.num_images))
-            else:
-                self._drop(command.job)
+            match command:
+                case Draw():
+                    self._take(command)
+                case Save():
+                    self._export(command.job)
+                case Drop() if self._jobs.get(command.job.id) is command.job:
+                    self._drop(command.job)
+                case Drop():
+                    pass  # it ended meanwhile, or runs here again as another attempt
             idle = False
         return True
 
+    def _take(self, draw: Draw) -> None:
+        """Every open image of the job waits for a slot; one that had its last row already waits for its decoding."""
+        job = draw.job
+        if earlier := self._jobs.get(job.id):
+            self._drop(earlier)
+        self._jobs[job.id] = job
+        self._seconds[job.id] = 0.0
+        self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
+        for index in sorted(self._images[job.id]):
+            saved = draw.saved.get(index)
+            if saved and saved.row == saved.rows:
+                self._finished.append((job, index, saved.registers[0]))
+            else:
+                self._waiting.append((job, index, saved))
+
+    def _export(self, job: Job) -> None:
+        """Tell where every image of the job stands. Latents that wait for decoding are a state too: after the last row."""
+        if self._jobs.get(job.id) is not job:
+            return  # it ended, or was dropped, since the command was given
+        images = {i: saved for waiting, i, saved in self._waiting if waiting is job and saved}
+        for index in self._images[job.id]:
+            if saved := self._engine.export(_sample_id(job.id, index)):
+                images[index] = saved
+        for finished, index, latents in self._finished:
+            if finished is job:
+                x = latents if self._numpy else latents.cpu().numpy()
+                rows = len(table_for(self._checkpoint, job.params))
+                images[index] = Saved(rows, rows, (0,), np.asarray(x)[None])
+        self._report(Exported(job, images))
+
     def _drop(self, dropped: Job) -> None:
         self._jobs.pop(dropped.id, None)
+        self._seconds.pop(dropped.id, None)
         for index in self._images.pop(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
-        self._waiting = deque((job, i) for job, i in self._waiting if job.id != dropped.id)
+        self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
 
     def _admit(self) -> None:
         """Give free slots to waiting images, until one of them has cost a text encoding."""
         while self._waiting and self._engine.free_slots:
-            job, index = self._waiting.popleft()
+            job, index, saved = self._waiting.popleft()
             encodings = self._encodings
             try:
-                self._engine.add(self._sample(job, index))
+                self._engine.add(self._sample(job, index), saved)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
-                self._break(job, "engine_error", "The prompt could not be encoded.", error)
+                self._break(job, *describe(error, "The prompt could not be encoded."), error)
             if self._encodings != encodings:
                 return
 
@@ -131,6 +171,22 @@ class DrawingThread:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
 
+    def _measure(self, events: list[Event], seconds: float) -> None:
+        """Keep the mean cost of an evaluation by size, and tell it after every second of them. A tick serves one size."""
+        moved = [e for e in events if isinstance(e, Progress)]
+        if not moved:
+            return
+        for event in moved:
+            self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
+        params = self._jobs[_split(moved[0].sample_id)[0]].params
+        size = params.width, params.height
+        total, count = self._costs.pop(size, (0.0, 0))
+        total, count = total + seconds, count + len(moved)
+        if total < COSTS_TOLD_S:
+            self._costs[size] = total, count
+        else:
+            self._report(Measured(*size, total / count))
+
     def _handle(self, event: Event) -> None:
         job_id, index = _split(event.sample_id)
         job = self._jobs.get(job_id)
@@ -153,19 +209,14 @@ class DrawingThread:
         job, index, latents = self._finished.popleft()
         try:
             pixels = decode(self._checkpoint, latents)
-        except torch.OutOfMemoryError as error:
-            self._break(job, "out_of_memory", "The device ran out of memory for this image; ask for a smaller size.", error)
-            return
-        except FloatingPointError as error:
-            self._break(job, "not_finite", str(error), error)
-            return
         except Exception as error:
-            self._break(job, "engine_error", "The picture could not be decoded.", error)
+            self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
         self._images[job.id].discard(index)
+        seconds = self._seconds[job.id]
         if not self._images[job.id]:
-            del self._images[job.id], self._jobs[job.id]
-        self._report(Drawn(job, index, pixels))
+            del self._images[job.id], self._jobs[job.id], self._seconds[job.id]
+        self._report(Drawn(job, index, pixels, seconds))
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

@@ -2,7 +2,7 @@
 
 The metadata is a function of parameters, seed, model hash and version alone (no id, time, client or host): the same seed
 gives the same bytes. PNG carries text chunks `parameters` (the line that A1111's tools read) and `celadon` (JSON); JPEG and
-WebP carry the same two in EXIF UserComment and ImageDescription.
+WebP carry the same two in EXIF UserComment and ImageDescription, as far as an EXIF segment holds them (some 60,000 bytes).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ WEBP_QUALITY = 92
 EXIF_IMAGE_DESCRIPTION = 0x010E
 EXIF_POINTER = 0x8769
 EXIF_USER_COMMENT = 0x9286
+EXIF_BYTES = 65_000  # a JPEG segment holds 65,533 bytes
 
 Pixels = NDArray[np.uint8]
 
@@ -84,7 +85,11 @@ def read_metadata(data: bytes) -> dict[str, Any]:
 
 
 def _exif(text: str, record: str) -> Image.Exif:
+    """Both texts; where they are too long for one EXIF segment, the record alone, and where even that is, neither."""
     exif = Image.Exif()
     exif[EXIF_IMAGE_DESCRIPTION] = record
     exif.get_ifd(EXIF_POINTER)[EXIF_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-    return exif
+    if len(exif.tobytes()) > EXIF_BYTES:
+        exif = Image.Exif()
+        exif[EXIF_IMAGE_DESCRIPTION] = record
+    return exif if len(exif.tobytes()) <= EXIF_BYTES else Image.Exif()

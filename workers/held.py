@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from jobs.job import ImageRef, Job, JobWarning
@@ -18,6 +19,14 @@ class Held:
     preview: str | None = None
     dirty: bool = False  # progress not yet told
     told_at: float = float("-inf")  # monotonic seconds
+    since: float = field(default_factory=time.monotonic)  # claimed
+    seconds: float = 0.0  # U-Net time of this attempt
+    began_with: int = 0  # evaluations that an earlier attempt had done
+    saved_at: float = field(default_factory=time.monotonic)
+    saved_done: int = 0  # evaluations in the last checkpoint
+    saved: frozenset[str] = frozenset()  # keys of pictures that belong to a checkpoint and outlive this attempt
+    settling: bool = False  # its end is being written down: whatever else is heard of it meanwhile comes too late
+    leaving: str | None = None  # why it is handed on after its next checkpoint: released or paused
 
     @classmethod
     def of(cls, job: Job) -> Held:
@@ -30,6 +39,22 @@ class Held:
     @property
     def complete(self) -> bool:
         return not self.open_images
+
+    @property
+    def steps_done(self) -> int:
+        return sum(self.done)
+
+    @property
+    def evaluations_per_image(self) -> int:
+        return self.job.steps_total // self.job.params.num_images
+
+    def worth_saving(self, now: float, interval_s: float) -> bool:
+        """Every `interval_s`, if there is something new and the rest will take at least half as long again."""
+        new = self.steps_done - self.began_with
+        if now - self.saved_at < interval_s or self.steps_done == self.saved_done or new <= 0:
+            return False
+        left_s = (now - self.since) / new * (self.job.steps_total - self.steps_done)
+        return left_s > interval_s / 2
 
     def ordered(self) -> tuple[ImageRef, ...]:
         return tuple(self.images[i] for i in sorted(self.images))

@@ -5,19 +5,30 @@ A report names the very `Job` that was claimed: after a lost lease the same id m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Job, JobWarning
+from pipelines.engine.sample import Saved
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """To the thread: draw every image of this job."""
+    """To the thread: draw every image of this job that is not `drawn` yet, from where `saved` left it."""
+
+    job: Job
+    saved: Mapping[int, Saved] = field(default_factory=dict)
+    drawn: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """To the thread: export this job between two ticks; it goes on."""
 
     job: Job
 
@@ -48,6 +59,23 @@ class Previewed:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """From the thread: where every image in flight stands; images that wait for their first row are left out."""
+
+    job: Job
+    images: Mapping[int, Saved]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """From the thread: what one U-Net evaluation of one image of this size costs at present, in seconds of the device."""
+
+    width: int
+    height: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """From the thread: something the client should know although the job runs."""
 
@@ -57,11 +85,12 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """From the thread: image `index` is finished [H, W, 3]."""
+    """From the thread: image `index` is finished [H, W, 3]; `seconds` of U-Net time went into this job so far."""
 
     job: Job
     index: int
     pixels: Pixels
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +110,5 @@ class Crashed:
     cause: BaseException
 
 
-Command = Draw | Drop
-Report = Advanced | Previewed | Warned | Drawn | Broken | Crashed
+Command = Draw | Save | Drop
+Report = Advanced | Previewed | Exported | Measured | Warned | Drawn | Broken | Crashed

@@ -14,7 +14,7 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-min
 class WorkerSettings(BaseSettings):
     """Frozen settings of one worker process. Seconds unless said."""
 
-    model_config = SettingsConfigDict(env_prefix="CELADON_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CELADON_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     redis_url: str = Field(description="Redis or Valkey, for example redis://localhost:6379/0 or unix:///run/valkey.sock")
     data_dir: Path = Path(".celadon")
@@ -27,7 +27,9 @@ class WorkerSettings(BaseSettings):
     threads: int = Field(default=0, ge=0, le=256, description="CPU threads of the model; 0 leaves it to torch")
     lease_s: float = Field(default=15.0, ge=1, le=600)
     renew_s: float = Field(default=1.0, ge=0.05, le=60, description="how often leases are renewed and cancels are read")
-    drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it releases them")
+    drain_s: float = Field(default=1.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it hands them on")
+    checkpoint_s: float = Field(default=5.0, ge=0.1, le=3600, description="how often images in flight are saved")
     progress_s: float = Field(default=0.25, ge=0.05, le=10, description="shortest time between two progress events of one job")
+    webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

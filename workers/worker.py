@@ -8,36 +8,42 @@ and goes on, and what cannot be recorded in time belongs to someone else by then
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import structlog
 from redis.exceptions import RedisError
 
+from jobs.connection import heed_cancel
+from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore, image_key
 from jobs.job import ImageRef, Job, JobError
-from jobs.job_queue import JobQueue, Standing
+from jobs.job_queue import Checkpoint, CheckpointTooLarge, JobQueue, Standing
 from jobs.registry import Registry, WorkerInfo
 from pipelines.card import ModelCard
-from pipelines.params import EXTENSIONS, MEDIA_TYPES
+from pipelines.engine import checkpoint
+from pipelines.engine.sample import Saved
+from pipelines.params import EXTENSIONS, MEDIA_TYPES, SEED_LIMIT
 from workers import encode
 from workers.drawing import DrawingThread
 from workers.held import Held
-from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Drop, Previewed, Report, Warned
+from workers.insist import insist
+from workers.log import where
+from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
 from workers.settings import WorkerSettings
-
-T = TypeVar("T")
+from workers.webhooks import HookSettings, deliver
 
 log = structlog.get_logger("worker")
 
 NOT_STORED = JobError("storage_unavailable", "The picture was drawn but could not be stored.", retryable=True)
+NOT_ENCODED = JobError("encode_failed", "The picture was drawn but could not be written in that format.")
 RETRYABLE = frozenset({"out_of_memory", "engine_error"})
 PREVIEW_SCALE = 4
 BEAT_S = 5.0
-BACK_OFF_S = (0.1, 0.25, 0.5, 1.0, 2.0)
+LEAVE_S = 1.5  # for the checkpoints of a drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Doors:
     queue: JobQueue
     registry: Registry
     store: LocalImageStore
+    hooks: HookQueue
 
 
 class Worker:
@@ -54,7 +61,7 @@ class Worker:
 
     def __init__(self, info: WorkerInfo, card: ModelCard, settings: WorkerSettings, doors: Doors) -> None:
         self._info, self._card, self._settings = info, card, settings
-        self._queue, self._registry, self._store = doors.queue, doors.registry, doors.store
+        self._queue, self._registry, self._store, self._hooks = doors.queue, doors.registry, doors.store, doors.hooks
         self._held: dict[str, Held] = {}
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._publishing: set[asyncio.Task[object]] = set()
@@ -70,7 +77,6 @@ class Worker:
         """Claim and draw until `stop`, then finish what can be finished within `drain_s` and release the rest."""
         self._drawing = drawing
         drawing.start()
-        await insist(self._registry.announce, self._card)
         serving = asyncio.create_task(self._serve())
         claiming = asyncio.create_task(self._claim())
         stopping = asyncio.create_task(stop.wait())
@@ -91,7 +97,7 @@ class Worker:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for loop in (self._take_reports, self._tell_progress, self._renew, self._beat, self._reap):
+            for loop in (self._take_reports, self._tell_progress, self._save, self._renew, self._beat, self._reap, self._deliver):
                 group.create_task(loop())
 
     # jobs in
@@ -103,16 +109,52 @@ class Worker:
                 await self._room.wait()
                 continue
             # one job a claim: how many images it brings, and so how many slots are left, is known only afterwards
-            jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1)
-            for job in jobs:
-                self._start(job)
+            jobs = await self._claim_one()
             if not jobs:
                 await insist(self._queue.wait_for_work, [self._card.id])
 
-    def _start(self, job: Job) -> None:
-        log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps)
-        self._held[job.id] = Held.of(job)
-        self._thread.put(Draw(job))
+    async def _claim_one(self) -> list[Job]:
+        """A claim that has been sent is seen through, also when the worker stops: nobody else would know of it."""
+        claim = asyncio.create_task(self._claim_and_start())
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            await asyncio.wait({claim}, timeout=LEAVE_S)
+            claim.cancel()
+            raise
+
+    async def _claim_and_start(self) -> list[Job]:
+        jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1)
+        for job in jobs:
+            await self._start(job)
+        return jobs
+
+    async def _start(self, job: Job) -> None:
+        """Draw a claimed job, from its checkpoint if an earlier attempt left one."""
+        if earlier := self._held.get(job.id):  # our own lease ran out, and we are the next attempt too
+            self._thread.put(Drop(earlier.job))
+            self._forget(earlier)
+        held, saved = Held.of(job), dict[int, Saved]()
+        if job.attempt > 1 and (found := await insist(self._queue.load_checkpoint, job.id)):
+            saved = self._resume(held, found)
+        log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps, resumed=held.began_with)
+        self._held[job.id] = held
+        self._thread.put(Draw(job, saved, frozenset(held.images)))
+
+    def _resume(self, held: Held, found: Checkpoint) -> dict[int, Saved]:
+        """Take over pictures and states of the earlier attempt; what cannot be read is drawn anew."""
+        params = held.job.params
+        try:
+            saved = checkpoint.load(found.data)
+        except ValueError as error:
+            log.warning("checkpoint_unreadable", job=held.job.id, error=str(error))
+            return {}
+        held.images = {(image.seed - params.seed) % SEED_LIMIT: image for image in found.images}
+        held.saved = frozenset(image.key for image in found.images)
+        whole = held.evaluations_per_image
+        held.done = [whole if i in held.images else saved[i].row if i in saved else 0 for i in range(params.num_images)]
+        held.began_with = held.saved_done = held.steps_done
+        return saved
 
     # pictures out
 
@@ -121,6 +163,9 @@ class Worker:
             message = await self._reports.get()
             if isinstance(message, Crashed):
                 raise message.cause
+            if isinstance(message, Measured):
+                self._spawn(insist(self._queue.report_cost, self._card.id, message.width, message.height, message.seconds))
+                continue
             held = self._held.get(message.job.id)
             if held is None or held.job is not message.job:
                 continue  # lost or cancelled while the thread was still drawing
@@ -131,12 +176,14 @@ class Worker:
                 case Previewed():
                     held.preview = encode.data_url(message.pixels, PREVIEW_SCALE)
                     held.dirty = True
+                case Exported():
+                    self._spawn(self._keep(held, message))
                 case Warned():
                     held.warnings.append(message.warning)
                 case Drawn():
                     self._spawn(self._publish(held, message))
                 case Broken():
-                    log.warning("broken", job=held.job.id, code=message.code, exc_info=message.cause)
+                    log.warning("broken", job=held.job.id, code=message.code, error=where(message.cause))
                     error = JobError(message.code, message.message, message.code in RETRYABLE)
                     self._spawn(self._record(held, self._queue.fail, error))
 
@@ -144,16 +191,17 @@ class Worker:
         """Encode and store one picture; the last one of a job finishes it."""
         job, params = held.job, held.job.params
         height, width, _ = drawn.pixels.shape
-        data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._info.version)
         key = image_key(job.id, job.attempt, drawn.index, EXTENSIONS[params.output_format])
         try:
+            data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._info.version)
             await self._store.put(key, data)
-        except OSError as error:
-            log.error("not_stored", job=job.id, error=type(error).__name__)
+        except Exception as error:  # whatever it is, it is this job's failure and nobody else's
+            log.error("not_stored", job=job.id, error=where(error))
             self._thread.put(Drop(job))
-            await self._record(held, self._queue.fail, NOT_STORED)
+            await self._record(held, self._queue.fail, NOT_STORED if isinstance(error, OSError) else NOT_ENCODED)
             return
         seed = params.image_seed(drawn.index)
+        held.seconds = drawn.seconds
         held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])
         self._room.set()
         if self._held.get(job.id) is not held:
@@ -161,20 +209,77 @@ class Worker:
             return
         if not held.complete:
             return
-        if not await self._record(held, self._queue.finish, held.ordered(), held.warnings):
+        seconds = None if held.began_with else held.seconds  # of a resumed job only a part is known
+        finish = functools.partial(self._queue.finish, seconds=seconds)
+        if not await self._record(held, finish, held.ordered(), held.warnings):
             await self._discard(held)
 
     async def _record(self, held: Held, write: Callable[..., Awaitable[bool]], *what: object) -> bool:
         """Write a job's end down, however long Redis is away; False where the job is someone else's by now."""
+        held.settling = True
         won = await insist(write, self._info.id, held.job.attempt, held.job.id, *what)
         log.info("recorded" if won else "superseded", job=held.job.id, attempt=held.job.attempt)
         self._forget(held)
         return won
 
-    async def _discard(self, held: Held) -> None:
-        """Nobody will ever publish these pictures: another attempt owns the job."""
+    async def _discard(self, held: Held, *, all_of_them: bool = False) -> None:
+        """Delete pictures that nobody will publish. Those of a checkpoint belong to the job, not to this attempt.
+
+        The record has the last word: an answer may have been lost, and the job may have ended with these very pictures.
+        """
+        record = await insist(self._queue.get, held.job.id)
+        kept = {image.key for image in record.images} if record else set()
+        if not all_of_them:
+            kept |= held.saved
         for image in held.images.values():
-            await self._store.delete(image.key)
+            if image.key not in kept:
+                await self._store.delete(image.key)
+
+    # checkpoints
+
+    async def _save(self) -> None:
+        """Ask for a checkpoint of every job whose rest is worth it."""
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_s / 4)
+            now = time.monotonic()
+            for held in self._held.values():
+                if not held.settling and held.worth_saving(now, self._settings.checkpoint_s):
+                    held.saved_at = now
+                    self._thread.put(Save(held.job))
+
+    async def _keep(self, held: Held, exported: Exported) -> None:
+        """Write a checkpoint down; a job that leaves is handed on with it, or without if it cannot be kept."""
+        if not await self._kept(held, exported):
+            await self._let_go(held, wished=False)
+        elif held.leaving and self._held.get(held.job.id) is held and not held.settling:
+            await self._hand_on(held)
+
+    async def _kept(self, held: Held, exported: Exported) -> bool:
+        """False where the job is someone else's by now. What cannot be kept is not: the next checkpoint comes soon."""
+        job, images = held.job, dict(held.images)
+        done = len(images) * held.evaluations_per_image + sum(s.row for i, s in exported.images.items() if i not in images)
+        if not done:
+            return True
+        refs = [images[i] for i in sorted(images)]
+        data = await asyncio.to_thread(checkpoint.dump, exported.images)
+        try:
+            kept = await self._queue.checkpoint(self._info.id, job.attempt, job.id, data, refs, steps_done=done)
+        except (CheckpointTooLarge, RedisError, OSError) as error:
+            log.warning("checkpoint_not_kept", job=job.id, bytes=len(data), error=type(error).__name__)
+            return True
+        held.saved, held.saved_done = frozenset(image.key for image in refs), done
+        return kept
+
+    async def _hand_on(self, held: Held) -> None:
+        """Back to the front of the queue; its checkpoint, if there is one, goes along."""
+        self._thread.put(Drop(held.job))
+        await insist(self._release, held)
+        self._forget(held)
+        await self._discard(held)
+        log.info(held.leaving or "released", job=held.job.id, attempt=held.job.attempt)
+
+    async def _release(self, held: Held) -> bool:
+        return await self._queue.release(self._info.id, held.job.attempt, held.job.id, reason=held.leaving or "released")
 
     # leases, progress, presence
 
@@ -182,14 +287,15 @@ class Worker:
         while True:
             await asyncio.sleep(self._settings.progress_s / 2)
             now = time.monotonic()
-            for held in [h for h in self._held.values() if h.dirty and now - h.told_at >= self._settings.progress_s]:
+            for held in [h for h in self._held.values() if h.dirty and not h.settling and now - h.told_at >= self._settings.progress_s]:
                 held.dirty, held.told_at = False, now
                 preview, held.preview = held.preview, None
                 try:
-                    standing = await self._queue.progress(self._info.id, held.job.attempt, held.job.id, sum(held.done), preview=preview)
+                    standing = await self._queue.progress(self._info.id, held.job.attempt, held.job.id, held.steps_done, preview=preview)
                 except (RedisError, OSError):
                     held.dirty = True  # told with the next one
                     continue
+                heed_cancel()
                 if standing is not Standing.HELD:
                     await self._let_go(held, wished=standing is Standing.CANCEL)
 
@@ -200,21 +306,32 @@ class Worker:
                 continue
             leases = {h.job.id: h.job.attempt for h in self._held.values()}
             renewal = await insist(self._queue.renew, self._info.id, leases)
-            for held in [self._held[i] for i in renewal.lost | renewal.canceled if i in self._held]:
-                await self._let_go(held, wished=held.job.id in renewal.canceled)
+            for held in [h for h in self._held.values() if h.job.id in renewal.lost | renewal.canceled]:
+                if leases.get(held.job.id) == held.job.attempt:  # not one that was claimed while we asked
+                    await self._let_go(held, wished=held.job.id in renewal.canceled)
+            self._make_room(renewal.pausable)
+
+    def _make_room(self, pausable: Sequence[str]) -> None:
+        """Someone urgent waits: if every slot is taken, the first of these jobs that can go is saved and handed back."""
+        staying = {i: h for i, h in self._held.items() if not (h.leaving or h.settling)}
+        if len(staying) < len(self._held) or sum(h.open_images for h in staying.values()) < self._settings.slots:
+            return  # room is there, or being made
+        for held in [staying[i] for i in pausable if i in staying][:1]:
+            held.leaving = "paused"
+            self._thread.put(Save(held.job))
 
     async def _let_go(self, held: Held, *, wished: bool) -> None:
         """Stop drawing a job whose client wishes to cancel, or whose lease belongs to someone else."""
-        if self._held.get(held.job.id) is not held:
+        if self._held.get(held.job.id) is not held or held.settling:
             return
         self._thread.put(Drop(held.job))
         self._forget(held)
-        if wished:
-            await insist(self._queue.cancel_running, self._info.id, held.job.attempt, held.job.id)
-        log.info("canceled" if wished else "lost", job=held.job.id, attempt=held.job.attempt)
-        await self._discard(held)
+        won = wished and await insist(self._queue.cancel_running, self._info.id, held.job.attempt, held.job.id)
+        log.info("canceled" if won else "lost", job=held.job.id, attempt=held.job.attempt)
+        await self._discard(held, all_of_them=won)
 
     async def _beat(self) -> None:
+        await insist(self._registry.announce, self._card)
         while True:
             info = replace(self._info, busy=sum(h.open_images for h in self._held.values()), ready=True)
             await insist(self._registry.beat, info)
@@ -225,29 +342,38 @@ class Worker:
             await asyncio.sleep(1.0)
             await insist(self._queue.reap)
 
+    async def _deliver(self) -> None:
+        secret = await insist(self._registry.webhook_secret)
+        await deliver(self._hooks, secret, HookSettings(allow_private=self._settings.webhook_allow_private), self._info.id)
+
     # the end
 
     async def _drain(self, serving: asyncio.Task[None]) -> None:
-        """Finish what runs within `drain_s`; whatever is left goes back to the front of the queue."""
+        """Finish what runs within `drain_s`; whatever is left is saved and goes back to the front of the queue."""
         log.info("draining", jobs=len(self._held), seconds=self._settings.drain_s)
-        deadline = time.monotonic() + self._settings.drain_s
-        while self._held and time.monotonic() < deadline and not serving.done():
-            self._room.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._room.wait(), timeout=0.5)
+        await self._until_empty(self._settings.drain_s, serving)
+        for held in self._held.values():
+            if not held.settling:
+                held.leaving = "released"
+                self._thread.put(Save(held.job))
+        await self._until_empty(LEAVE_S, serving)
         try:
-            for held in list(self._held.values()):
+            for held in [h for h in self._held.values() if not h.settling]:  # a long tick: without a checkpoint of this moment
+                self._thread.put(Drop(held.job))
                 await self._release(held)
+                self._forget(held)
+                await self._discard(held)
             await self._registry.leave(self._info.id)
         except (RedisError, OSError) as error:
             log.warning("not_released", jobs=len(self._held), error=type(error).__name__)  # their leases will expire
 
-    async def _release(self, held: Held) -> None:
-        self._thread.put(Drop(held.job))
-        await self._queue.release(self._info.id, held.job.attempt, held.job.id)
-        self._forget(held)
-        await self._discard(held)
-        log.info("released", job=held.job.id, attempt=held.job.attempt)
+    async def _until_empty(self, seconds: float, serving: asyncio.Task[None]) -> None:
+        """Wait until no job is held, at most so long."""
+        deadline = time.monotonic() + seconds
+        while self._held and not serving.done() and (left := deadline - time.monotonic()) > 0:
+            self._room.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._room.wait(), timeout=min(left, 0.5))
 
     def _forget(self, held: Held) -> None:
         if self._held.get(held.job.id) is held:
@@ -268,17 +394,3 @@ class Worker:
     def _thread(self) -> DrawingThread:
         assert self._drawing is not None, "run() sets the drawing thread before any loop starts"
         return self._drawing
-
-
-async def insist(call: Callable[..., Awaitable[T]], *args: object) -> T:
-    """Repeat an idempotent call until Redis answers; waits grow to two seconds."""
-    tries = 0
-    while True:
-        try:
-            return await call(*args)
-        except (RedisError, OSError) as error:
-            wait = BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)]
-            if tries == 0:
-                log.warning("redis_unavailable", error=type(error).__name__, retry_in_s=wait)
-            tries += 1
-            await asyncio.sleep(wait)

@@ -8,4 +8,9 @@ for _, silent in ipairs(call('ZRANGEBYSCORE', q .. 'beats', '-inf', t)) do
 end
 call('ZADD', q .. 'beats', t + tonumber(ttl), worker)
 call('HSET', q .. 'workers', worker, info)
+local told = cjson.decode(info)
+for _, model in ipairs(told.ready and told.models or {}) do
+  call('ZREMRANGEBYSCORE', q .. 'at:' .. model, '-inf', t)
+  call('ZADD', q .. 'at:' .. model, t + tonumber(ttl), worker)
+end
 return 1

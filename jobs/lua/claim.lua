@@ -1,21 +1,28 @@
 #!lua flags=allow-oom
 -- claim <worker> <lease_s> <limit> <queue> ... -> records, now running and leased to the worker, in order
 local worker, lease, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local PATIENCE = 8 -- turns of better lanes in a row, after which a lane gets one
 local held = q .. 'w:' .. worker
 local t = now()
 
+local lanes = {} -- of all models of this worker, best class first
+for rank, class in ipairs(CLASSES) do
+  for i = 4, #ARGV do lanes[#lanes + 1] = { name = lane_of(ARGV[i], class), queue = ARGV[i], rank = rank } end
+end
+
 -- The job becomes this worker's; false if its record is gone. Its work is charged once, however often it runs.
-local function take(id)
-  call('ZREM', q .. 'pending', id)
-  local f = call('HMGET', job(id), 'status', 'cost', 'started_at')
-  if f[1] ~= 'queued' then return false end
-  local attempt = call('HINCRBY', job(id), 'attempt', 1)
-  if f[3] == '' then call('HSET', job(id), 'started_at', stamp(t)) end
-  call('HSET', job(id), 'status', 'running', 'worker', worker)
+local function take(id, found)
+  withdraw(id, found)
+  local f = call('HMGET', job(id), 'status', 'predicted_s', 'charged', 'started_at', 'client', 'queue', 'attempt')
+  if f[1] ~= 'queued' then return false, 0 end
+  local charge = f[3] and 0 or charge_of(f[5], math.max(micros(f[2]), 1))
+  call('HSET', job(id), 'status', 'running', 'worker', worker, 'attempt', tonumber(f[7]) + 1, 'charged', f[3] or charge,
+    'started_at', f[4] ~= '' and f[4] or stamp(t), 'steps_done', call('HGET', q .. 'k:' .. id, 'steps') or 0)
+  call('HINCRBY', q .. 'work', 'running:' .. f[6], micros(f[2]))
   call('ZADD', q .. 'lease', t + lease, id)
   call('SADD', held, id)
   emit(id, 'started')
-  return call('HGETALL', job(id)), attempt == 1 and tonumber(f[2]) or 0
+  return call('HGETALL', job(id)), charge
 end
 
 local function alone()
@@ -35,47 +42,96 @@ local function suspicious(queue)
     return {}
   end
   call('DEL', drain)
-  local record = take(call('ZPOPMIN', waiting)[1])
+  local record = take(call('ZPOPMIN', waiting)[1], { queue = queue, lane = queue })
   return record and { record }
 end
 
--- The client of least virtual time in this queue. What it spent in other queues since it entered the ring shows only
+-- The client of least virtual time in this lane. What it spent in other lanes since it entered the ring shows only
 -- now: it is put where it belongs, and the next one is looked at.
-local function turn(queue)
+local function turn(lane)
   local moved = {}
   while true do
-    local client, start, shift = head(queue)
-    if not client then
-      if call('EXISTS', q .. 'alone:' .. queue) == 0 then call('DEL', q .. 'wake:' .. queue) end
-      return nil
-    end
+    local client, start, shift = head(lane.name)
     local spent = tonumber(call('ZSCORE', q .. 'spent', client) or 0)
-    if spent <= start or moved[client] then return { queue = queue, client = client, start = start, shift = shift } end
-    call('ZADD', q .. 'ring:' .. queue, spent - shift, client)
+    if spent <= start or moved[client] then return { lane = lane, client = client, start = start, shift = shift, vt = true } end
+    call('ZADD', q .. 'ring:' .. lane.name, spent - shift, client)
     moved[client] = true
   end
 end
 
-local function earliest_turn()
-  local best
+-- The queued job that must start first to be in time, if that is soon.
+local function urgent()
+  local id, least, place
   for i = 4, #ARGV do
-    local candidate = turn(ARGV[i])
-    if candidate and (not best or candidate.start < best.start) then best = candidate end
+    local first = call('ZRANGE', q .. 'slack:' .. ARGV[i], 0, 0, 'WITHSCORES')
+    if first[1] and tonumber(first[2]) <= t + URGENT_S and (not least or tonumber(first[2]) < least) then
+      id, least, place = first[1], tonumber(first[2]), i
+    end
+  end
+  if not id then return nil end
+  local f = call('HMGET', job(id), 'client', 'service_class')
+  if not f[1] then
+    call('ZREM', q .. 'slack:' .. ARGV[place], id) -- the record is gone
+    return urgent()
+  end
+  local name = lane_of(ARGV[place], f[2] or 'normal')
+  for _, lane in ipairs(lanes) do
+    if lane.name == name then
+      local _, _, shift = head(name)
+      local at = tonumber(call('ZSCORE', q .. 'ring:' .. name, f[1]) or 0) + shift
+      local start = math.max(at, tonumber(call('ZSCORE', q .. 'spent', f[1]) or 0), present())
+      return { lane = lane, client = f[1], start = start, shift = shift, id = id }
+    end
+  end
+end
+
+-- Whose turn it is: a lane that was passed over too often, the urgent, the best class; there the least virtual time.
+-- All others that wait have been passed over once more.
+local function choose()
+  local waiting, overdue = {}, nil
+  for _, lane in ipairs(lanes) do
+    if call('EXISTS', q .. 'ring:' .. lane.name) == 1 then
+      waiting[#waiting + 1] = lane
+      lane.passed = tonumber(call('HGET', q .. 'passed', lane.name) or 0)
+      if lane.passed >= PATIENCE and (not overdue or lane.passed > overdue.passed) then overdue = lane end
+    end
+  end
+  if #waiting == 0 then return nil end
+  local best = overdue and turn(overdue) or urgent()
+  local candidates = best and {} or waiting
+  for _, lane in ipairs(candidates) do
+    if lane.rank > candidates[1].rank then break end
+    local candidate = turn(lane)
+    if not best or candidate.start < best.start then best = candidate end
+  end
+  for _, lane in ipairs(waiting) do
+    if lane.name == best.lane.name then
+      if lane.passed > 0 then call('HDEL', q .. 'passed', lane.name) end
+    elseif best.id or lane.rank > best.lane.rank then
+      call('HINCRBY', q .. 'passed', lane.name, 1)
+    end
   end
   return best
 end
 
--- Takes the first job of the client whose turn it is and moves the client on by what the job will cost.
+-- Takes the job whose turn it is and moves its client on by what the job will cost.
 local function serve(at)
-  local ready, ring = q .. 'r:' .. at.queue .. ':' .. at.client, q .. 'ring:' .. at.queue
-  local record, cost = false, 0
-  local first = call('ZPOPMIN', ready)
-  if first[1] then record, cost = take(first[1]) end
-  local finish = at.start + (cost or 0)
+  local lane = at.lane
+  local id = at.id or call('ZRANGE', q .. 'r:' .. lane.name .. ':' .. at.client, 0, 0)[1]
+  local record, charge = take(id, { queue = lane.queue, lane = lane.name, client = at.client })
+  local finish = at.start + charge
   call('ZADD', q .. 'spent', finish, at.client)
-  if call('EXISTS', ready) == 1 then call('ZADD', ring, finish - at.shift, at.client) else call('ZREM', ring, at.client) end
-  if at.start > present() then call('SET', q .. 'vt', at.start) end
+  call('ZADD', q .. 'ring:' .. lane.name, 'XX', finish - at.shift, at.client)
+  if at.vt and at.start > present() then call('SET', q .. 'vt', at.start) end
   return record
+end
+
+local function forget_wakes()
+  for i = 4, #ARGV do
+    local left = call('EXISTS', q .. 'alone:' .. ARGV[i])
+    for _, class in ipairs(CLASSES) do left = left + call('EXISTS', q .. 'ring:' .. lane_of(ARGV[i], class)) end
+    if left == 0 then call('DEL', q .. 'wake:' .. ARGV[i]) end
+  end
 end
 
 if limit < 1 or alone() then return {} end
@@ -85,8 +141,11 @@ for i = 4, #ARGV do
 end
 local records = {}
 while #records < limit do
-  local at = earliest_turn()
-  if not at then break end
+  local at = choose()
+  if not at then
+    forget_wakes()
+    break
+  end
   local record = serve(at)
   if record then records[#records + 1] = record end
 end

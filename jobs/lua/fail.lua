@@ -3,6 +3,7 @@
 local worker, attempt, id, retention, failure = unpack(ARGV)
 if settled_by(worker, attempt, id, 'failed') then return 1 end
 if not holds(worker, attempt, id) then return 0 end
+correct(id, '')
 call('HSET', job(id), 'error', failure)
 settle(id, 'failed', retention)
 return 1

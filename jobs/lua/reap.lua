@@ -1,29 +1,54 @@
 #!lua flags=allow-oom
--- reap <limit> <retention_s> <schema> <error json> -> number of jobs whose lease had run out and that were moved on
-local limit, retention, schema, failure = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+-- reap <limit> <retention_s> <schema> <lost_error> <deadline_error> -> number of jobs that were moved on: their lease had
+-- run out, or their deadline passed while they waited
+local limit, retention, schema, lost, late = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local t = now()
 
-local function move_on(id)
+local function note_loss(id)
+  local f = call('HMGET', job(id), 'losses', 'worker', 'attempt')
+  local losses = cjson.decode(f[1] and f[1] ~= '' and f[1] or '[]')
+  losses[#losses + 1] = { worker = f[2], attempt = tonumber(f[3]), at = t }
+  if #losses > MAX_LOSSES then table.remove(losses, 1) end
+  call('HSET', job(id), 'losses', cjson.encode(losses))
+end
+
+local function lose(id)
+  note_loss(id)
   local failures = call('HINCRBY', job(id), 'failures', 1)
   if failures < MAX_FAILURES or call('HGET', job(id), 'cancel_requested') == '1' then
     return give_back(id, 'worker_lost', retention)
   end
-  call('HSET', job(id), 'error', failure)
+  call('HSET', job(id), 'error', lost)
+  settle(id, 'failed', retention)
+  call('ZADD', q .. 'dead', t, id)
+  call('ZREMRANGEBYSCORE', q .. 'dead', '-inf', t - KEPT_S)
+  call('EXPIRE', job(id), math.max(tonumber(retention), KEPT_S))
+end
+
+local function expire(id)
+  withdraw(id)
+  hand_over(id) -- those who asked for the same may have more time
+  call('HSET', job(id), 'error', late)
   settle(id, 'failed', retention)
 end
 
-local moved, passed = 0, 0
-while moved < limit do
-  local id = call('ZRANGEBYSCORE', q .. 'lease', '-inf', t, 'LIMIT', passed, 1)[1]
-  if not id then break end
-  local f = call('HMGET', job(id), 'status', 'schema')
-  if f[1] ~= 'running' then
-    call('ZREM', q .. 'lease', id) -- the record is gone
-  elseif tonumber(f[2]) > schema then
-    passed = passed + 1 -- processes that know this schema will see to it
-  else
-    move_on(id)
-    moved = moved + 1
+-- Records of a newer schema are left to processes that know it.
+local function move_on(index, status, move, moved)
+  local passed = 0
+  while moved < limit do
+    local id = call('ZRANGEBYSCORE', q .. index, '-inf', t, 'LIMIT', passed, 1)[1]
+    if not id then break end
+    local f = call('HMGET', job(id), 'status', 'schema')
+    if f[1] ~= status then
+      call('ZREM', q .. index, id) -- the record is gone
+    elseif tonumber(f[2]) > schema then
+      passed = passed + 1
+    else
+      move(id)
+      moved = moved + 1
+    end
   end
+  return moved
 end
-return moved
+
+return move_on('deadline', 'queued', expire, move_on('lease', 'running', lose, 0))

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- release <worker> <attempt> <id> <retention_s> -> 1, or 0 to whoever does not hold the job. No failure is counted.
-local worker, attempt, id, retention = unpack(ARGV)
+-- release <worker> <attempt> <id> <retention_s> <reason> -> 1, or 0 to whoever does not hold the job. No failure is counted.
+local worker, attempt, id, retention, reason = unpack(ARGV)
 if not holds(worker, attempt, id) then return 0 end
-give_back(id, 'released', retention)
+if reason == 'paused' then call('HINCRBY', job(id), 'pauses', 1) end
+give_back(id, reason, retention)
 return 1

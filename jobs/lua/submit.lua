@@ -1,33 +1,99 @@
 #!lua
--- submit <id> <client> <queue> <priority> <cost> <max_queued> <idempotency key or ''> <its seconds> <fingerprint>
---        <field> <value> ... -> {'created' | 'existing', record} | {'conflict'} | {'full', seconds to wait}
+-- submit <id> <client> <queue> <service_class> <priority> <steps> <size> <deadline_s> <key> <key_ttl_s> <fingerprint>
+--        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <retention_s> <field> <value> ...
+--        -> {'created' | 'existing', record} | {'conflict'} | {'limited' | 'unmeetable', seconds}
+--        | {'full', seconds, 'client' where only its own part is full}
 -- The one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
-local id, client, queue, priority, cost, max_queued, key, key_ttl, fingerprint = unpack(ARGV, 1, 9)
-local idem = q .. 'idem:' .. client .. ':' .. key
-
-if key ~= '' then
-  local known = call('HMGET', idem, 'id', 'fingerprint')
-  if known[1] and known[2] ~= fingerprint then return { 'conflict' } end
-  local record = known[1] and call('HGETALL', job(known[1])) or {}
-  if #record > 0 then return { 'existing', record } end
-end
-if call('EXISTS', job(id)) == 1 then return { 'existing', call('HGETALL', job(id)) } end
-
+local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
+local reuse_key, max_queued, max_per_client, rate, burst, retention = unpack(ARGV, 12, 17)
+local MAX_FOLLOWERS = 100 -- of one job
+local idem, same = q .. 'idem:' .. client .. ':' .. key, q .. 'same:' .. client .. ':' .. reuse_key
 local t = now()
-if call('ZCARD', q .. 'pending') >= tonumber(max_queued) then
-  -- A queue of N jobs whose oldest has waited A seconds drains by N/A a second: wait for a tenth of it.
-  local oldest = call('ZRANGE', q .. 'pending', 0, 0, 'WITHSCORES')
-  local wait = oldest[2] and (t - tonumber(oldest[2])) / 10 or 1
-  return { 'full', math.ceil(math.min(math.max(wait, 1), 60)) }
+
+local function known()
+  if key ~= '' then
+    local entry = call('HMGET', idem, 'id', 'fingerprint')
+    if entry[1] and entry[2] ~= fingerprint then return { 'conflict' } end
+    local record = entry[1] and call('HGETALL', job(entry[1])) or {}
+    if #record > 0 then return { 'existing', record } end
+  end
+  if call('EXISTS', job(id)) == 1 then return { 'existing', call('HGETALL', job(id)) } end
 end
 
-local score = call('INCR', q .. 'seq') - tonumber(priority) * BAND
-call('HSET', job(id), unpack(ARGV, 10))
-call('HSET', job(id), 'created_at', stamp(t), 'queue', queue, 'score', score, 'cost', cost)
+-- GCRA: the time at which the client will have used up its burst. Only what is accepted moves it.
+local function limited()
+  if tonumber(rate) <= 0 then return nil end
+  local each, bucket = 1 / tonumber(rate), q .. 'rate:' .. client
+  local full_at = math.max(tonumber(call('GET', bucket) or 0), t) + each
+  local wait = full_at - t - math.max(tonumber(burst), 1) * each
+  if wait > 1e-6 then return { 'limited', math.ceil(wait) } end
+  return nil, function() call('SET', bucket, stamp(full_at), 'PX', math.ceil((full_at - t) * 1000) + 1000) end
+end
+
+local function full()
+  if call('ZCARD', q .. 'pending') >= tonumber(max_queued) then return { 'full', retry_after(queue, backlog(queue)) } end
+  if tonumber(call('HGET', q .. 'queued', client) or 0) < tonumber(max_per_client) then return nil end
+  local lane = lane_of(queue, class)
+  local own = tonumber(call('HGET', q .. 'work', lane .. ':' .. client) or 0)
+  return { 'full', retry_after(queue, own * math.max(call('ZCARD', q .. 'ring:' .. lane), 1)), 'client' }
+end
+
+-- The earlier job that asked for the same and has, or will have, the answer. One of a lower class is not waited for.
+local function leader()
+  if reuse_key == '' then return nil end
+  local first = call('GET', same)
+  local f = first and call('HMGET', job(first), 'status', 'images', 'service_class', 'cancel_requested') or {}
+  if f[1] == 'succeeded' and f[2] ~= '[]' then return first, true end
+  local open = (f[1] == 'queued' or f[1] == 'running') and f[4] ~= '1' and RANK[f[3] or 'normal'] <= RANK[class]
+  if open and call('ZCARD', q .. 'f:' .. first) < MAX_FOLLOWERS then return first, false end
+end
+
+local function forget_expired(index)
+  for _, old in ipairs(call('ZRANGE', index, 0, 1)) do
+    if call('EXISTS', job(old)) == 0 then call('ZREM', index, old) end
+  end
+end
+
+local answer = known()
+if answer then return answer end
+local refusal, accept = limited()
+if refusal then return refusal end
+local first, ready = leader()
+refusal = not ready and full()
+if refusal then return refusal end
+
+local place = next_place()
+local score = place - tonumber(priority) * PRIORITY_US
+local predicted = predict(queue, size, steps)
+if deadline_s ~= '' and not ready then
+  local _, eta = estimate(queue, class, client, score, predicted, true)
+  if eta > tonumber(deadline_s) then return { 'unmeetable', string.format('%.3f', eta) } end
+end
+
+if accept then accept() end
+call('SET', q .. 'seq', place)
+call('HSET', job(id), unpack(ARGV, 18))
+call('HSET', job(id), 'created_at', stamp(t), 'queue', queue, 'score', score, 'size', size, 'predicted_s', stamp(predicted))
+local deadline = deadline_s ~= '' and stamp(t + tonumber(deadline_s)) or ''
+if deadline ~= '' then call('HSET', job(id), 'deadline_at', deadline) end
+if reuse_key ~= '' then call('HSET', job(id), 'reuse_key', reuse_key) end
 if key ~= '' then
   call('HSET', idem, 'id', id, 'fingerprint', fingerprint)
   call('EXPIRE', idem, key_ttl)
 end
+local index = q .. 'c:' .. client
+forget_expired(index)
+call('ZADD', index, place, id)
+call('PERSIST', index)
 emit(id, 'queued')
-enqueue(id)
+if ready then
+  copy_end(first, id, retention)
+elseif first then
+  call('HSET', job(id), 'follows', first)
+  call('ZADD', q .. 'f:' .. first, score, id)
+  count_in(id, client, stamp(t), deadline)
+else
+  if reuse_key ~= '' then call('SET', same, id) end
+  enqueue(id)
+end
 return { 'created', call('HGETALL', job(id)) }

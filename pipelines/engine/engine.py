@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import guidance
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher
-from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
-from pipelines.engine.sample import InFlight, Sample
+from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
+from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import Shape, SlotPool
 from pipelines.noise import NormalStream
 from pipelines.step_table import BASIS
@@ -49,19 +50,38 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._flying)
 
-    def add(self, sample: Sample) -> None:
-        """Let a sample in: its first noise is drawn and it moves at the next tick. Raises ValueError if full or known."""
+    def add(self, sample: Sample, saved: Saved | None = None) -> None:
+        """Let a sample in, at its first row or where `saved` left it; it moves at the next tick.
+
+        Raises ValueError if the engine is full, the sample known, or `saved` no state of it.
+        """
         if self.free_slots < 1:
             raise ValueError(f"no free slot for sample {sample.id}: {self._slots} are taken")
         if sample.id in self._flying:
             raise ValueError(f"sample {sample.id} is already in flight")
+        if saved and not (saved.fits(sample) and saved.row < saved.rows):
+            raise ValueError(f"the checkpoint is no state of sample {sample.id}")
         pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
         self._pools[sample.shape] = pool
         noise = NormalStream(sample.seed)
         first = np.float32(sample.table.init) * noise.draw(sample.shape)  # [C, h, w]
+        row = saved.row if saved else 0
+        for _ in range(int(sample.table.noisy[:row].sum())):
+            noise.draw(sample.shape)
+        slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
         update = sample.table.update.astype(np.float32)
-        self._flying[sample.id] = InFlight(sample, pool.take(first), self._arrivals, noise, update, served=self._tick)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, update, row=row, served=self._tick)
+
+    def export(self, sample_id: str) -> Saved | None:
+        """A checkpoint of a sample, which goes on; None if it is not here."""
+        flight = self._flying.get(sample_id)
+        if flight is None:
+            return None
+        sample, live = flight.sample, flight.sample.table.live(flight.row)
+        state = np.asarray(self._to_host(self._pools[sample.shape].read([flight.slot])))[0]  # [8, D]
+        registers = state[list(live)].reshape(len(live), *sample.shape)
+        return Saved(flight.row, len(sample.table), live, registers)
 
     def cancel(self, sample_id: str) -> bool:
         """Forget a sample at once; False if it is not here."""
@@ -80,14 +100,13 @@ class Engine:
     def _move(self, batch: list[InFlight], now: float) -> list[Event]:
         """Advance the batch; a model call that raises is halved until the one sample that cannot run stands alone."""
         try:
-            outputs = self._evaluate(batch)
+            state, denoised, finite = self._update(batch, *self._evaluate(batch))
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
             half = len(batch) // 2
             return self._move(batch[:half], now) + self._move(batch[half:], now)
-        state, denoised = self._update(batch, *outputs)
-        finite = np.asarray(self._to_host(self._xp.all(self._xp.isfinite(state[:, 0]), axis=1)))  # [S]
+        self._pools[batch[0].sample.shape].write([f.slot for f in batch], state)
         events: list[Event] = []
         for i, flight in enumerate(batch):
             flight.advance(self._tick)
@@ -125,8 +144,13 @@ class Engine:
         out = xp.concat([self._denoiser(x[c], timestep[c], context[c]) for c in cuts], axis=0)
         return xp.reshape(out[:count], (count, -1))
 
-    def _update(self, batch: list[InFlight], state: Array, scalars: Array, cond: Array, uncond: Array) -> tuple[Array, Array]:
-        """The fused update state' = rows . basis of the whole batch; new state [S, 8, D] and denoised [S, D]."""
+    def _update(
+        self, batch: list[InFlight], state: Array, scalars: Array, cond: Array, uncond: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """The fused update state' = rows . basis of the whole batch: new state [S, 8, D], denoised [S, D], finite [S].
+
+        Nothing is written yet, so a batch that fails here may be tried again in halves.
+        """
         xp = self._xp
         c_skip, c_out = scalars[:, 2:3], scalars[:, 3:4]  # [S, 1]
         raw = guidance.combine(xp, cond, uncond, scalars[:, 4], scalars[:, 5])  # [S, D]
@@ -143,8 +167,8 @@ class Engine:
                 basis[i, 10] = xp.asarray(noise.reshape(-1), device=self._denoiser.device)
         rows = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=self._denoiser.device)  # [S, 8, 11]
         state = xp.matmul(rows, basis)  # [S, 8, D]
-        self._pools[batch[0].sample.shape].write([f.slot for f in batch], state)
-        return state, denoised
+        finite = np.asarray(self._to_host(xp.all(xp.isfinite(state[:, 0]), axis=1)))  # [S]
+        return state, denoised, finite
 
     def _report(self, flight: InFlight, finite: bool, x: Array, denoised: Array, now: float) -> list[Event]:
         """Events of one sample after its row; a finished or broken sample leaves."""
@@ -164,14 +188,14 @@ class Engine:
 
     def _fail(self, flight: InFlight, error: Exception) -> Failed:
         self._remove(flight)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            message = "The device ran out of memory for this image; ask for a smaller size."
-            return Failed(flight.sample.id, "out_of_memory", message, error)
-        return Failed(flight.sample.id, "engine_error", "The model could not evaluate this image.", error)
+        return Failed(flight.sample.id, *describe(error, "The model could not evaluate this image."), error)
 
     def _remove(self, flight: InFlight) -> None:
         del self._flying[flight.sample.id]
-        self._pools[flight.sample.shape].give_back(flight.slot)
+        pool = self._pools[flight.sample.shape]
+        pool.give_back(flight.slot)
+        if pool.idle:  # sizes are many; memory is kept for those in use
+            del self._pools[flight.sample.shape]
 
     def _to_host(self, array: Array) -> Array:
         return array.cpu() if hasattr(array, "cpu") else array

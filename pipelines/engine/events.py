@@ -44,3 +44,12 @@ class Failed:
 
 
 Event = Progress | Preview | Finished | Failed
+
+
+def describe(error: BaseException, otherwise: str) -> tuple[str, str]:
+    """Code and message of what an image failed of; both torch's and Python's own lack of memory are told apart from the rest."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", "The device ran out of memory for this image; ask for a smaller size."
+    if isinstance(error, FloatingPointError):
+        return "not_finite", str(error)
+    return "engine_error", otherwise

@@ -46,6 +46,26 @@ class Sample:
         return 2 if self.guided else 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """An image in flight, small and complete: the next row, and the registers that rows from there on read.
+
+    The generator's position follows from the row: going on draws again what was drawn before and throws it away.
+    """
+
+    row: int
+    rows: int  # of its table
+    live: tuple[int, ...]  # indices into STATE
+    registers: NDArray[np.float32]  # [len(live), C, h, w]
+
+    def fits(self, sample: Sample) -> bool:
+        """Whether this is a state of that sample: the same length, size, and registers in use."""
+        table = sample.table
+        if self.rows != len(table) or not 0 <= self.row <= self.rows or self.registers.shape[1:] != sample.shape:
+            return False
+        return self.live == table.live(self.row) and len(self.live) == len(self.registers)
+
+
 @dataclass(slots=True, eq=False)
 class InFlight:
     """Where a sample stands: its slot, its next table row, its noise, and when it last moved."""

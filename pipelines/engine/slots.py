@@ -33,8 +33,20 @@ class SlotPool:
         self._registers[slot, 0, ...] = self._xp.asarray(first.reshape(-1), device=self._device)
         return slot
 
+    def restore(self, live: tuple[int, ...], registers: NDArray[np.float32]) -> int:
+        """A free slot with these registers [len(live), C, h, w]; the others are zero."""
+        slot = self.take(registers[0])
+        for index, register in zip(live, registers, strict=True):
+            self._registers[slot, index, ...] = self._xp.asarray(register.reshape(-1), device=self._device)
+        return slot
+
     def give_back(self, slot: int) -> None:
         self._free.append(slot)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is taken."""
+        return bool(len(self._free) == self._registers.shape[0])
 
     def read(self, slots: list[int]) -> Array:
         """Registers of these slots, copied: [S, 8, D]."""

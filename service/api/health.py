@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from service import errors
 from service.error_answers import documented
 from service.gateway import Current
-from service.probes import observe_queue, probe
+from service.probes import CHECKS, observe_queue, probe
 
 router = APIRouter(tags=["operation"])
 
@@ -36,11 +36,11 @@ async def healthz() -> HealthAnswer:
 
 @router.get("/readyz", summary="A job would be taken now", responses=documented(errors.NotReady))
 async def readyz(gateway: Current) -> ReadyAnswer:
-    """Redis answers, the image store can be written, and at least one model is known. Workers may be down: jobs wait."""
-    checks = await probe(gateway)
-    if failed := [name for name, passed in checks.items() if not passed]:
-        raise errors.NotReady(f"Not ready: {', '.join(failed)}.")
-    return ReadyAnswer(checks=dict.fromkeys(checks, "ok"))
+    """Redis takes writes and keeps them, the image store can be written, and at least one model is known. Workers may be
+    down: jobs wait."""
+    if faults := await probe(gateway):
+        raise errors.NotReady(f"Not ready: {', '.join(f'{name} ({fault})' for name, fault in faults.items())}.")
+    return ReadyAnswer(checks=dict.fromkeys(CHECKS, "ok"))
 
 
 @router.get(

@@ -1,29 +1,27 @@
-"""The native door: POST /generate, and the jobs it makes."""
+"""The native door: POST /generate."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
-from jobs.job import Job, JobStatus
+from jobs.job import WEBHOOK_EVENTS, Job, ServiceClass, Webhook, WebhookEvent
+from jobs.job_queue import Forecast
 from pipelines.params import GenerationParams, OutputFormat
 from service import errors
+from service.answers import JobAnswer, WarningAnswer, from_job
 from service.drafts import Draft, fingerprint
 from service.error_answers import documented
-from service.gateway import BaseUrl, Client, Current, Gateway
-from service.generations import START
+from service.gateway import BaseUrl, Client, Current
 from service.headers import IdempotencyKey, WaitSeconds
 from service.strict_json import StrictJsonRoute
+from service.terms import Terms
 
-JOB_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-EVENT_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+MAX_DEADLINE_S = 2_592_000.0  # 30 days
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
@@ -31,6 +29,27 @@ Options = Annotated[
     dict[str, Any],
     WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}]}}),
 ]
+
+
+class WebhookRequest(BaseModel):
+    """Where to tell what becomes of the job."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2048, description="https, on the public internet; see docs/webhooks.md")
+    events: list[WebhookEvent] = Field(
+        default_factory=lambda: list(WEBHOOK_EVENTS),
+        min_length=1,
+        description="which events are told; all of them if left out",
+        json_schema_extra={"uniqueItems": True},
+    )
+
+    @field_validator("events")
+    @classmethod
+    def _each_once(cls, events: list[WebhookEvent]) -> list[WebhookEvent]:
+        if len(set(events)) != len(events):
+            raise ValueError("an event is named twice")
+        return events
 
 
 class GenerateRequest(BaseModel):
@@ -58,92 +77,45 @@ class GenerateRequest(BaseModel):
     model: str | None = Field(default=None, min_length=1, description="id of GET /models")
     output_format: OutputFormat = "png"
     preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
+    priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
+    service_class: ServiceClass = Field(default="normal", description="among the jobs of all: interactive first, then normal, then batch")
+    deadline_s: float | None = Field(
+        default=None, gt=0, le=MAX_DEADLINE_S, description="seconds from now in which it must be done; refused if it cannot be"
+    )
+    webhook: WebhookRequest | None = Field(default=None, description="called when something becomes of the job")
+    reuse: bool = Field(default=False, description="share the work with an equal request of yours; needs a seed")
 
     def to_draft(self) -> Draft:
-        return Draft(**dict(self))
+        return Draft(**{name: getattr(self, name) for name in Draft.__dataclass_fields__})
+
+    def to_terms(self) -> Terms:
+        hook = self.webhook
+        return Terms(
+            priority=self.priority,
+            service_class=self.service_class,
+            deadline_s=self.deadline_s,
+            webhook=Webhook(url=hook.url, events=tuple(hook.events)) if hook else None,
+            reuse=self.reuse,
+        )
 
 
-class ProgressAnswer(BaseModel):
-    """U-Net evaluations of all images of the job."""
+class GenerateQuery(BaseModel):
+    """What is to be done with the request."""
 
-    steps_done: int
-    steps_total: int
+    model_config = ConfigDict(extra="forbid")
 
-
-class ImageAnswer(BaseModel):
-    """One finished picture. The URL is signed, made for this answer, and expires."""
-
-    url: str
-    key: str
-    seed: int
-    width: int
-    height: int
-    media_type: str
+    dry_run: Literal["true", "false"] = Field(default="false", description="`true`: only say what would become of it; nothing is queued")
 
 
-class JobErrorAnswer(BaseModel):
-    """Why a job failed, and whether a repeat may help."""
+class DryRunAnswer(BaseModel):
+    """What would become of a request that was not queued. `params` hold every default, and a seed where none was given."""
 
-    code: str
-    message: str
-    retryable: bool
-
-
-class WarningAnswer(BaseModel):
-    """Something to know although the job runs."""
-
-    code: str
-    message: str
-
-
-class LinksAnswer(BaseModel):
-    """Where this job and its events are."""
-
-    self: str
-    events: str
-
-
-class JobAnswer(BaseModel):
-    """A job as it is now. Times are RFC 3339 in UTC."""
-
-    id: str
-    status: JobStatus
-    progress: ProgressAnswer
-    images: list[ImageAnswer] = Field(description="empty until the job has succeeded, and after they were erased")
-    params: GenerationParams = Field(description="everything that decides the picture, defaults and seed filled in")
-    error: JobErrorAnswer | None
+    valid: Literal[True] = True
+    predicted_s: float = Field(description="seconds of work, once it has begun")
+    position: int = Field(description="your jobs of its model and class that would go before it")
+    eta_s: float = Field(description="seconds until it would be done")
+    params: GenerationParams
     warnings: list[WarningAnswer]
-    cancel_requested: bool
-    position: int | None = Field(description="jobs that go before this one, while it is queued")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    links: LinksAnswer
-
-
-async def _job_id(id: str) -> str:
-    """Ids that this service never gave are not looked for."""
-    if not JOB_ID.fullmatch(id):
-        raise errors.JobNotFound()
-    return id
-
-
-async def _start_of_events(
-    gateway: Current,
-    job_id: Annotated[str, Depends(_job_id)],
-    last_event_id: Annotated[
-        str | None, Header(description="the last id seen; what came after it follows", examples=["1790000000000-0"])
-    ] = None,
-) -> AsyncIterator[str]:
-    """All that can go wrong, before the answer's head has left; and the stream's place, until its last byte has."""
-    if last_event_id and not EVENT_ID.fullmatch(last_event_id):
-        raise errors.InvalidHeader("Last-Event-ID is no id that this service gave.", param="Last-Event-ID")
-    await gateway.generations.get(job_id)
-    with gateway.generations.stream():
-        yield last_event_id or START
-
-
-JobId = Annotated[str, Depends(_job_id)]
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -157,27 +129,15 @@ GENERATE_HEADERS = {
 }
 
 
-EVENT_DATA = {  # what `data` of an event is, once read as JSON
-    "type": "object",
-    "required": ["steps_done", "steps_total"],
-    "properties": {
-        "steps_done": {"type": "integer"},
-        "steps_total": {"type": "integer"},
-        "preview": {"type": "string", "description": "of progress: a data URL"},
-        "error": {"$ref": "#/components/schemas/JobErrorAnswer", "description": "of failed"},
-    },
-}
-EVENT_FIELDS = {"data": {"contentMediaType": "application/json", "contentSchema": EVENT_DATA}}
-
-
 @router.post(
     "/generate",
     status_code=202,
+    response_model=JobAnswer,
     summary="Queue a job",
     response_description="queued; the job is not done yet",
     responses={
         202: {"headers": GENERATE_HEADERS},
-        200: {"model": JobAnswer, "description": "the job is done", "headers": GENERATE_HEADERS},
+        200: {"model": JobAnswer | DryRunAnswer, "description": "the job is done; or a dry run", "headers": GENERATE_HEADERS},
         **documented(
             errors.InvalidJson,
             errors.MissingField,
@@ -189,11 +149,17 @@ EVENT_FIELDS = {"data": {"contentMediaType": "application/json", "contentSchema"
             errors.UnknownSampler,
             errors.UnknownSchedule,
             errors.UnknownOption,
+            errors.WebhookRefused,
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
             errors.KeyReused,
+            errors.DeadlineUnmeetable,
             errors.QueueIsFull,
+            errors.ClientQueueFull,
+            errors.RateLimited,
             errors.QueueUnavailable,
+            errors.QueueOutOfMemory,
+            errors.QueueReadOnly,
             errors.NoModel,
         ),
     },
@@ -206,10 +172,15 @@ async def generate(
     base: BaseUrl,
     wait_s: WaitSeconds,
     key: IdempotencyKey,
-) -> JobAnswer:
+    query: Annotated[GenerateQuery, Query()],
+) -> Response | JobAnswer:
     """Queue a job that draws `num_images` pictures. Everything is checked before anything is queued."""
+    draft, terms = body.to_draft(), body.to_terms()
+    if query.dry_run == "true":
+        job, forecast = await gateway.generations.forecast(draft, terms, client=client)
+        return JSONResponse(_dry_run(job, forecast).model_dump(mode="json"))
     said = fingerprint(body.model_dump(exclude_unset=True)) if key else ""
-    submitted = await gateway.generations.submit(body.to_draft(), client=client, idempotency_key=key, fingerprint=said)
+    submitted = await gateway.generations.submit(draft, terms, client=client, idempotency_key=key, fingerprint=said)
     job = submitted.job
     if submitted.created:
         gateway.metrics.submitted(job.params.model)
@@ -224,65 +195,11 @@ async def generate(
     return await from_job(job, gateway, base)
 
 
-@router.get("/jobs/{id}", summary="A job as it is now", responses=documented(errors.JobNotFound, errors.QueueUnavailable))
-async def get_job(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
-    """Polling this is always enough; the image URLs are fresh each time."""
-    return await from_job(await gateway.generations.get(job_id), gateway, base)
-
-
-@router.delete("/jobs/{id}", summary="Cancel a job", responses=documented(errors.JobNotFound, errors.QueueUnavailable))
-async def cancel_job(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
-    """A queued job is canceled at once, a running one at its next step, a finished one is returned unchanged."""
-    job = await gateway.generations.cancel(job_id)
-    gateway.log.info("cancel", job=job.id, status=job.status.value)
-    return await from_job(job, gateway, base)
-
-
-@router.delete(
-    "/jobs/{id}/images",
-    summary="Erase a job's images",
-    responses=documented(errors.JobNotFound, errors.JobNotFinished, errors.QueueUnavailable, errors.StorageUnavailable),
-)
-async def erase_images(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
-    """Delete the pictures of a finished job for good. Their URLs answer 410 from now on."""
-    job = await gateway.generations.erase(job_id)
-    gateway.log.info("erased", job=job.id)
-    return await from_job(job, gateway, base)
-
-
-@router.get(
-    "/jobs/{id}/events",
-    response_class=EventSourceResponse,
-    summary="Follow a job",
-    openapi_extra={"responses": {"200": {"content": {"text/event-stream": {"itemSchema": {"properties": EVENT_FIELDS}}}}}},
-    responses=documented(errors.JobNotFound, errors.InvalidHeader, errors.TooManyStreams, errors.QueueUnavailable),
-)
-async def job_events(job_id: JobId, after: Annotated[str, Depends(_start_of_events)], gateway: Current) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events `queued`, `started`, `progress`, `requeued` and, last and always, one of `succeeded`, `failed`,
-    `canceled`. Each has an id: coming back with Last-Event-ID misses nothing. A comment comes every 15 s of silence."""
-    async for event in gateway.generations.events(job_id, after):
-        yield ServerSentEvent(id=event.id, event=event.type, data=event.data)
-
-
-async def from_job(job: Job, gateway: Gateway, base: str) -> JobAnswer:
-    """The answer that tells of a job; `base` is how the client reaches us."""
-    links = await gateway.links.sign([image.key for image in job.images])
-    return JobAnswer(
-        id=job.id,
-        status=job.status,
-        progress=ProgressAnswer(steps_done=job.steps_done, steps_total=job.steps_total),
-        images=[ImageAnswer(url=base + link, **asdict(image)) for image, link in zip(job.images, links, strict=True)],
+def _dry_run(job: Job, forecast: Forecast) -> DryRunAnswer:
+    return DryRunAnswer(
+        predicted_s=forecast.predicted_s,
+        position=forecast.position,
+        eta_s=forecast.eta_s,
         params=job.params,
-        error=JobErrorAnswer(**asdict(job.error)) if job.error else None,
         warnings=[WarningAnswer(**asdict(warning)) for warning in job.warnings],
-        cancel_requested=job.cancel_requested,
-        position=await gateway.generations.position(job),
-        created_at=_utc(job.created_at),
-        started_at=_utc(job.started_at) if job.started_at else None,
-        finished_at=_utc(job.finished_at) if job.finished_at else None,
-        links=LinksAnswer(self=f"{base}/jobs/{job.id}", events=f"{base}/jobs/{job.id}/events"),
     )
-
-
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(round(seconds, 3), UTC)

@@ -1,0 +1,70 @@
+"""Deliveries to webhooks that wait: written by the script that makes the event, in the same move, so none is missed.
+
+A worker takes what is due, posts it, and says how it went. What it does not settle within its lease falls due again, so
+that a delivery may come twice, under one id, but is never lost with its worker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from redis.asyncio import Redis
+
+from jobs.scripts import Scripts
+
+LEASE_S = 60.0  # must exceed the time of one attempt to deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one URL. `body` is JSON and the same at every attempt; `attempt` counts from 1."""
+
+    id: str
+    job_id: str
+    event: str
+    url: str
+    body: str
+    attempt: int
+    reason: str = ""  # why the last attempt failed
+
+
+class HookQueue:
+    """The deliveries of one shard. Methods raise redis.exceptions.RedisError; each may be repeated then."""
+
+    def __init__(self, redis: Redis, shard: str = "q0", *, lease_s: float = LEASE_S) -> None:
+        self._scripts = Scripts(redis, shard)
+        self._lease_s = lease_s
+
+    async def due(self, worker: str, limit: int) -> list[Delivery]:
+        """Up to `limit` deliveries whose time has come, oldest first, now this worker's until its lease ends."""
+        if limit < 1:
+            return []
+        return [_delivery(*entry) for entry in await self._scripts.run("hooks_due", worker, self._lease_s, limit)]
+
+    async def delivered(self, worker: str, delivery_id: str) -> bool:
+        """It has arrived and is forgotten. False if the delivery is not this worker's (any more)."""
+        return bool(await self._scripts.run("hooks_settle", worker, delivery_id, "", ""))
+
+    async def failed(self, worker: str, delivery_id: str, reason: str, *, retry_in_s: float | None) -> bool:
+        """It has not arrived: due again after `retry_in_s`, or dead if that is None. False if it is not this worker's."""
+        retry = "" if retry_in_s is None else max(retry_in_s, 0.0)
+        return bool(await self._scripts.run("hooks_settle", worker, delivery_id, reason or "failed", retry))
+
+    async def dead(self, limit: int = 50) -> list[Delivery]:
+        """Deliveries that were given up, newest first; kept for a week, at most 10,000 of them."""
+        return [_delivery(*entry) for entry in await self._scripts.run("hooks_dead", max(1, limit))]
+
+    async def redeliver(self, delivery_id: str) -> bool:
+        """Makes a dead delivery due now, with all its attempts before it. False if it is not dead."""
+        return bool(await self._scripts.run("hooks_redeliver", delivery_id))
+
+
+def _delivery(id_: str, pairs: Sequence[str]) -> Delivery:
+    fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    data = {"id": fields["job_id"], "status": fields["status"], "images": json.loads(fields["images"]), **json.loads(fields["data"])}
+    time = datetime.fromtimestamp(float(fields["at"]), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    body = json.dumps({"type": f"job.{fields['event']}", "timestamp": time, "data": data}, ensure_ascii=False)
+    return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, int(fields["attempt"]), fields.get("reason", ""))

@@ -1,0 +1,82 @@
+-- How a job leaves its worker, and how it ends.
+
+-- Ends the worker's right to a job.
+local function free(id)
+  local f = call('HMGET', job(id), 'worker', 'queue', 'predicted_s')
+  if call('ZREM', q .. 'lease', id) == 1 and f[2] then call('HINCRBY', q .. 'work', 'running:' .. f[2], -micros(f[3])) end
+  if f[2] and call('EXISTS', q .. 'lease') == 0 then call('HDEL', q .. 'work', 'running:' .. f[2]) end
+  call('SREM', q .. 'w:' .. (f[1] or ''), id)
+  call('DEL', q .. 'p:' .. id)
+end
+
+local function same_key(id)
+  local f = call('HMGET', job(id), 'client', 'reuse_key')
+  return f[2] and f[2] ~= '' and q .. 'same:' .. f[1] .. ':' .. f[2]
+end
+
+-- A job that ends without a result leaves its followers the first of them to follow, at the better of both places.
+local function hand_over(id)
+  local same, group = same_key(id), q .. 'f:' .. id
+  local heir = call('ZPOPMIN', group)[1]
+  if not heir then
+    if same and call('GET', same) == id then call('DEL', same) end
+    return
+  end
+  local place, own = call('HGET', job(id), 'score'), call('HGET', job(heir), 'score')
+  withdraw(heir)
+  call('HSET', job(heir), 'score', tonumber(place) < tonumber(own) and place or own)
+  if same then call('SET', same, heir) end
+  for _, follower in ipairs(call('ZRANGE', group, 0, -1)) do call('HSET', job(follower), 'follows', heir) end
+  if call('EXISTS', group) == 1 then call('RENAME', group, q .. 'f:' .. heir) end
+  enqueue(heir)
+end
+
+local settle
+
+-- Gives a result, or the reason why there is none, to a job that did not run itself.
+local function copy_end(from, to, retention)
+  local f = call('HMGET', job(from), 'status', 'images', 'warnings', 'error', 'steps_done')
+  call('HSET', job(to), 'images', f[2], 'warnings', f[3], 'error', f[4], 'steps_done', f[5])
+  settle(to, f[1], retention)
+end
+
+local MAX_RESULTS = 10000 -- that are answered again instead of drawn again
+local RESULT_S = 3600 -- for which they are
+
+-- Those who asked for the same share the end; the next who asks for it within the hour is answered at once.
+local function share(id, status, retention)
+  local group, same = q .. 'f:' .. id, same_key(id)
+  for _, follower in ipairs(call('ZRANGE', group, 0, -1)) do
+    withdraw(follower)
+    copy_end(id, follower, retention)
+  end
+  if not same or call('GET', same) ~= id then return end
+  if status ~= 'succeeded' then return call('DEL', same) end
+  call('EXPIRE', same, math.min(tonumber(retention), RESULT_S))
+  call('ZADD', q .. 'results', now(), same)
+  if call('ZCARD', q .. 'results') > MAX_RESULTS then call('DEL', call('ZPOPMIN', q .. 'results')[1]) end
+end
+
+-- The only way into a terminal state: state, last event and expiry in one move.
+settle = function(id, status, retention)
+  free(id)
+  call('HSET', job(id), 'status', status, 'finished_at', stamp(now()))
+  local f = call('HMGET', job(id), 'error', 'client', 'reuse')
+  emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
+  call('DEL', q .. 'k:' .. id)
+  call('EXPIRE', job(id), retention)
+  call('EXPIRE', q .. 'e:' .. id, retention)
+  call('SET', q .. 't:' .. id, 1, 'EX', retention + KEPT_S)
+  if call('HEXISTS', q .. 'queued', f[2]) == 0 then call('EXPIRE', q .. 'c:' .. f[2], retention + KEPT_S) end
+  if f[3] ~= '1' then return end
+  if status == 'canceled' then hand_over(id) else share(id, status, retention) end
+end
+
+-- Back into the queue, or canceled if that was wished meanwhile. Work behind the checkpoint is gone, and that is said.
+local function give_back(id, reason, retention)
+  if call('HGET', job(id), 'cancel_requested') == '1' then return settle(id, 'canceled', retention) end
+  free(id)
+  call('HSET', job(id), 'status', 'queued', 'worker', '', 'steps_done', call('HGET', q .. 'k:' .. id, 'steps') or 0)
+  emit(id, 'requeued', { reason = reason })
+  enqueue(id)
+end

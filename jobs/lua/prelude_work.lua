@@ -1,0 +1,75 @@
+-- What a job will cost, and when it will be done.
+
+local UNKNOWN_COST = 1e-6 -- seconds per pixel of one U-Net evaluation, until a worker has measured it
+
+-- U-Net seconds of `steps` evaluations: measured at this size, or by the pixel at the model's other sizes.
+local function predict(queue, size, steps)
+  local known = call('HMGET', q .. 'cost', queue .. ':' .. size, queue)
+  local width, height = string.match(size, '^(%d+)x(%d+)$')
+  local pixels = math.max(tonumber(width) * tonumber(height), 1)
+  local each = tonumber(known[1]) or pixels * (tonumber(known[2]) or UNKNOWN_COST)
+  return math.max(tonumber(steps), 1) * each
+end
+
+local function workers_of(queue)
+  return math.max(call('ZCOUNT', q .. 'at:' .. queue, '(' .. stamp(now()), '+inf'), 1)
+end
+
+-- Seconds until a tenth of so much work is done: when it is worth to come again.
+local function retry_after(queue, work)
+  return math.ceil(math.min(math.max(work / 1e6 / workers_of(queue) / 10, 1), 3600))
+end
+
+-- All the work that waits for a model.
+local function backlog(queue)
+  local sum = 0
+  for _, class in ipairs(CLASSES) do sum = sum + tonumber(call('HGET', q .. 'work', lane_of(queue, class)) or 0) end
+  return sum
+end
+
+-- Seconds that a job spends with a worker, which shares its device among all it holds. Where others wait, slots that
+-- become free are filled again; where none do, it is the last to be left.
+local function residence(queue, predicted, others_wait)
+  local held = call('ZCARD', q .. 'lease') / math.max(call('ZCOUNT', q .. 'beats', '(' .. stamp(now()), '+inf'), 1)
+  if others_wait then return predicted * math.max(held, 1) end
+  local running = math.max(tonumber(call('HGET', q .. 'work', 'running:' .. queue) or 0), 0) / 1e6
+  return predicted + math.min(predicted * held, running / 2 / workers_of(queue))
+end
+
+-- How many of the client's ready jobs go before one of this score, and in how many seconds it will be done.
+-- Before it: better classes, its client's own work, as much work of each other client. A job with a deadline is urgent
+-- in time: it passes its own client's work and all classes, but not what was promised before.
+local function estimate(queue, class, client, score, predicted, deadline)
+  local lane, own = lane_of(queue, class), micros(predicted)
+  local ready = q .. 'r:' .. lane .. ':' .. client
+  local count, before = call('ZCARD', ready), call('ZCOUNT', ready, '-inf', '(' .. string.format('%.0f', score))
+  local w = call('HMGET', q .. 'work', lane, lane .. ':' .. client, 'promised:' .. queue)
+  local total, mine, promised = tonumber(w[1] or 0), tonumber(w[2] or 0), tonumber(w[3] or 0)
+  local others = call('ZCARD', q .. 'ring:' .. lane) - (count > 0 and 1 or 0)
+  local mine_before = (count > 0 and not deadline) and mine * before / count or 0
+  local ahead = mine_before + math.min(math.max(total - mine, 0), others * (mine_before + own))
+  if deadline then ahead = ahead + promised end
+  for rank = 1, deadline and 0 or RANK[class] - 1 do
+    ahead = ahead + tonumber(call('HGET', q .. 'work', lane_of(queue, CLASSES[rank])) or 0)
+  end
+  return before, ahead / 1e6 / workers_of(queue) + residence(queue, predicted, ahead > 0)
+end
+
+-- The client was charged what was predicted; now it is known what it was. Nothing saves up below the present.
+local function correct(id, seconds)
+  local f = call('HMGET', job(id), 'queue', 'client', 'charged', 'size', 'steps_done')
+  if not f[3] then return end
+  local real = seconds ~= '' and tonumber(seconds) or (tonumber(f[5]) > 0 and predict(f[1], f[4], f[5]) or 0)
+  local client, before = f[2], present()
+  local error = charge_of(client, micros(real)) - tonumber(f[3])
+  local spent = tonumber(call('ZSCORE', q .. 'spent', client))
+  if error == 0 or (error < 0 and not spent) or call('EXISTS', q .. 'pending') == 0 then return end
+  spent = math.max(math.max(spent or before, before) + error, before)
+  call('ZADD', q .. 'spent', spent, client)
+  if error > 0 then return end -- claim sees it when the client's turn comes
+  for _, class in ipairs(CLASSES) do
+    local lane = lane_of(f[1], class)
+    local score, shift = call('ZSCORE', q .. 'ring:' .. lane, client), tonumber(call('HGET', q .. 'shift', lane) or 0)
+    if score and tonumber(score) + shift > spent then call('ZADD', q .. 'ring:' .. lane, spent - shift, client) end
+  end
+end

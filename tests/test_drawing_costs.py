@@ -1,0 +1,48 @@
+"""What an evaluation costs is told as a mean of a second of work, so that one slow tick decides nothing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from jobs.job import Job
+from pipelines.engine.events import Event, Progress
+from tests.job_samples import sample_job
+from workers.drawing import DrawingThread
+from workers.messages import Draw, Measured
+
+
+class Measuring(DrawingThread):
+    """A drawing thread that never starts: its ticks are told to it."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        super().__init__(cast(Any, None), cast(Any, None), self.told.append, numpy_arrays=True)
+
+    def tick(self, job: Job, images: int, seconds: float) -> None:
+        if job.id not in self._jobs:
+            self._take(Draw(job))
+        events: list[Event] = [Progress(f"{job.id}/{index}", 1, 20) for index in range(images)]
+        self._measure(events, seconds)
+
+
+def test_a_slow_first_tick_is_one_of_many() -> None:
+    thread, job = Measuring(), sample_job()
+    thread.tick(job, 1, 0.2)
+    for _ in range(79):
+        thread.tick(job, 1, 0.01)
+        assert thread.told == []
+    thread.tick(job, 1, 0.02)
+    (measured,) = thread.told
+    assert (measured.width, measured.height) == (64, 64)
+    assert measured.seconds == pytest.approx(1.01 / 81)
+
+
+def test_images_of_one_tick_share_its_time_and_sizes_are_told_apart() -> None:
+    thread, small, large = Measuring(), sample_job(), sample_job(size=128)
+    thread.tick(large, 1, 0.9)
+    thread.tick(small, 4, 1.0)
+    assert thread.told == [Measured(64, 64, 0.25)]
+    thread.tick(large, 1, 0.3)
+    assert thread.told[1] == Measured(128, 128, pytest.approx(0.6))

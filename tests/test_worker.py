@@ -1,0 +1,262 @@
+"""The worker's shell against real Valkey and storage, with a drawing thread that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as Unreachable
+
+from jobs.hooks import HookQueue
+from jobs.image_store import LocalImageStore
+from jobs.job import Job, JobStatus
+from jobs.job_queue import JobQueue, Renewal
+from jobs.registry import Registry, WorkerInfo
+from tests.cards import card
+from tests.job_samples import sample_job
+from workers import encode
+from workers.insist import insist, unless
+from workers.log import configure
+from workers.messages import Broken, Command, Draw, Drawn, Drop, Report
+from workers.settings import WorkerSettings
+from workers.worker import Doors, Worker
+
+CARD = card()
+PIXELS = np.zeros((8, 8, 3), np.uint8)
+TIMEOUT_S = 20
+
+
+class Puppet:
+    """Takes commands as the drawing thread does; `react` answers them."""
+
+    def __init__(self, react: Callable[[Command], list[Report]]) -> None:
+        self._react, self.commands = react, list[Command]()
+        self.report: Callable[[Report], None] = lambda report: None
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def put(self, command: Command) -> None:
+        self.commands.append(command)
+        for report in self._react(command):
+            self.report(report)
+
+
+def draw_at_once(command: Command) -> list[Report]:
+    return [Drawn(command.job, 0, PIXELS, 0.1)] if isinstance(command, Draw) else []
+
+
+def job(name: str, **fields: Any) -> Job:
+    return sample_job(id=name, model=CARD.id, size=8, **fields)
+
+
+class Bench:
+    """One worker on real Valkey, running in this test's event loop."""
+
+    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]]) -> None:
+        info = WorkerInfo(
+            id="w", models=(CARD.id,), device="cpu", backend="none", slots=4, busy=0, version="1", started_at=0.0, ready=False
+        )
+        settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, renew_s=0.05, progress_s=0.05, drain_s=0)
+        self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
+        worker = Worker(info, CARD, settings, Doors(queue, Registry(redis), LocalImageStore(folder), HookQueue(redis)))
+        self.puppet.report = worker.report
+        self._running = asyncio.create_task(worker.run(self.puppet, self._stop))  # type: ignore[arg-type]
+
+    async def ended(self, job_id: str) -> Job:
+        async def poll() -> Job:
+            while True:
+                if self._running.done():
+                    self._running.result()
+                found = await self.queue.get(job_id)
+                if found and found.done:
+                    return found
+                await asyncio.sleep(0.01)
+
+        return await asyncio.wait_for(poll(), TIMEOUT_S)
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await asyncio.wait_for(self._running, TIMEOUT_S)
+
+    def files(self) -> set[str]:
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.png")}
+
+
+class LosesAnswers(JobQueue):
+    """The server finishes the job, and the answer never arrives: once."""
+
+    lost = 1
+
+    async def finish(self, *args: Any, **options: Any) -> bool:
+        done = await super().finish(*args, **options)
+        if self.lost:
+            self.lost -= 1
+            raise Unreachable("dropped after the script ran")
+        return done
+
+
+async def test_a_finish_whose_answer_is_lost_keeps_its_picture(redis: Redis, tmp_path: Path) -> None:
+    """Meanwhile the lease is gone, renewing says lost, and still nothing of a job that succeeded may be deleted."""
+    queue = LosesAnswers(redis)
+    await queue.submit(job("a"))
+    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    done = await bench.ended("a")
+    await bench.stop()
+    assert done.status is JobStatus.SUCCEEDED
+    assert bench.files() == {image.key for image in done.images} != set()
+
+
+class Forgetful(JobQueue):
+    """Renewals do not get through until the test lets them, so leases run out under a worker that lives."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, lease_s=0.3)
+        self.open = asyncio.Event()
+
+    async def renew(self, worker: str, held: Any) -> Renewal:
+        await self.open.wait()
+        return await super().renew(worker, held)
+
+
+async def test_a_worker_that_is_its_own_successor_drops_the_earlier_attempt_first(redis: Redis, tmp_path: Path) -> None:
+    queue = Forgetful(redis)
+    await queue.submit(job("a"))
+
+    def react(command: Command) -> list[Report]:
+        if isinstance(command, Draw) and command.job.attempt == 2:
+            queue.open.set()
+            return draw_at_once(command)
+        return []
+
+    bench = Bench(queue, redis, tmp_path, react)
+    done = await bench.ended("a")
+    await bench.stop()
+    assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert [(type(c), c.job.attempt) for c in bench.puppet.commands[:3]] == [(Draw, 1), (Drop, 1), (Draw, 2)]
+    assert bench.files() == {image.key for image in done.images} != set()
+
+
+async def test_a_picture_that_cannot_be_written_fails_its_job_alone(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = encode.encode
+
+    def picky(pixels: Any, params: Any, *rest: Any) -> bytes:
+        if params.seed == 13:
+            raise RuntimeError("cannot be written")
+        return original(pixels, params, *rest)
+
+    monkeypatch.setattr(encode, "encode", picky)
+    queue = JobQueue(redis)
+    bad = job("bad")
+    await queue.submit(replace(bad, params=replace(bad.params, seed=13)))
+    await queue.submit(job("good"))
+    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    failed, good = await bench.ended("bad"), await bench.ended("good")
+    await bench.stop()
+    assert failed.error is not None
+    assert failed.error.code == "encode_failed"
+    assert good.status is JobStatus.SUCCEEDED
+
+
+async def test_storage_that_is_full_fails_the_job_with_a_code_that_says_try_again(redis: Redis, tmp_path: Path) -> None:
+    queue = JobQueue(redis)
+    await queue.submit(job("a"))
+    (tmp_path / "a").write_text("a file where the job's folder should be")
+    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    done = await bench.ended("a")
+    await bench.stop()
+    assert done.error is not None
+    assert (done.error.code, done.error.retryable) == ("storage_unavailable", True)
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    configure("info", stream)
+    yield stream
+    structlog.reset_defaults()
+
+
+async def test_the_log_of_a_broken_job_holds_no_prompt(redis: Redis, tmp_path: Path, logged: io.StringIO) -> None:
+    def react(command: Command) -> list[Report]:
+        if not isinstance(command, Draw):
+            return []
+        try:
+            prompt = command.job.params.prompt
+            raise ValueError(f"bad: {prompt}")
+        except ValueError as error:
+            return [Broken(command.job, "engine_error", "The model could not evaluate this image.", error)]
+
+    queue = JobQueue(redis)
+    await queue.submit(job("a"))
+    bench = Bench(queue, redis, tmp_path, react)
+    done = await bench.ended("a")
+    await bench.stop()
+    assert done.status is JobStatus.FAILED
+    assert "broken" in logged.getvalue()
+    assert "ValueError at test_worker.py" in logged.getvalue()
+    assert "apple" not in logged.getvalue()
+
+
+async def test_a_worker_that_stops_hands_back_what_it_holds(redis: Redis, tmp_path: Path) -> None:
+    queue = JobQueue(redis)
+    await queue.submit(job("a"))
+    claimed = asyncio.Event()
+
+    def react(command: Command) -> list[Report]:
+        claimed.set()
+        return []
+
+    bench = Bench(queue, redis, tmp_path, react)
+    await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
+    await bench.stop()
+    waiting = await queue.get("a")
+    assert waiting is not None
+    assert (waiting.status, waiting.failures) == (JobStatus.QUEUED, 0)
+
+
+async def test_waiting_for_redis_ends_when_the_worker_is_told_to_stop() -> None:
+    stop = asyncio.Event()
+    asked = asyncio.Event()
+
+    async def never() -> None:
+        asked.set()
+        raise Unreachable("away")
+
+    waiting = asyncio.create_task(unless(stop, insist(never)))
+    await asyncio.wait_for(asked.wait(), TIMEOUT_S)
+    stop.set()
+    assert await asyncio.wait_for(waiting, TIMEOUT_S) is False
+
+
+def test_texts_too_long_for_an_exif_segment_are_left_out_and_the_picture_is_not() -> None:
+    params = replace(sample_job().params, prompt="🐸" * 20_000, output_format="jpeg")
+    data = encode.encode(PIXELS, params, 0, CARD, "1")
+    assert data.startswith(b"\xff\xd8")
+    with pytest.raises(ValueError, match="carries no Celadon parameters"):
+        encode.read_metadata(data)
+
+
+async def test_a_cancel_that_the_client_library_swallowed_is_heeded(redis: Redis) -> None:
+    """Python 3.11 loses some cancels inside redis-py; a loop of patient calls ends all the same."""
+
+    async def loop() -> None:
+        while True:
+            await insist(redis.ping)
+
+    for _ in range(200):
+        task = asyncio.create_task(loop())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, pending = await asyncio.wait({task}, timeout=TIMEOUT_S)
+        assert not pending
