@@ -162,8 +162,6 @@ def of_gamma(ladder: Ladder, convention: Convention, steps: int, *, gamma: Calla
 
     It starts at t0 with gamma(t0) = the ladder's end, never above it and never clipped: equal levels divide by zero.
     """
-    if options.get("end", 1.0) <= options.get("start", 0.0):
-        raise ValueError("the option start must be smaller than end")
     curve = partial(gamma, clip_min=0.0, **options)
     end = float(_ends(ladder, convention)[-1])
     values = curve(_time_of(curve, end) * (1.0 - np.arange(steps) / steps))

@@ -36,7 +36,7 @@ class Settings:
     seed: int = 0
 
 
-REFINE = Settings(total=12_000, peak=1e-3, hold=0.2, decay=0.99)
+REFINE = Settings(total=32_000, peak=1e-3, hold=0.2, decay=0.99)
 
 
 def build_vae(channels: tuple[int, ...] = CHANNELS, groups: int = 8, size: int = 128) -> AutoencoderKL:
