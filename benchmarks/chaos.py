@@ -144,6 +144,9 @@ class Customer:
         self._client = httpx2.Client(base_url=url, timeout=30)
         self._limit = time.monotonic() + limit_s
 
+    def close(self) -> None:
+        self._client.close()
+
     def ask(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         """Raises TimeoutError past the limit."""
         while time.monotonic() < self._limit:
@@ -202,33 +205,35 @@ def judge(customer: Customer, job_id: str, references: dict[int, list[bytes]], t
 def run(jobs: int, seed: int, limit_s: float) -> Tally:
     """The whole play; a job that has not ended `limit_s` after the first submit counts as lost."""
     tally = Tally(jobs)
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Stage(Path(folder), write_toy(Path(folder) / "toy"))) as stage:
-        calm = Customer(stage.fleet.url, limit_s)
-        first = {kind: calm.submit(kind) for kind in range(KINDS)}
-        references = {kind: calm.pictures(calm.ended(job_id) or {"images": []}) for kind, job_id in first.items()}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Stage(Path(folder), write_toy(Path(folder) / "toy"))) as stage,
+        contextlib.closing(Customer(stage.fleet.url, limit_s)) as customer,
+    ):
+        first = {kind: customer.submit(kind) for kind in range(KINDS)}
+        references = {kind: customer.pictures(customer.ended(job_id) or {"images": []}) for kind, job_id in first.items()}
         began = time.monotonic()
         enough = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(shop, stage.fleet.url, jobs, limit_s, enough)
+            work = pool.submit(shop, customer, jobs, enough)
             try:
                 Monkey(stage, random.Random(seed), tally).play(enough)
             finally:
                 enough.set()
-            customer, submitted = work.result()
+            submitted = work.result()
         for job_id in track(submitted, description="checking", console=console):
             judge(customer, job_id, references, tally)
         tally.seconds = time.monotonic() - began
     return tally
 
 
-def shop(url: str, jobs: int, limit_s: float, enough: threading.Event) -> tuple[Customer, list[str]]:
+def shop(customer: Customer, jobs: int, enough: threading.Event) -> list[str]:
     """Submit everything and wait for the newest job to end; then it is enough."""
     try:
-        customer = Customer(url, limit_s)
         submitted = [customer.submit(KINDS + number) for number in track(range(jobs), description="submitting", console=console)]
         with contextlib.suppress(TimeoutError):
             customer.ended(submitted[-1])
-        return customer, submitted
+        return submitted
     finally:
         enough.set()
 

@@ -33,7 +33,7 @@ GRID_PROMPTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    total: int = 180_000
+    total: int = 184_000
     batch: int = 32
     peak: float = 6e-4
     text_peak: float = 2e-4
