@@ -86,10 +86,11 @@ class Monkey:
             "Valkey stopped": (1, self._stop_server),
         }
 
-    def play(self, enough: threading.Event) -> None:
-        """One fault after the other until it is enough; everything runs again then."""
+    def play(self, enough: threading.Event, seconds: float) -> None:
+        """One fault after the other until it is enough, at most so long; everything runs again then."""
         weights = [weight for weight, _ in self._faults.values()]
-        while not enough.wait(self._rng.uniform(*PAUSE_S)):
+        end = time.monotonic() + seconds
+        while not enough.wait(self._rng.uniform(*PAUSE_S)) and time.monotonic() < end:
             [name] = self._rng.choices(list(self._faults), weights)
             self._faults[name][1]()
             self._tally.faults[name] += 1
@@ -202,8 +203,8 @@ def judge(customer: Customer, job_id: str, references: dict[int, list[bytes]], t
         tally.changed += 1
 
 
-def run(jobs: int, seed: int, limit_s: float) -> Tally:
-    """The whole play; a job that has not ended `limit_s` after the first submit counts as lost."""
+def run(jobs: int, seed: int, harm_s: float, limit_s: float) -> Tally:
+    """The whole play: `harm_s` of faults, then calm; a job that has not ended `limit_s` after the first submit counts as lost."""
     tally = Tally(jobs)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -217,7 +218,7 @@ def run(jobs: int, seed: int, limit_s: float) -> Tally:
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(shop, customer, jobs, enough)
             try:
-                Monkey(stage, random.Random(seed), tally).play(enough)
+                Monkey(stage, random.Random(seed), tally).play(enough, harm_s)
             finally:
                 enough.set()
             submitted = work.result()
@@ -254,9 +255,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--harm", type=float, default=90.0, help="seconds of faults")
     parser.add_argument("--limit", type=float, default=280.0, help="seconds")
     options = parser.parse_args()
-    tally = run(options.jobs, options.seed, options.limit)
+    tally = run(options.jobs, options.seed, options.harm, options.limit)
     show(tally)
     return 0 if tally.clean else 1
 

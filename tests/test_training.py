@@ -19,6 +19,7 @@ from training.data import compose, load_scenes
 from training.export import cosine_betas, fold_statistics, latent_rgb
 from training.judge import background_of, colour_of
 from training.norm import FastGroupNorm
+from training.sources import attribution
 from training.toy import write_toy
 from training.words import BACKGROUNDS, STYLES, THINGS
 
@@ -289,6 +290,7 @@ def test_the_shipped_model_fits_and_describes_itself():
     celadon = json.loads((MODEL / "celadon.json").read_text())
     assert celadon["words"] == vocabulary() and celadon["width"] == 128
     assert np.shape(celadon["latent_rgb"]["matrix"]) == (4, 3)
+    assert (MODEL / "ATTRIBUTION.md").read_text(encoding="utf-8") == attribution()
     assert json.loads((MODEL / "scheduler" / "scheduler_config.json").read_text())["trained_betas"][-1] == 1.0
 
 
