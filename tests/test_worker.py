@@ -20,8 +20,9 @@ from jobs.image_store import LocalImageStore
 from jobs.job import Job, JobStatus
 from jobs.job_queue import JobQueue, Renewal
 from jobs.registry import Registry, WorkerInfo
+from pipelines.engine import checkpoint
 from tests.cards import card
-from tests.job_samples import sample_job
+from tests.job_samples import sample_image, sample_job
 from workers import encode
 from workers.insist import insist, unless
 from workers.log import configure
@@ -114,6 +115,24 @@ async def test_a_finish_whose_answer_is_lost_keeps_its_picture(redis: Redis, tmp
     await bench.stop()
     assert done.status is JobStatus.SUCCEEDED
     assert bench.files() == {image.key for image in done.images} != set()
+
+
+async def test_a_checkpoint_that_holds_every_picture_only_has_to_be_recorded(redis: Redis, tmp_path: Path) -> None:
+    """The first worker was lost between its last picture and the record: nothing is left to draw, and the job still ends."""
+    queue = JobQueue(redis)
+    wanted = job("a")
+    await queue.submit(wanted)
+    [first] = await queue.claim("lost", [CARD.id], 1)
+    picture = sample_image(first)
+    await LocalImageStore(tmp_path).put(picture.key, b"drawn")
+    assert await queue.checkpoint("lost", 1, "a", checkpoint.dump({}), [picture], steps_done=wanted.steps_total)
+    assert await queue.release("lost", 1, "a")
+    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    done = await bench.ended("a")
+    await bench.stop()
+    assert done.status is JobStatus.SUCCEEDED
+    assert done.images == (picture,)
+    assert not any(isinstance(c, Draw) for c in bench.puppet.commands)
 
 
 class Forgetful(JobQueue):

@@ -10,24 +10,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import structlog
-from redis.exceptions import RedisError
 
-from jobs.connection import heed_cancel
 from jobs.hook_signature import sign
 from jobs.hook_url import parse_url
 from jobs.hooks import Delivery, HookQueue
 from workers.hook_post import GuardedPost, Refused, Unreachable
+from workers.insist import insist
 
-T = TypeVar("T")
 Post = Callable[[str, Mapping[str, str], bytes], Awaitable[tuple[int, Mapping[str, str]]]]
 
 log = structlog.get_logger("webhooks")
 
 RETRIES_S = (5, 30, 120, 600, 3600, 21_600)  # after the first, second ... attempt that failed; then the delivery is dead
-BACK_OFF_S = (0.1, 0.25, 0.5, 1.0, 2.0)  # while Redis is away
 GONE = 410  # the receiver wants no more of this
 
 
@@ -58,7 +55,7 @@ async def deliver(hooks: HookQueue, secret: bytes, settings: HookSettings, worke
         while True:
             if len(flying) >= settings.at_once:
                 await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-            due = await _insist(lambda: hooks.due(worker, settings.at_once - len(flying)))
+            due = await insist(hooks.due, worker, settings.at_once - len(flying))
             for delivery in due:
                 task = group.create_task(_settle(hooks, courier, delivery, worker))
                 flying.add(task)
@@ -71,10 +68,10 @@ async def _settle(hooks: HookQueue, courier: Courier, delivery: Delivery, worker
     outcome = await courier.attempt(delivery)
     told = {"job": delivery.job_id, "what": delivery.event, "delivery": delivery.id, "attempt": delivery.attempt}
     if outcome.delivered:
-        await _insist(lambda: hooks.delivered(worker, delivery.id))
+        await insist(hooks.delivered, worker, delivery.id)
         log.info("delivered", **told)
     else:
-        await _insist(lambda: hooks.failed(worker, delivery.id, outcome.reason, retry_in_s=outcome.retry_in_s))
+        await insist(partial(hooks.failed, worker, delivery.id, outcome.reason, retry_in_s=outcome.retry_in_s))
         log.warning("not_delivered", **told, reason=outcome.reason, retry_in_s=outcome.retry_in_s)
 
 
@@ -159,18 +156,3 @@ def _failure(delivery: Delivery, reason: str, at_least_s: int = 0) -> Outcome:
     if delivery.attempt > len(RETRIES_S):
         return Outcome(False, reason)
     return Outcome(False, reason, min(max(RETRIES_S[delivery.attempt - 1], at_least_s), RETRIES_S[-1]))
-
-
-async def _insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat until Redis answers; waits grow to two seconds."""
-    tries = 0
-    while True:
-        try:
-            result = await call()
-            heed_cancel()
-            return result
-        except (RedisError, OSError) as error:
-            if tries == 0:
-                log.warning("redis_unavailable", error=type(error).__name__)
-            await asyncio.sleep(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
-            tries += 1

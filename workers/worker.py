@@ -139,7 +139,10 @@ class Worker:
             saved = self._resume(held, found)
         log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps, resumed=held.began_with)
         self._held[job.id] = held
-        self._thread.put(Draw(job, saved, frozenset(held.images)))
+        if held.complete:  # the earlier attempt was lost between its last picture and the record
+            self._spawn(self._finish(held))
+        else:
+            self._thread.put(Draw(job, saved, frozenset(held.images)))
 
     def _resume(self, held: Held, found: Checkpoint) -> dict[int, Saved]:
         """Take over pictures and states of the earlier attempt; what cannot be read is drawn anew."""
@@ -206,9 +209,10 @@ class Worker:
         self._room.set()
         if self._held.get(job.id) is not held:
             await self._store.delete(key)  # lost, cancelled or released while it was written
-            return
-        if not held.complete:
-            return
+        elif held.complete:
+            await self._finish(held)
+
+    async def _finish(self, held: Held) -> None:
         seconds = None if held.began_with else held.seconds  # of a resumed job only a part is known
         finish = functools.partial(self._queue.finish, seconds=seconds)
         if not await self._record(held, finish, held.ordered(), held.warnings):
