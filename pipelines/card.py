@@ -25,7 +25,11 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerInfo:
-    """One sampler that the model can run. U-Net evaluations of n steps = `evals_per_step` * n + `evals_offset`."""
+    """One sampler that the model can run, and what it costs.
+
+    U-Net evaluations of n steps = `evals_per_step` * n + `evals_offset`, except for 1, 2 ... steps where `evals_first`
+    says otherwise; `evals_open` more where the levels end above zero.
+    """
 
     id: str
     name: str
@@ -34,11 +38,16 @@ class SamplerInfo:
     max_steps: int = 1000
     evals_per_step: int = 1
     evals_offset: int = 0
+    evals_first: tuple[int, ...] = ()
+    evals_open: int = 0
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
     stochastic: bool = False
 
-    def evaluations(self, steps: int) -> int:
-        return self.evals_per_step * steps + self.evals_offset
+    def evaluations(self, steps: int, *, ends_open: bool = False) -> int:
+        """U-Net evaluations of one unguided picture; exact for every number of steps from 1 on."""
+        known = self.evals_first
+        line = known[steps - 1] if steps <= len(known) else self.evals_per_step * steps + self.evals_offset
+        return line + (self.evals_open if ends_open else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +104,7 @@ class ModelCard:
         """The inverse of `to_dict`, also after a trip through JSON."""
         fields = dict(data)
         fields["defaults"] = Defaults(**fields["defaults"])
-        fields["samplers"] = tuple(SamplerInfo(**_with_options(s)) for s in fields["samplers"])
+        fields["samplers"] = tuple(SamplerInfo(**_with_options(s) | {"evals_first": tuple(s["evals_first"])}) for s in fields["samplers"])
         fields["schedules"] = tuple(ScheduleInfo(**_with_options(s) | {"curve": tuple(s["curve"])}) for s in fields["schedules"])
         fields["words"] = tuple(fields["words"])
         return cls(**fields)

@@ -1,75 +1,20 @@
-"""The registry of samplers, and `compile_table`: sampler + schedule + steps on a model's ladder -> StepTable."""
+"""`catalog` of the samplers, and `compile_table`: sampler + schedule + steps on a model's ladder -> StepTable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from pipelines import rows
-from pipelines.card import OptionInfo, SamplerInfo
+from pipelines.card import SamplerInfo
 from pipelines.ladder import Float, Ladder
-from pipelines.level import Convention, Level
+from pipelines.level import Level
 from pipelines.options import Option, Options, checked_options
 from pipelines.rows import Row, Terms
+from pipelines.sampler_list import SAMPLERS
 from pipelines.schedules import SCHEDULES, levels
 from pipelines.step_table import BASIS, MEMORIES, STATE, StepTable
-
-_EULER = Convention(scaled_init=True)
-_DDIM = Convention(spacing="leading", whole=True, exact=True, full_range=True, strided=True)
-_DDPM = Convention(spacing="leading", whole=True, exact=True, full_range=True)
-_DPM = Convention(whole=True, drops_last=True, full_range=True, karras_time="nearest", floors_squared_cosine=True, exponential_time="floor")
-_UNIPC = Convention(whole=True, drops_last=True, full_range=True, karras_time="nearest", exponential_time="floor")
-_DPM2 = Convention(scaled_init=True, karras_time="nearest")
-_LCM = Convention(exact=True, full_range=True, auto="lcm")
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """`rows` takes the levels and every option by name."""
-
-    name: str
-    rows: Callable[..., Sequence[Row]]
-    convention: Convention
-    aliases: tuple[str, ...] = ()
-    options: Mapping[str, OptionInfo] = field(default_factory=dict)
-    evals_per_step: int = 1
-    evals_offset: int = 0
-    most: int | None = None  # steps, where fewer than the ladder gives
-    stochastic: bool = False
-
-
-def _unit(default: float, maximum: float = 1.0) -> OptionInfo:
-    return OptionInfo(default=default, minimum=0.0, maximum=maximum)
-
-
-_SDE = {"eta": _unit(1.0), "s_noise": _unit(1.0, 2.0)}
-_UNIPC_OPTIONS = {
-    "order": OptionInfo(default=2, minimum=1, maximum=3, integer=True),
-    "solver_type": OptionInfo(default="bh2", choices=("bh1", "bh2")),
-}
-
-SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": Sampler("DDIM", rows.ddim, _DDIM, ("k_ddim", "DDIMScheduler"), {"eta": _unit(0.0)}),
-    "ddpm": Sampler("DDPM", rows.ddpm, _DDPM, ("k_ddpm", "DDPMScheduler"), stochastic=True),
-    "euler": Sampler("Euler", rows.euler, _EULER, ("k_euler", "EulerDiscreteScheduler")),
-    "euler_a": Sampler(
-        "Euler a",
-        rows.euler_a,
-        _EULER,
-        ("euler_ancestral", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
-        _SDE,
-        stochastic=True,
-    ),
-    "heun": Sampler("Heun", rows.heun, _EULER, ("k_heun", "HeunDiscreteScheduler"), evals_per_step=2, evals_offset=-1),
-    "dpm2": Sampler("DPM2", rows.dpm2, _DPM2, ("dpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"), evals_per_step=2, evals_offset=-1),
-    "dpmpp_2m": Sampler("DPM++ 2M", rows.dpmpp_2m, _DPM, ("k_dpmpp_2m", "DPMSolverMultistepScheduler")),
-    "dpmpp_2m_sde": Sampler("DPM++ 2M SDE", rows.dpmpp_2m_sde, _DPM, ("dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"), _SDE, stochastic=True),
-    "unipc": Sampler("UniPC", rows.unipc, _UNIPC, ("uni_pc", "uni_pc_bh2", "k_unipc", "UniPCMultistepScheduler"), _UNIPC_OPTIONS),
-    "lcm": Sampler("LCM", rows.lcm, _LCM, ("k_lcm", "LCMScheduler"), most=50, stochastic=True),
-}
 
 
 def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
@@ -82,6 +27,8 @@ def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
             max_steps=sampler.most or len(ladder) - 2,
             evals_per_step=sampler.evals_per_step,
             evals_offset=sampler.evals_offset,
+            evals_first=sampler.evals_first,
+            evals_open=sampler.evals_open,
             options=sampler.options,
             stochastic=sampler.stochastic,
         )

@@ -10,7 +10,8 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.engine.sample import Saved
 from pipelines.ladder import Ladder
-from pipelines.samplers import SAMPLERS, compile_table
+from pipelines.sampler_list import SAMPLERS
+from pipelines.samplers import compile_table
 from pipelines.step_table import STATE
 from tests.fakes import RowwiseDenoiser, sd_ladder_config
 from tests.test_engine import LADDER, MIXED, mixed_sample, run, sample, solo

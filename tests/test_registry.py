@@ -25,7 +25,11 @@ CARD = ModelCard(
     max_steps=150,
     max_prompt_tokens=77,
     defaults=Defaults(),
-    samplers=(SamplerInfo(id="ddim", name="DDIM", aliases=("k_ddim",), options={"eta": OptionInfo(default=0.0, minimum=0, maximum=1)}),),
+    samplers=(
+        SamplerInfo(
+            id="ddim", name="DDIM", aliases=("k_ddim",), evals_first=(1,), options={"eta": OptionInfo(default=0.0, minimum=0, maximum=1)}
+        ),
+    ),
     schedules=(ScheduleInfo(id="karras", name="Karras", curve=(1.5, -2.5)),),
     words=("apple", "red"),
 )

@@ -11,7 +11,8 @@ import torch
 
 from oracles import CONFIGS, EPSILON, Mixture, accepts, difference, drive, noises, run_table, scheduler
 from pipelines.ladder import Ladder
-from pipelines.samplers import SAMPLERS, compile_table
+from pipelines.sampler_list import SAMPLERS
+from pipelines.samplers import compile_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # the reference, on numpy 2
 

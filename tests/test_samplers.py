@@ -15,7 +15,8 @@ from oracles import CONFIGS, EPSILON, ZERO_SNR, Mixture, difference, noises, run
 from pipelines import schedules
 from pipelines.card import OptionInfo
 from pipelines.ladder import Ladder
-from pipelines.samplers import SAMPLERS, catalog, compile_table
+from pipelines.sampler_list import SAMPLERS
+from pipelines.samplers import catalog, compile_table
 from pipelines.schedules import SCHEDULES
 from pipelines.step_table import BASIS, STATE
 

@@ -65,7 +65,11 @@ async def models(gateway: Current) -> list[ModelAnswer]:
 
 @router.get("/samplers", summary="The samplers that a model can run", responses=FOR_MODEL)
 async def samplers(gateway: Current, query: Annotated[ModelQuery, Query()]) -> list[SamplerInfo]:
-    """A request may use the id, the name or any alias. n steps cost `evals_per_step` * n + `evals_offset` U-Net evaluations."""
+    """A request may use the id, the name or any alias.
+
+    n steps cost `evals_per_step` * n + `evals_offset` U-Net evaluations, or entry n of `evals_first` where it has one,
+    and `evals_open` more where the levels end above zero.
+    """
     return list((await gateway.catalog.card(query.model)).samplers)
 
 
