@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 
 # One thread per test process: the same result on every machine, and no fight for cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+TEST_PROCESSES ?= 2
 LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
@@ -33,7 +34,7 @@ run: $(INSTALLED) ## Start the whole service and draw PROMPT; Ctrl-C stops it
 	@exec $(BIN)/celadon up --first-prompt "$$FIRST_PROMPT" $(UP_FLAGS)
 
 test: $(INSTALLED_DEV) ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_FLAGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 test-full: $(INSTALLED_DEV) ## Run every test, the slow ones too
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)

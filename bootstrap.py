@@ -16,6 +16,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
+ORACLES = ["k-diffusion"]  # for tests; installed alone, since what it asks for would replace numpy and bring trackers
 NEEDED_GB = 3  # a CPU installation takes 1.5 GB, and pip unpacks beside it
 
 
@@ -34,6 +35,8 @@ def main():
     command = [python, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check"]
     command += ["--constraint", os.path.join(HERE, "constraints.txt"), "--editable", target]
     pip(command)
+    if extra == "dev":
+        pip(command[:-2] + ["--no-deps"] + ORACLES)
     say("installed in %.0f s" % (time.time() - begun))
 
 
