@@ -31,23 +31,31 @@ class Level(NamedTuple):
 class Levels:
     """n levels, falling in noise, and the level after the last. `init` scales the first noise.
 
-    `landing[i]` is the level that step i arrives at: the next one, except where a reference lands elsewhere.
+    `landing[i]` is the level that step i arrives at: the next one, except where a reference lands elsewhere. The last one
+    is clean (sigma = 0) for most schedules, but not for all, and not where `part` cuts. `asked` counts the steps of the
+    whole schedule: some references decide by that number, also when they take only its end.
     """
 
     ladder: Ladder
     alpha: Float  # [n + 1]
     sigma: Float  # [n + 1]
-    timestep: Float  # [n]
+    timestep: Float  # [n + 1]
     init: float
     landing: tuple[Level, ...]  # [n]
+    asked: int
 
     def __len__(self) -> int:
         """Steps."""
-        return len(self.timestep)
+        return len(self.landing)
 
     def __getitem__(self, i: int) -> Level:
-        timestep = self.timestep[i] if i < len(self) else 0.0
-        return Level(float(self.alpha[i]), float(self.sigma[i]), float(timestep))
+        return Level(float(self.alpha[i]), float(self.sigma[i]), float(self.timestep[i]))
+
+    def part(self, first: int, last: int) -> Levels:
+        """Steps first .. last - 1 alone. What starts in the middle starts as noise of that level (on a picture, where there is one)."""
+        alpha, sigma, timestep = (column[first : last + 1] for column in (self.alpha, self.sigma, self.timestep))
+        init = float(sigma[0]) if first else self.init
+        return Levels(self.ladder, alpha, sigma, timestep, init, self.landing[first:last], self.asked)
 
     def between(self, high: Level, low: Level) -> Level:
         """The geometric mean of two levels in sigma/alpha, at its fractional timestep."""

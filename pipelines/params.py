@@ -52,3 +52,24 @@ class GenerationParams:
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:
         """The inverse of `to_dict`. Raises TypeError on missing or unknown fields."""
         return cls(**data)
+
+
+def kept_steps(steps: int, *, strength: float = 1.0, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:
+    """First and last of the steps first .. last - 1 that are taken of a schedule of `steps`.
+
+    `strength` is that of image-to-image: the last int(steps * strength) steps, as diffusers counts them. `start` and `end`
+    are fractions of the steps, rounded, so that one picture may be handed on where another ends.
+    Raises ValueError where a number is out of [0, 1], both ways of skipping are used, or no step is left.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    for name, value in (("strength", strength), ("start", start), ("end", end)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must lie between 0 and 1, not {value!r}")
+    if strength < 1.0 and start > 0.0:
+        raise ValueError("strength and start both say where to begin; give one of them")
+    first = round(steps * start) if strength == 1.0 else steps - min(int(steps * strength), steps)
+    last = round(steps * end)
+    if first >= last:
+        raise ValueError(f"no step of {steps} is left with strength {strength:g}, start {start:g} and end {end:g}")
+    return first, last

@@ -11,9 +11,11 @@ from pipelines.card import SamplerInfo
 from pipelines.ladder import Float, Ladder
 from pipelines.level import Level
 from pipelines.options import Option, Options, checked_options
+from pipelines.params import kept_steps
 from pipelines.rows import Row, Terms
 from pipelines.sampler_list import SAMPLERS
-from pipelines.schedules import SCHEDULES, levels
+from pipelines.schedule_list import SCHEDULES
+from pipelines.schedules import levels
 from pipelines.step_table import BASIS, MEMORIES, STATE, StepTable
 
 
@@ -43,9 +45,15 @@ def compile_table(
     steps: int,
     sampler_options: Options | None = None,
     schedule_options: Options | None = None,
+    *,
+    strength: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
 ) -> StepTable:
     """The table of one sampler on one schedule; equal requests share one table, so it is read-only.
 
+    `strength`, `start` and `end` take a part of the schedule's levels (`params.kept_steps`); the rows are those of the levels
+    that are left, so history begins anew. A picture x0 enters at x = alpha[0] * x0 + sigma[0] * noise.
     Raises ValueError with one sentence for unknown names and options and for combinations that have no table.
     """
     if sampler not in SAMPLERS:
@@ -54,16 +62,19 @@ def compile_table(
         raise ValueError(f"unknown schedule {schedule!r}: it is one of {', '.join(SCHEDULES)}")
     of_sampler = checked_options("sampler", sampler, sampler_options or {}, SAMPLERS[sampler].options)
     of_schedule = checked_options("schedule", schedule, schedule_options or {}, SCHEDULES[schedule].options)
-    return _compiled(ladder, sampler, schedule, steps, tuple(of_sampler.items()), tuple(of_schedule.items()))
+    kept = kept_steps(steps, strength=strength, start=start, end=end)
+    return _compiled(ladder, sampler, schedule, steps, tuple(of_sampler.items()), tuple(of_schedule.items()), kept)
 
 
 Frozen = tuple[tuple[str, Option], ...]
 
 
 @lru_cache(maxsize=512)
-def _compiled(ladder: Ladder, sampler: str, schedule: str, steps: int, of_sampler: Frozen, of_schedule: Frozen) -> StepTable:
+def _compiled(
+    ladder: Ladder, sampler: str, schedule: str, steps: int, of_sampler: Frozen, of_schedule: Frozen, kept: tuple[int, int]
+) -> StepTable:
     entry = SAMPLERS[sampler]
-    chosen = levels(ladder, entry.convention, schedule, steps, dict(of_schedule))
+    chosen = levels(ladder, entry.convention, schedule, steps, dict(of_schedule)).part(*kept)
     return _assembled(ladder.prediction_type, chosen.init, entry.rows(chosen, **dict(of_sampler)))
 
 

@@ -88,9 +88,20 @@ class _InFloat64:
         return getattr(self._module, name)
 
 
-def drive(reference: Any, model: Model, steps: int, noises: Iterator[Float], *, clean: bool = True, **step: Any) -> Float:
+def drive(
+    reference: Any,
+    model: Model,
+    steps: int,
+    noises: Iterator[Float],
+    *,
+    clean: bool = True,
+    picture: Float | None = None,
+    strength: float = 1.0,
+    **step: Any,
+) -> Float:
     """A whole trajectory of a diffusers scheduler, fed with given noise, in float64: what the model saw, and the end.
 
+    With a `picture` it is image-to-image, as StableDiffusionImg2ImgPipeline drives it.
     `clean` also lifts the float32 that is written into most of these classes: at sigma = 4096 it costs them digits.
     """
     module, patches = inspect.getmodule(type(reference)), ExitStack()
@@ -102,20 +113,25 @@ def drive(reference: Any, model: Model, steps: int, noises: Iterator[Float], *, 
             patches.enter_context(patch.object(module, "np", _InFloat64(np)))
             reference.alphas_cumprod = reference.alphas_cumprod.double()
         reference.set_timesteps(steps)
+        first = (steps - min(int(steps * strength), steps)) * reference.order
         if hasattr(reference, "set_begin_index"):
-            reference.set_begin_index(0)  # else equal timesteps make it skip a level
-        x = torch.tensor(next(noises)) * reference.init_noise_sigma
+            reference.set_begin_index(first)  # else equal timesteps make it skip a level
+        timesteps, noise = reference.timesteps[first:], torch.tensor(next(noises))
+        x = noise * reference.init_noise_sigma
+        if picture is not None:
+            x = reference.add_noise(torch.tensor(picture), noise, timesteps[:1])
         path = []
-        for t in reference.timesteps:
+        for t in timesteps:
             path.append(reference.scale_model_input(x, t).double().numpy())
             x = reference.step(torch.tensor(model(path[-1], float(t))), t, x, **step).prev_sample
     return np.stack([*path, x.double().numpy()])
 
 
-def run_table(table: StepTable, model: Model, noises: Iterator[Float]) -> Float:
+def run_table(table: StepTable, model: Model, noises: Iterator[Float], *, picture: Float | None = None) -> Float:
     """The slow executor of a table, unguided, in the same form."""
     first, path = next(noises), []
-    registers = dict.fromkeys(STATE, np.zeros_like(first)) | {"x": table.init * first}
+    x = table.init * first if picture is None else table.alpha[0] * picture + table.sigma[0] * first
+    registers = dict.fromkeys(STATE, np.zeros_like(first)) | {"x": x}
     for row, timestep in enumerate(table.timestep.tolist()):
         path.append(table.c_in[row] * registers["x"])
         denoised = table.c_skip[row] * registers["x"] + table.c_out[row] * model(path[-1], timestep)

@@ -17,7 +17,7 @@ from pipelines.card import OptionInfo
 from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import catalog, compile_table
-from pipelines.schedules import SCHEDULES
+from pipelines.schedule_list import SCHEDULES
 from pipelines.step_table import BASIS, STATE
 
 SHAPE = (1, 4, 4, 4)

@@ -13,10 +13,10 @@ import pytest
 
 from oracles import CONFIGS, EPSILON, REFERENCES, ZERO_SNR, accepts, scheduler
 from pipelines import schedules
+from pipelines.gamma import deviation, forward_process, gamma_cosine, gamma_sigmoid, gamma_simple_linear, logsnr
 from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
-from pipelines.schedules import deviation, forward_process, gamma_cosine, gamma_sigmoid, gamma_simple_linear, logsnr
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # the reference, on numpy 2
 
