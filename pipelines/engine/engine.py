@@ -7,21 +7,23 @@ schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import guidance
 from pipelines.denoiser import Denoiser
-from pipelines.engine import batcher
+from pipelines.engine import batcher, update
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import Shape, SlotPool
 from pipelines.noise import NormalStream
-from pipelines.step_table import BASIS
+from pipelines.step_table import BASIS, STATE
 
 Array = Any
+
+X, DENOISED, UNCONDITIONAL, NOISE = (BASIS.index(name) for name in ("x", "denoised", "denoised_uncond", "noise"))
 
 
 class Engine:
@@ -70,8 +72,8 @@ class Engine:
             noise.draw(sample.shape)
         slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
-        update = sample.table.update.astype(np.float32)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, update, row=row, served=self._tick)
+        cast = sample.table.update.astype(np.float32)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, cast, row=row, served=self._tick)
 
     def export(self, sample_id: str) -> Saved | None:
         """A checkpoint of a sample, which goes on; None if it is not here."""
@@ -79,8 +81,9 @@ class Engine:
         if flight is None:
             return None
         sample, live = flight.sample, flight.sample.table.live(flight.row)
-        state = np.asarray(self._to_host(self._pools[sample.shape].read([flight.slot])))[0]  # [8, D]
-        registers = state[list(live)].reshape(len(live), *sample.shape)
+        pool = self._pools[sample.shape]
+        state = [np.asarray(self._to_host(pool.read(register, [flight.slot]))) for register in live]  # of [1, D]
+        registers = np.concatenate(state).reshape(len(live), *sample.shape)
         return Saved(flight.row, len(sample.table), live, registers)
 
     def cancel(self, sample_id: str) -> bool:
@@ -93,44 +96,48 @@ class Engine:
 
     def step(self, now: float) -> list[Event]:
         """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
-        batch = batcher.choose(self._flying.values(), self._max_rows)
+        batch = sorted(batcher.choose(self._flying.values(), self._max_rows), key=update.kind)
         self._tick += 1
         return self._move(batch, now) if batch else []
 
     def _move(self, batch: list[InFlight], now: float) -> list[Event]:
         """Advance the batch; a model call that raises is halved until the one sample that cannot run stands alone."""
         try:
-            state, denoised, finite = self._update(batch, *self._evaluate(batch))
+            moved = list(self._update(batch, *self._evaluate(batch)))
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
             half = len(batch) // 2
             return self._move(batch[:half], now) + self._move(batch[half:], now)
-        self._pools[batch[0].sample.shape].write([f.slot for f in batch], state)
         events: list[Event] = []
-        for i, flight in enumerate(batch):
-            flight.advance(self._tick)
-            events += self._report(flight, bool(finite[i]), state[i, 0], denoised[i], now)
+        pool = self._pools[batch[0].sample.shape]
+        for some, registers, denoised in moved:
+            for register, values in registers.items():
+                pool.write(register, [f.slot for f in some], values)
+            finite = np.asarray(self._to_host(self._xp.all(self._xp.isfinite(registers[0]), axis=1)))  # [s]
+            for i, flight in enumerate(some):
+                flight.advance(self._tick)
+                events += self._report(flight, bool(finite[i]), registers[0][i], denoised[i], now)
         return events
 
     def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array]:
-        """Registers [S, 8, D], scalars [S, 6], and raw conditional and unconditional outputs [S, D]."""
+        """x [S, D], scalars [S, 6], and raw conditional and unconditional outputs [S, D]."""
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
-        state = self._pools[shape].read([f.slot for f in batch])  # [S, 8, D]
+        x = self._pools[shape].read(0, [f.slot for f in batch])  # [S, D]
         scalars = xp.asarray(np.array([f.scalars() for f in batch], dtype=np.float32), device=device)  # [S, 6]
         guided = [i for i, f in enumerate(batch) if f.sample.guided]
         index = xp.asarray([*range(len(batch)), *guided], dtype=xp.int64, device=device)  # [R], cond rows, then uncond rows
-        x = xp.take(state[:, 0] * scalars[:, 0:1], index, axis=0)  # [R, D]
+        rows = xp.take(x * scalars[:, 0:1], index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
         context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided]
-        out = self._call(xp.reshape(x, (-1, *shape)), timestep, xp.stack(context))  # [R, D]
+        out = self._call(xp.reshape(rows, (-1, *shape)), timestep, xp.stack(context))  # [R, D]
         cond = out[: len(batch)]  # [S, D]
         if not guided:
-            return state, scalars, cond, cond
+            return x, scalars, cond, cond
         uncond = cond + 0  # rows without guidance keep their own output
         uncond[xp.asarray(guided, dtype=xp.int64, device=device)] = out[len(batch) :]
-        return state, scalars, cond, uncond
+        return x, scalars, cond, uncond
 
     def _call(self, x: Array, timestep: Array, context: Array) -> Array:
         """The model over R rows -> [R, D]: at once, or in calls of exactly `rows` rows."""
@@ -145,30 +152,31 @@ class Engine:
         return xp.reshape(out[:count], (count, -1))
 
     def _update(
-        self, batch: list[InFlight], state: Array, scalars: Array, cond: Array, uncond: Array
-    ) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """The fused update state' = rows . basis of the whole batch: new state [S, 8, D], denoised [S, D], finite [S].
+        self, batch: list[InFlight], x: Array, scalars: Array, cond: Array, uncond: Array
+    ) -> Iterator[tuple[list[InFlight], dict[int, Array], Array]]:
+        """The fused update state' = rows . basis, by samples that move alike: their changed registers [s, D], denoised [s, D].
 
         Nothing is written yet, so a batch that fails here may be tried again in halves.
         """
-        xp = self._xp
-        c_skip, c_out = scalars[:, 2:3], scalars[:, 3:4]  # [S, 1]
-        raw = guidance.combine(xp, cond, uncond, scalars[:, 4], scalars[:, 5])  # [S, D]
-        denoised = c_skip * state[:, 0] + c_out * raw  # [S, D]
-        basis = xp.empty((len(batch), len(BASIS), state.shape[2]), dtype=xp.float32, device=self._denoiser.device)
-        basis[:, 0:2] = state[:, 0:2]
-        basis[:, 2] = denoised
-        basis[:, 3] = c_skip * state[:, 0] + c_out * uncond
-        basis[:, 4:10] = state[:, 2:8]
-        basis[:, 10] = 0
-        for i, flight in enumerate(batch):
-            noise = flight.row_noise()
-            if noise is not None:
-                basis[i, 10] = xp.asarray(noise.reshape(-1), device=self._denoiser.device)
-        rows = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=self._denoiser.device)  # [S, 8, 11]
-        state = xp.matmul(rows, basis)  # [S, 8, D]
-        finite = np.asarray(self._to_host(xp.all(xp.isfinite(state[:, 0]), axis=1)))  # [S]
-        return state, denoised, finite
+        xp, device, pool = self._xp, self._denoiser.device, self._pools[batch[0].sample.shape]
+        coefficients = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=device)  # [S, 8, 11]
+        for part, move in update.parts(batch, device):
+            some, c_skip, c_out = batch[part], scalars[part, 2:3], scalars[part, 3:4]  # [s, 1]
+            raw = guidance.combine(xp, cond[part], uncond[part], scalars[part, 4], scalars[part, 5])  # [s, D]
+            denoised = c_skip * x[part] + c_out * raw  # [s, D]
+            basis = {X: x[part], DENOISED: denoised}
+            for b in update.reads(move) - basis.keys():
+                if b == UNCONDITIONAL:
+                    basis[b] = c_skip * x[part] + c_out * uncond[part]
+                else:
+                    basis[b] = self._noise(some) if b == NOISE else pool.read(STATE.index(BASIS[b]), [f.slot for f in some])
+            yield some, update.combine(move, coefficients[part], basis), denoised
+
+    def _noise(self, batch: list[InFlight]) -> Array:
+        """This row's normals of samples whose rows are noisy: [s, D]."""
+        drawn = [noise for f in batch if (noise := f.row_noise()) is not None]  # of [C, h, w]
+        assert len(drawn) == len(batch), "a row that reads noise is noisy"
+        return self._xp.asarray(np.stack(drawn).reshape(len(batch), -1), device=self._denoiser.device)
 
     def _report(self, flight: InFlight, finite: bool, x: Array, denoised: Array, now: float) -> list[Event]:
         """Events of one sample after its row; a finished or broken sample leaves."""

@@ -105,6 +105,7 @@ class InFlight:
         return self.drawn
 
     def advance(self, tick: int) -> None:
+        self.row_noise()  # a draw that nothing reads still moves the stream
         self.row += 1
         self.served = tick
         self.drawn = None

@@ -15,13 +15,13 @@ Shape = tuple[int, int, int]
 
 
 class SlotPool:
-    """Registers [n, 8, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
+    """Registers [8][n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
 
     def __init__(self, xp: ModuleType, device: Any, shape: Shape) -> None:
         self._xp, self._device = xp, device
         self.shape = shape
         self.size = int(np.prod(shape))
-        self._registers: Array = self._zeros(0)
+        self._registers: list[Array] = [self._zeros(0) for _ in STATE]
         self._free: list[int] = []
 
     def take(self, first: NDArray[np.float32]) -> int:
@@ -29,15 +29,16 @@ class SlotPool:
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self._registers[slot, ...] = 0
-        self._registers[slot, 0, ...] = self._xp.asarray(first.reshape(-1), device=self._device)
+        for register in self._registers:
+            register[slot, ...] = 0
+        self._put(slot, 0, first)
         return slot
 
     def restore(self, live: tuple[int, ...], registers: NDArray[np.float32]) -> int:
         """A free slot with these registers [len(live), C, h, w]; the others are zero."""
         slot = self.take(registers[0])
         for index, register in zip(live, registers, strict=True):
-            self._registers[slot, index, ...] = self._xp.asarray(register.reshape(-1), device=self._device)
+            self._put(slot, index, register)
         return slot
 
     def give_back(self, slot: int) -> None:
@@ -46,24 +47,34 @@ class SlotPool:
     @property
     def idle(self) -> bool:
         """Whether no slot is taken."""
-        return bool(len(self._free) == self._registers.shape[0])
+        return bool(len(self._free) == self._registers[0].shape[0])
 
-    def read(self, slots: list[int]) -> Array:
-        """Registers of these slots, copied: [S, 8, D]."""
-        return self._xp.take(self._registers, self._index(slots), axis=0)
+    def read(self, register: int, slots: list[int]) -> Array:
+        """One register of these slots: [S, D], to be read only and before the next `write`; a view where they are neighbours."""
+        block = self._registers[register]
+        run = _run(slots)
+        return block[run] if run else self._xp.take(block, self._index(slots), axis=0)
 
-    def write(self, slots: list[int], state: Array) -> None:
-        """Put state [S, 8, D] back."""
-        self._registers[self._index(slots)] = state
+    def write(self, register: int, slots: list[int], values: Array) -> None:
+        """Put one register [S, D] back."""
+        self._registers[register][_run(slots) or self._index(slots)] = values
+
+    def _put(self, slot: int, register: int, values: NDArray[np.float32]) -> None:
+        self._registers[register][slot, ...] = self._xp.asarray(values.reshape(-1), device=self._device)
 
     def _grow(self) -> None:
-        old = self._registers.shape[0]
+        old = self._registers[0].shape[0]
         new = max(4, 2 * old)
-        self._registers = self._xp.concat([self._registers, self._zeros(new - old)], axis=0)
+        self._registers = [self._xp.concat([register, self._zeros(new - old)], axis=0) for register in self._registers]
         self._free.extend(reversed(range(old, new)))
 
     def _zeros(self, count: int) -> Array:
-        return self._xp.zeros((count, len(STATE), self.size), dtype=self._xp.float32, device=self._device)
+        return self._xp.zeros((count, self.size), dtype=self._xp.float32, device=self._device)
 
     def _index(self, slots: list[int]) -> Array:
         return self._xp.asarray(slots, dtype=self._xp.int64, device=self._device)
+
+
+def _run(slots: list[int]) -> slice | None:
+    """Slots one after the other as a slice, which copies nothing."""
+    return slice(slots[0], slots[-1] + 1) if slots == list(range(slots[0], slots[-1] + 1)) else None

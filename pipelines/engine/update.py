@@ -1,0 +1,74 @@
+"""The fused update: state' = rows . basis, over what a row really reads and writes.
+
+A table's rows are 8 x 11 matrices, but most samplers use a handful of their entries: registers that keep themselves or
+are never read again cost nothing here. Samples whose rows have the same entries move together, so the cost is the sum
+of what each of them needs, whatever else is in the batch. Every entry is one multiplication and one addition, in the
+order of BASIS, element by element: a picture's bits do not depend on who moves along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+from pipelines.engine.sample import InFlight
+from pipelines.step_table import BASIS, STATE, StepTable
+
+Array = Any
+Move = tuple[tuple[int, tuple[int, ...]], ...]  # a register that changes, and what of the basis it is made from
+
+CACHED = 1 << 15  # numbers of a register that a CPU moves at once: its caches hold the whole row then
+
+
+@lru_cache(maxsize=512)  # as many as there are tables in `samplers`
+def moves(table: StepTable) -> tuple[Move, ...]:
+    """For each row x and the registers that it changes and a later row reads, with the places of their coefficients."""
+    sources = [BASIS.index(name) for name in STATE]
+    found: list[Move] = []
+    wanted = {0}  # after the last row only x
+    for update in table.update[::-1]:
+        terms = {i: tuple(update[i].nonzero()[0].tolist()) for i in sorted(wanted)}
+        kept = {i for i in wanted if i and terms[i] == (sources[i],) and update[i, sources[i]] == 1.0}
+        found.append(tuple((i, terms[i]) for i in terms if i not in kept))
+        wanted = {0} | {j for j, source in enumerate(sources) if any(source in terms[i] for i in wanted)}  # the model reads x
+    return tuple(reversed(found))
+
+
+def parts(batch: list[InFlight], device: Any) -> Iterator[tuple[slice, Move]]:
+    """Runs of the batch that move alike, cut to what the device takes at once; the batch is ordered by `kind`."""
+    size = max(1, CACHED // _numbers(batch[0])) if str(device).startswith("cpu") else len(batch)
+    start = 0
+    for move, group in groupby(batch, key=kind):
+        count = len(list(group))
+        for first in range(start, start + count, size):
+            yield slice(first, min(first + size, start + count)), move
+        start += count
+
+
+def kind(flight: InFlight) -> Move:
+    """Equal for samples whose next rows have the same entries."""
+    return moves(flight.sample.table)[flight.row]
+
+
+def reads(move: Move) -> set[int]:
+    """What of the basis a move is made from."""
+    return {b for _, terms in move for b in terms}
+
+
+def combine(move: Move, coefficients: Array, basis: Mapping[int, Array]) -> dict[int, Array]:
+    """The registers that change: coefficients [s, 8, 11], basis vectors [s, D] -> register -> [s, D], each a new array."""
+    made: dict[int, Array] = {}
+    for register, terms in move:
+        first, *rest = terms or (0,)  # a register that is set to zero
+        total = coefficients[:, register, first, None] * basis[first]  # [s, D]
+        for b in rest:
+            total += coefficients[:, register, b, None] * basis[b]
+        made[register] = total
+    return made
+
+
+def _numbers(flight: InFlight) -> int:
+    channels, height, width = flight.sample.shape
+    return channels * height * width
