@@ -59,9 +59,12 @@ class Levels:
 
     def between(self, high: Level, low: Level) -> Level:
         """The geometric mean of two levels in sigma/alpha, at its fractional timestep."""
-        ratio = np.sqrt(high.ratio * low.ratio)
+        return self.at(float(np.sqrt(high.ratio * low.ratio)))
+
+    def at(self, ratio: float) -> Level:
+        """The level of this sigma/alpha, at its fractional timestep: where a stage asks the model between two levels."""
         alpha = 1.0 / np.sqrt(1.0 + ratio * ratio)
-        return Level(float(alpha), float(ratio * alpha), float(self.ladder.timestep_at(ratio)))
+        return Level(float(alpha), float(ratio * alpha), float(self.ladder.timestep_at(np.asarray(ratio))))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Convention:
     exact: bool = False  # the form is finite at alpha = 0, so zero terminal SNR is kept; otherwise it is capped
     full_range: bool = False  # karras and exponential span the ladder, not the chosen levels
     scaled_init: bool = False  # starts at sigma * noise for linspace and trailing, in variance-preserving space
+    ends_low: bool = False  # lands at the first training level, where the last chosen one lies above it (TCD, SA-Solver)
     strided: bool = False  # a step goes down T // n timesteps, wherever the next level lies (DDIM)
     karras_time: str = "fraction"  # or nearest, floor
     floors_squared_cosine: bool = False  # karras timesteps are floored on a squared cosine ladder

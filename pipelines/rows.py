@@ -157,6 +157,24 @@ def lcm(levels: Levels) -> list[Row]:
     return rows
 
 
+def tcd(levels: Levels, gamma: float) -> list[Row]:
+    """Trajectory consistency, arXiv 2402.19159, algorithm 4: fall to (1 - gamma) of the next time, then noise up to that time.
+
+    gamma = 0 is DDIM. Whole times are cut to whole times (in float32), as in diffusers, which draws also where nothing is added.
+    """
+    rows = []
+    for i, to in enumerate(levels.landing):
+        now, last = levels[i], i + 1 == len(levels) and to.timestep == 0.0
+        if last or gamma == 0.0:
+            rows.append(Row(i, now, move(now, to)))
+            continue
+        time = np.asarray(np.float32(1.0 - gamma) * np.float32(to.timestep), dtype=np.float64)
+        below = levels.at(min(float(levels.ladder.ratio_at(np.floor(time) if to.timestep.is_integer() else time)), to.ratio))
+        noise = to.alpha * sqrt(max(to.ratio**2 - below.ratio**2, 0.0))
+        rows.append(Row(i, now, combine((to.alpha / below.alpha, move(now, below)), (noise, {"noise": 1.0})), noisy=True))
+    return rows
+
+
 def unipc(levels: Levels, order: int, solver_type: str) -> list[Row]:
     """UniPC, arXiv 2302.04867, algorithms 5 and 6, with data prediction. The anchor is the corrected x of the last step."""
     rows, n = [], len(levels)

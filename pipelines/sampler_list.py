@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from pipelines import rows
+from pipelines import rows, rows_adams, rows_cfgpp, rows_sde, rows_stages
 from pipelines.card import OptionInfo
 from pipelines.level import Convention
 from pipelines.rows import Row
@@ -17,6 +18,8 @@ _DPM = Convention(whole=True, drops_last=True, full_range=True, karras_time="nea
 _UNIPC = Convention(whole=True, drops_last=True, full_range=True, karras_time="nearest", exponential_time="floor")
 _DPM2 = Convention(scaled_init=True, karras_time="nearest")
 _LCM = Convention(exact=True, full_range=True, auto="lcm")
+_TCD = Convention(exact=True, full_range=True, auto="lcm", ends_low=True)
+_SA = Convention(whole=True, drops_last=True, full_range=True, karras_time="nearest", exponential_time="floor", ends_low=True)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,24 @@ _UNIPC_OPTIONS = {
     "order": OptionInfo(default=2, minimum=1, maximum=3, integer=True),
     "solver_type": OptionInfo(default="bh2", choices=("bh1", "bh2")),
 }
+_PHI = {"solver_type": OptionInfo(default="phi_2", choices=("phi_1", "phi_2"))}
+_GAMMA = {"gamma": OptionInfo(default=2.0, minimum=1.0, maximum=3.0)}
+_R = OptionInfo(default=0.5, minimum=0.1, maximum=1.0)
+_FOURTH = OptionInfo(default=2, minimum=1, maximum=4, integer=True)
+
+
+def _adams(predictor: int, corrector: int, second: str) -> Mapping[str, OptionInfo]:
+    return {
+        "predictor_order": replace(_FOURTH, default=predictor),
+        "corrector_order": replace(_FOURTH, default=corrector),
+        "tau": _unit(1.0, 2.0),
+        "tau_start": _unit(0.2),
+        "tau_end": _unit(0.8),
+        "second_order": OptionInfo(default=second, choices=("simple", "exact")),
+    }
+
+
+_TWICE: Mapping[str, Any] = {"evals_per_step": 2, "evals_offset": -1, "evals_open": 1}
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIM", rows.ddim, _DDIM, ("k_ddim", "DDIMScheduler"), {"eta": _unit(0.0)}),
@@ -66,4 +87,74 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpmpp_2m_sde": Sampler("DPM++ 2M SDE", rows.dpmpp_2m_sde, _DPM, ("dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"), _SDE, stochastic=True),
     "unipc": Sampler("UniPC", rows.unipc, _UNIPC, ("uni_pc", "uni_pc_bh2", "k_unipc", "UniPCMultistepScheduler"), _UNIPC_OPTIONS),
     "lcm": Sampler("LCM", rows.lcm, _LCM, ("k_lcm", "LCMScheduler"), most=50, stochastic=True),
+    "tcd": Sampler("TCD", rows.tcd, _TCD, ("k_tcd", "TCDScheduler"), {"gamma": _unit(0.3)}, most=50, stochastic=True),
+    "heunpp2": Sampler("HeunPP2", rows_stages.heunpp2, _EULER, ("k_heunpp2",), evals_per_step=3, evals_offset=-3, evals_first=(1,)),
+    "exp_heun_2_x0": Sampler("Exponential Heun 2 x0", rows_sde.exp_heun_2_x0, _EULER, (), _PHI, **_TWICE),
+    "exp_heun_2_x0_sde": Sampler(
+        "Exponential Heun 2 x0 SDE", rows_sde.exp_heun_2_x0_sde, _EULER, (), {**_SDE, **_PHI}, stochastic=True, **_TWICE
+    ),
+    "dpm2_a": Sampler(
+        "DPM2 a",
+        rows_stages.dpm2_a,
+        _DPM2,
+        ("dpm_2_ancestral", "k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+        _SDE,
+        stochastic=True,
+        **_TWICE,
+    ),
+    "dpmpp_sde": Sampler(
+        "DPM++ SDE",
+        rows_sde.dpmpp_sde,
+        _EULER,
+        ("dpmpp_sde_gpu", "k_dpmpp_sde", "DPMSolverSDEScheduler"),
+        {**_SDE, "r": _R},
+        stochastic=True,
+        **_TWICE,
+    ),
+    "dpmpp_2s_a": Sampler(
+        "DPM++ 2S a", rows_stages.dpmpp_2s_a, _EULER, ("dpmpp_2s_ancestral", "k_dpmpp_2s_a"), _SDE, stochastic=True, **_TWICE
+    ),
+    "sa_solver": Sampler("SA-Solver", rows_adams.sa_solver, _SA, ("SASolverScheduler",), _adams(2, 2, "simple"), stochastic=True),
+    "sa_solver_pece": Sampler(
+        "SA-Solver PECE", rows_adams.sa_solver_pece, _SA, (), _adams(3, 4, "exact"), evals_per_step=2, evals_offset=-1, stochastic=True
+    ),
+    "er_sde": Sampler(
+        "ER SDE",
+        rows_sde.er_sde,
+        _EULER,
+        (),
+        {"stages": OptionInfo(default=3, minimum=1, maximum=3, integer=True), "s_noise": _SDE["s_noise"]},
+        stochastic=True,
+    ),
+    "res_multistep": Sampler("Res Multistep", rows_stages.res_multistep, _EULER),
+    "res_multistep_ancestral": Sampler("Res Multistep Ancestral", rows_stages.res_multistep_ancestral, _EULER, (), _SDE, stochastic=True),
+    "gradient_estimation": Sampler("Gradient Estimation", rows_stages.gradient_estimation, _EULER, (), _GAMMA),
+    "seeds_2": Sampler(
+        "SEEDS-2",
+        rows_sde.seeds_2,
+        _EULER,
+        (),
+        {**_SDE, "r": _R, "solver_type": replace(_PHI["solver_type"], default="phi_1")},
+        stochastic=True,
+        **_TWICE,
+    ),
+    "seeds_3": Sampler("SEEDS-3", rows_sde.seeds_3, _EULER, (), _SDE, evals_per_step=3, evals_offset=-2, evals_open=2, stochastic=True),
+    "euler_cfgpp": Sampler("Euler CFG++", rows_cfgpp.euler_cfgpp, _EULER, ("euler_cfg_pp",)),
+    "euler_a_cfgpp": Sampler("Euler a CFG++", rows_cfgpp.euler_a_cfgpp, _EULER, ("euler_ancestral_cfg_pp",), _SDE, stochastic=True),
+    "dpmpp_2m_cfgpp": Sampler("DPM++ 2M CFG++", rows_cfgpp.dpmpp_2m_cfgpp, _DPM, ("dpmpp_2m_cfg_pp",)),
+    "dpmpp_2s_a_cfgpp": Sampler(
+        "DPM++ 2S a CFG++", rows_cfgpp.dpmpp_2s_a_cfgpp, _EULER, ("dpmpp_2s_ancestral_cfg_pp",), _SDE, stochastic=True, **_TWICE
+    ),
+    "res_multistep_cfgpp": Sampler("Res Multistep CFG++", rows_cfgpp.res_multistep_cfgpp, _EULER, ("res_multistep_cfg_pp",)),
+    "res_multistep_ancestral_cfgpp": Sampler(
+        "Res Multistep Ancestral CFG++",
+        rows_cfgpp.res_multistep_ancestral_cfgpp,
+        _EULER,
+        ("res_multistep_ancestral_cfg_pp",),
+        _SDE,
+        stochastic=True,
+    ),
+    "gradient_estimation_cfgpp": Sampler(
+        "Gradient Estimation CFG++", rows_cfgpp.gradient_estimation_cfgpp, _EULER, ("gradient_estimation_cfg_pp",), _GAMMA
+    ),
 }

@@ -32,9 +32,10 @@ def levels(ladder: Ladder, convention: Convention, schedule: str, steps: int, op
 
 
 def _final(ladder: Ladder, convention: Convention, last: float) -> float:
-    """gamma after the last step: 1, but for DDIM on a checkpoint that ends at its first training level."""
+    """gamma after the last step: 1, but for TCD and SA-Solver, and for DDIM on a checkpoint that ends at its first training level."""
     first = float(ladder.alphas_cumprod[0])
-    return first if convention.strided and not ladder.final_alpha_one and first > last else 1.0
+    low = convention.ends_low or (convention.strided and not ladder.final_alpha_one)
+    return first if low and first > last else 1.0
 
 
 def _strided(ladder: Ladder, timestep: int) -> Level:

