@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipelines import names
 from pipelines.card import SamplerInfo
 from pipelines.ladder import Float, Ladder
 from pipelines.level import Level
@@ -25,7 +26,7 @@ def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
         SamplerInfo(
             id=id,
             name=sampler.name,
-            aliases=sampler.aliases,
+            aliases=names.aliases("sampler", id, sampler.name, sampler.aliases),
             max_steps=sampler.most or len(ladder) - 2,
             evals_per_step=sampler.evals_per_step,
             evals_offset=sampler.evals_offset,

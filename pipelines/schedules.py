@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipelines import names
 from pipelines.card import ScheduleInfo
 from pipelines.gamma import logsnr
 from pipelines.ladder import SPACINGS, Ladder
@@ -55,7 +56,7 @@ def _info(ladder: Ladder, id: str) -> ScheduleInfo:
     return ScheduleInfo(
         id=id,
         name=schedule.name,
-        aliases=schedule.aliases,
+        aliases=names.aliases("schedule", id, schedule.name, schedule.aliases),
         max_steps=schedule.most or len(ladder) - 2,
         options=schedule.options,
         curve=tuple(np.round(logsnr(shown.alpha[:-1] ** 2), 4).tolist()),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.job import JobWarning
+from pipelines import names
 from pipelines.card import ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
 from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, OutputFormat
 from service.errors import InvalidSize, InvalidValue, UnknownOption, UnknownSampler, UnknownSchedule, shown
@@ -71,8 +72,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     _check_text("prompt", draft.prompt, settings)
     _check_text("negative_prompt", draft.negative_prompt, settings)
     width, height = _size(draft, card, settings)
-    sampler = _sampler(card, draft.sampler or card.defaults.sampler)
-    schedule = _schedule(card, draft.schedule or card.defaults.schedule)
+    sampler, sampler_options, schedule = _pair(draft, card)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
@@ -81,7 +81,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
         steps=_steps(draft, card, sampler, schedule, settings),
         guidance=_guidance(draft, card),
         sampler=sampler.id,
-        sampler_options=_options("sampler_options", draft.sampler_options, sampler),
+        sampler_options=_options("sampler_options", sampler_options, sampler),
         schedule=schedule.id,
         schedule_options=_options("schedule_options", draft.schedule_options, schedule),
         seed=_seed(draft.seed),
@@ -130,20 +130,45 @@ def _side(name: str, wanted: int | None, default: int, most: int, card: ModelCar
     return value
 
 
-def _sampler(card: ModelCard, name: str) -> SamplerInfo:
-    if (info := card.sampler(name)) is None:
-        raise UnknownSampler(_unknown("sampler", name, card.samplers), param="sampler")
-    return info
+def _pair(draft: Draft, card: ModelCard) -> tuple[SamplerInfo, Mapping[str, Any], ScheduleInfo]:
+    """The sampler, its options and the schedule, whatever dialect their names come from (`pipelines.names`)."""
+    asked = draft.sampler or card.defaults.sampler
+    try:
+        choice = names.find(asked, draft.schedule, (s.id for s in card.samplers), draft.sampler_options)
+    except names.UnknownName as error:
+        if (own := card.sampler(asked)) is None or error.reason:
+            raise _unknown(error, card) from error
+        choice = names.Choice(sampler=own.id, sampler_options=draft.sampler_options, schedule=draft.schedule)
+    except names.UnknownSetting as error:
+        param = "schedule" if error.option == "schedule" else f"sampler_options.{shown(error.option)}"
+        raise InvalidValue(f"{error}.", param=param) from error
+    sampler = card.sampler(choice.sampler)
+    if sampler is None:
+        raise _unknown(names.UnknownName("sampler", asked, f"{card.id} has no {choice.sampler}"), card)
+    return sampler, choice.sampler_options, _schedule(card, choice.schedule or card.defaults.schedule)
 
 
 def _schedule(card: ModelCard, name: str) -> ScheduleInfo:
-    if (info := card.schedule(name)) is None:
-        raise UnknownSchedule(_unknown("schedule", name, card.schedules), param="schedule")
+    try:
+        id = names.find_schedule(name, (s.id for s in card.schedules))
+    except names.UnknownName as error:
+        if (own := card.schedule(name)) is None or error.reason:
+            raise _unknown(error, card) from error
+        return own
+    if (info := card.schedule(id)) is None:
+        raise _unknown(names.UnknownName("schedule", name, f"{card.id} has no {id}"), card)
     return info
 
 
-def _unknown(what: str, name: str, infos: Iterable[SamplerInfo | ScheduleInfo]) -> str:
-    return f"There is no {what} {shown(name)!r}.{nearest(name, (info.id for info in infos))}"
+def _unknown(error: names.UnknownName, card: ModelCard) -> UnknownSampler | UnknownSchedule:
+    """With why it cannot run, if it is known elsewhere, and what may have been meant."""
+    ids = [info.id for info in (card.samplers if error.kind == "sampler" else card.schedules)]
+    close = [] if error.reason else names.nearest(error.kind, error.name, ids)
+    said = f"The {error.kind} {shown(error.name)!r} cannot run here: {error.reason}." if error.reason else ""
+    said = said or f"There is no {error.kind} {shown(error.name)!r}."
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    kind = UnknownSampler if error.kind == "sampler" else UnknownSchedule
+    return kind(f"{said}{meant} Known: {', '.join(sorted(ids))}. Their names in other programs are understood too.", param=error.kind)
 
 
 def _steps(draft: Draft, card: ModelCard, sampler: SamplerInfo, schedule: ScheduleInfo, settings: Settings) -> int:

@@ -263,7 +263,7 @@ def test_schedules_tell_their_curves():
             assert len(info.curve) == 16 and np.all(np.diff(info.curve) > 0), info.id
             assert json.loads(json.dumps(asdict(info), allow_nan=False))["id"] == info.id
     aliases = {info.id: info.aliases for info in schedules.catalog(SD)}
-    assert aliases["linspace"] == ("normal", "uniform")
+    assert aliases["linspace"][:2] == ("normal", "uniform")
 
 
 def test_references_know_every_setting_that_is_compared():

@@ -27,7 +27,7 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
 Options = Annotated[
     dict[str, Any],
-    WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}]}}),
+    WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}}),
 ]
 
 
@@ -68,9 +68,13 @@ class GenerateRequest(BaseModel):
     height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")
     guidance: float | None = Field(default=None, ge=0, description="how strictly the prompt is followed; 1 switches it off")
-    sampler: str | None = Field(default=None, min_length=1, description="id, name or alias of GET /samplers")
-    sampler_options: Options = Field(default_factory=dict, description="by name; GET /samplers lists them")
-    schedule: str | None = Field(default=None, min_length=1, description="id, name or alias of GET /schedules")
+    sampler: str | None = Field(
+        default=None, min_length=1, description="id, name or alias of GET /samplers, or what A1111, ComfyUI or diffusers call it"
+    )
+    sampler_options: Options = Field(
+        default_factory=dict, description="by name; GET /samplers lists them; those of the class where the sampler is one of diffusers"
+    )
+    schedule: str | None = Field(default=None, min_length=1, description="id, name or alias of GET /schedules, or its name elsewhere")
     schedule_options: Options = Field(default_factory=dict, description="by name; GET /schedules lists them")
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="of the first image; image i takes seed + i; null: any")
     num_images: int = Field(default=1, ge=1, description="pictures of one job")
