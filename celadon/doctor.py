@@ -54,12 +54,14 @@ def worker_alive() -> int:
 
     from redis import RedisError
 
-    from jobs.connection import connect
     from jobs.registry import Registry
+    from jobs.shards import open_shards
+
+    settings = of_worker()
 
     async def alive() -> bool:
-        async with connect(of_worker().redis_url) as server:
-            workers = await Registry(server).workers()
+        async with contextlib.aclosing(open_shards(settings.redis_url, settings.shards)) as shards:
+            workers = await Registry(shards).workers()
         return any(worker.ready and worker.id.startswith(f"{socket.gethostname()}-") for worker in workers)
 
     try:
@@ -90,9 +92,10 @@ def settings() -> Finding:
 
 
 def redis() -> Finding:
-    url = of_gateway().redis_url
-    if url:
-        return Finding(check_redis(url))
+    settings = of_gateway()
+    if settings.redis_url:
+        seen = check_redis(settings.redis_url, settings.shards)
+        return Finding(seen.text, seen.remedy, fatal=False)
     from jobs import valkey
 
     said = subprocess.run([valkey.binary(), "--version"], capture_output=True, text=True, check=True, timeout=10).stdout

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celadon.supervisor import StartRefused
 
 if TYPE_CHECKING:
+    from jobs.look import Seen
     from service.settings import Settings
     from workers.settings import WorkerSettings
 
@@ -39,32 +40,17 @@ def of_worker(**overrides: Any) -> WorkerSettings:
         raise StartRefused("\n".join(faults)) from error
 
 
-def check_redis(url: str) -> str:
-    """What answers there, for example `Valkey 9.1.2`. Raises StartRefused if nothing does, or if it is not fit to keep jobs."""
+def check_redis(url: str, shards: int) -> Seen:
+    """What answers there. Raises StartRefused if nothing does, or if it is not fit to keep jobs."""
     import redis
 
+    from jobs.address import without_secret
     from jobs.connection import ServerUnfit
+    from jobs.look import look
 
-    shown = without_secret(url)
     try:
-        return asyncio.run(_server_at(url))
+        return asyncio.run(look(url, shards))
     except ServerUnfit as error:
         raise StartRefused(f"CELADON_REDIS_URL: {error}") from error
-    except (redis.RedisError, OSError, ValueError) as error:
-        raise StartRefused(f"CELADON_REDIS_URL: no answer from {shown}: {str(error).replace(url, shown)}") from error
-
-
-async def _server_at(url: str) -> str:
-    from jobs.connection import check_server, connect
-
-    async with connect(url) as redis:
-        await check_server(redis)
-        info: dict[str, Any] = await redis.info("server")
-    name = "valkey" if "valkey_version" in info else "redis"
-    return f"{name.capitalize()} {info[f'{name}_version']}"
-
-
-def without_secret(url: str) -> str:
-    """The URL without user and password, fit to be shown."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    except (redis.RedisError, OSError) as error:
+        raise StartRefused(f"CELADON_REDIS_URL: no answer from {without_secret(url)}: {error}") from error

@@ -23,7 +23,7 @@ from rich.table import Table
 from celadon import data_dir as data_dirs
 from celadon import logs, pictures
 from celadon.client import CeladonError, Client
-from celadon.settings import check_redis, of_gateway, of_worker, without_secret
+from celadon.settings import check_redis, of_gateway, of_worker
 from celadon.supervisor import Child, StartRefused, Supervisor
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def make_plan(workers: int, first_prompt: str, show_logs: bool, overrides: dict[
     settings = of_gateway(**overrides)
     worker = of_worker(redis_url=settings.redis_url or "unix:///embedded")
     if settings.redis_url:
-        check_redis(settings.redis_url)
+        check_redis(settings.redis_url, settings.shards)
     return Plan(
         settings=settings,
         data_dir=settings.data_dir.resolve(),
@@ -234,6 +234,8 @@ class Up:
             self.console.print(f"[red]✗[/] the first picture failed: {escape(str(error))}")
 
     def _screen(self) -> None:
+        from jobs.address import without_secret
+
         plan, table = self.plan, Table.grid(padding=(0, 2))
         redis = "embedded Valkey" if plan.embedded else without_secret(plan.settings.redis_url)
         rows = {"Service": self.url, "API": f"{self.url}/openapi.json", "Data": plan.data_dir, "Logs": self.logs, "Redis": redis}

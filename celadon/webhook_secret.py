@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
-from celadon.settings import of_gateway, without_secret
+from celadon.settings import of_gateway
 from celadon.supervisor import StartRefused
 
 
@@ -13,16 +14,17 @@ def run() -> str:
     from redis import RedisError
 
     from jobs import valkey
-    from jobs.connection import connect
+    from jobs.address import without_secret
     from jobs.hook_signature import show_secret
     from jobs.registry import Registry
+    from jobs.shards import open_shards
 
     settings = of_gateway()
     url = settings.redis_url or valkey.url(settings.data_dir)
 
     async def ask() -> bytes:
-        async with connect(url) as server:
-            return await Registry(server).webhook_secret()
+        async with aclosing(open_shards(url, settings.shards)) as shards:
+            return await Registry(shards).webhook_secret()
 
     try:
         return show_secret(asyncio.run(ask()))

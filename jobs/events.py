@@ -10,6 +10,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from jobs.connection import MAX_BLOCK_S
+from jobs.shards import Shards
 
 EVENT_TYPES = frozenset({"queued", "started", "progress", "requeued", "succeeded", "failed", "canceled"})
 TERMINAL_EVENTS = frozenset({"succeeded", "failed", "canceled"})
@@ -33,11 +34,10 @@ class Event:
 
 
 class EventLog:
-    """Reads the events of jobs of one shard."""
+    """Reads the events of jobs."""
 
-    def __init__(self, redis: Redis, shard: str = "q0") -> None:
-        self._redis = redis
-        self._root = "{" + shard + "}"
+    def __init__(self, redis: Redis | Shards) -> None:
+        self._shards = Shards.of(redis)
 
     async def read(self, job_id: str, after: str = "", block_ms: int = 0, count: int = 100) -> list[Event]:
         """The next events behind the id `after` ("": from the first), oldest first.
@@ -47,21 +47,24 @@ class EventLog:
         """
         if after and not _ID.fullmatch(after):
             raise ValueError("not an event id")
-        entries = await self._entries(f"{self._root}:e:{job_id}", after or "0-0", block_ms, count)
+        entries = await self._entries(job_id, after or "0-0", block_ms, count)
         events = [Event(id_, fields["type"], json.loads(fields["data"])) for id_, fields in entries]
         if any("preview" in event.data for event in events):
             await self._attach_preview(job_id, events)
         return events
 
-    async def _entries(self, key: str, after: str, block_ms: int, count: int) -> Entries:
+    async def _entries(self, job_id: str, after: str, block_ms: int, count: int) -> Entries:
+        shard = self._shards.of_job(job_id)
+        key = shard.key(f"e:{job_id}")
         if block_ms <= 0:
-            return cast(Entries, await self._redis.xrange(key, min=f"({after}", count=count))
-        streams = await self._redis.xread({key: after}, count=count, block=min(block_ms, int(MAX_BLOCK_S * 1000)))
+            return cast(Entries, await shard.redis.xrange(key, min=f"({after}", count=count))
+        streams = await shard.redis.xread({key: after}, count=count, block=min(block_ms, int(MAX_BLOCK_S * 1000)))
         return cast(list[tuple[str, Entries]], streams)[0][1] if streams else []
 
     async def _attach_preview(self, job_id: str, events: list[Event]) -> None:
         """Only the newest preview is kept; the events of older ones, and of a job that has ended, come without."""
-        newest, data = await self._redis.hmget(f"{self._root}:p:{job_id}", ["event", "data"])
+        shard = self._shards.of_job(job_id)
+        newest, data = await shard.redis.hmget(shard.key(f"p:{job_id}"), ["event", "data"])
         for event in events:
             if event.data.pop("preview", False) and event.id == newest:
                 event.data["preview"] = data

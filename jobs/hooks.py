@@ -6,14 +6,17 @@ that a delivery may come twice, under one id, but is never lost with its worker.
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from jobs.scripts import Scripts
+from jobs.shards import Shards
 
 LEASE_S = 60.0  # must exceed the time of one attempt to deliver
 
@@ -29,42 +32,63 @@ class Delivery:
     body: str
     attempt: int
     reason: str = ""  # why the last attempt failed
+    at: float = 0.0  # when the event happened, in Unix seconds
 
 
 class HookQueue:
-    """The deliveries of one shard. Methods raise redis.exceptions.RedisError; each may be repeated then."""
+    """The deliveries, each in the shard of its job. Methods raise redis.exceptions.RedisError; each may be repeated then."""
 
-    def __init__(self, redis: Redis, shard: str = "q0", *, lease_s: float = LEASE_S) -> None:
-        self._scripts = Scripts(redis, shard)
+    def __init__(self, redis: Redis | Shards, *, lease_s: float = LEASE_S) -> None:
+        self._shards = Shards.of(redis)
         self._lease_s = lease_s
+        self._turn = 0
 
     async def due(self, worker: str, limit: int) -> list[Delivery]:
-        """Up to `limit` deliveries whose time has come, oldest first, now this worker's until its lease ends."""
-        if limit < 1:
-            return []
-        return [_delivery(*entry) for entry in await self._scripts.run("hooks_due", worker, self._lease_s, limit)]
+        """Up to `limit` deliveries whose time has come, of a shard oldest first, now this worker's until its lease ends."""
+        taken: list[Delivery] = []
+        failures: list[RedisError | OSError] = []
+        for _, shard in self._shards.beginning_with(self._turn):
+            if len(taken) >= limit:
+                break
+            try:
+                found = await shard.run("hooks_due", worker, self._lease_s, limit - len(taken))
+            except (RedisError, OSError) as error:  # the others' deliveries go on
+                failures.append(error)
+            else:
+                taken += [_delivery(*entry) for entry in found]
+        if failures and not taken:
+            raise failures[0]
+        self._turn += 1
+        return taken
 
     async def delivered(self, worker: str, delivery_id: str) -> bool:
         """It has arrived and is forgotten. False if the delivery is not this worker's (any more)."""
-        return bool(await self._scripts.run("hooks_settle", worker, delivery_id, "", ""))
+        return bool(await self._of(delivery_id).run("hooks_settle", worker, delivery_id, "", ""))
 
     async def failed(self, worker: str, delivery_id: str, reason: str, *, retry_in_s: float | None) -> bool:
         """It has not arrived: due again after `retry_in_s`, or dead if that is None. False if it is not this worker's."""
         retry = "" if retry_in_s is None else max(retry_in_s, 0.0)
-        return bool(await self._scripts.run("hooks_settle", worker, delivery_id, reason or "failed", retry))
+        return bool(await self._of(delivery_id).run("hooks_settle", worker, delivery_id, reason or "failed", retry))
 
     async def dead(self, limit: int = 50) -> list[Delivery]:
         """Deliveries that were given up, newest first; kept for a week, at most 10,000 of them."""
-        return [_delivery(*entry) for entry in await self._scripts.run("hooks_dead", max(1, limit))]
+        found = await self._shards.each(lambda shard: shard.run("hooks_dead", max(1, limit)))
+        dead = [[_delivery(*entry) for entry in entries] for entries in found]
+        return list(heapq.merge(*dead, key=lambda delivery: delivery.at, reverse=True))[:limit]
 
     async def redeliver(self, delivery_id: str) -> bool:
         """Makes a dead delivery due now, with all its attempts before it. False if it is not dead."""
-        return bool(await self._scripts.run("hooks_redeliver", delivery_id))
+        return bool(await self._of(delivery_id).run("hooks_redeliver", delivery_id))
+
+    def _of(self, delivery_id: str) -> Scripts:
+        """A delivery is named after its job."""
+        return self._shards.of_job(delivery_id.partition(".")[0])
 
 
 def _delivery(id_: str, pairs: Sequence[str]) -> Delivery:
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
     data = {"id": fields["job_id"], "status": fields["status"], "images": json.loads(fields["images"]), **json.loads(fields["data"])}
-    time = datetime.fromtimestamp(float(fields["at"]), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = float(fields["at"])
+    time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body = json.dumps({"type": f"job.{fields['event']}", "timestamp": time, "data": data}, ensure_ascii=False)
-    return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, int(fields["attempt"]), fields.get("reason", ""))
+    return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, int(fields["attempt"]), fields.get("reason", ""), at)

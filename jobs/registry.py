@@ -10,7 +10,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from jobs.scripts import Scripts
+from jobs.shards import Shards
 from pipelines.card import ModelCard
 
 
@@ -30,11 +30,11 @@ class WorkerInfo:
 
 
 class Registry:
-    """What workers and gateways of one shard know of each other."""
+    """What workers and gateways know of each other. It lies in the first shard; that a worker lives is told to all of them."""
 
-    def __init__(self, redis: Redis, shard: str = "q0") -> None:
-        self._redis = redis
-        self._scripts = Scripts(redis, shard)
+    def __init__(self, redis: Redis | Shards) -> None:
+        self._shards = Shards.of(redis)
+        self._redis, self._scripts = self._shards.first.redis, self._shards.first
 
     async def announce(self, card: ModelCard) -> None:
         """Makes a model known for good: jobs for it are accepted also while no worker is up."""
@@ -47,11 +47,12 @@ class Registry:
 
     async def beat(self, worker: WorkerInfo, ttl_s: float = 15) -> None:
         """Shows the worker as alive for the next `ttl_s` seconds."""
-        await self._scripts.run("beat", worker.id, ttl_s, json.dumps(dataclasses.asdict(worker)))
+        told = json.dumps(dataclasses.asdict(worker))
+        await self._shards.each(lambda shard: shard.run("beat", worker.id, ttl_s, told))
 
     async def leave(self, worker_id: str) -> None:
         """Takes a worker that ends in good order off the list at once."""
-        await self._scripts.run("leave", worker_id)
+        await self._shards.each(lambda shard: shard.run("leave", worker_id))
 
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive, by id."""

@@ -24,6 +24,7 @@ class Scripts:
     """Runs the scripts on one shard: every call names the shard as its only key, e.g. `{q0}`."""
 
     def __init__(self, redis: Redis, shard: str) -> None:
+        self.redis = redis
         self._root = "{" + shard + "}"
         self._scripts = {name: redis.register_script(text) for name, text in sources().items()}
 

@@ -71,6 +71,11 @@ def command(data_dir: Path) -> list[str]:
     return [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
+def mortal(command: list[str]) -> list[str]:
+    """The command line of a child that ends with the thread that starts it."""
+    return [sys.executable, "-I", "-S", "-c", _MORTAL, str(os.getpid()), *command]
+
+
 def start(data_dir: Path) -> subprocess.Popen[bytes]:
     """Starts the server on `data_dir` (made if missing, mode 0700) and waits until it answers.
 
@@ -81,9 +86,8 @@ def start(data_dir: Path) -> subprocess.Popen[bytes]:
         _private_folder(folder)
     with _lock(data_dir) as lock:
         # The child inherits the lock and holds it until it is gone, whatever becomes of us.
-        launcher = [sys.executable, "-I", "-S", "-c", _MORTAL, str(os.getpid())]
         process = subprocess.Popen(
-            [*launcher, *command(data_dir)],
+            mortal(command(data_dir)),
             pass_fds=(lock,),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,8 +24,9 @@ from structlog.typing import FilteringBoundLogger
 from jobs.events import EventLog
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
-from jobs.job_queue import JobQueue, ServerUnfit, check_server, connect
+from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
+from jobs.shards import Shards, open_shards
 from service.api import health, images, models, native, webhooks
 from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
@@ -41,7 +41,7 @@ from service.middleware import Surroundings
 from service.settings import Settings
 
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
-HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ClientDisconnect)
+HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
 
 DESCRIPTION = """Text to image. `POST /generate` queues a job; `GET /jobs/{id}` tells how it stands and where its pictures are.
 
@@ -107,21 +107,21 @@ class Server(uvicorn.Server):
 def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        redis = connect(settings.redis_url or _embedded_url(settings))
+        shards = open_shards(settings.redis_url or _embedded_url(settings), settings.shards)
         queue = JobQueue(
-            redis,
+            shards,
             max_queued=settings.max_queued,
             max_queued_per_client=settings.max_queued_per_client,
             rate_per_s=settings.rate_per_s,
             burst=settings.rate_burst,
             retention_s=settings.retention_s,
         )
-        registry, store = Registry(redis), LocalImageStore(settings.image_dir)
+        registry, store = Registry(shards), LocalImageStore(settings.image_dir)
         catalog = Catalog(registry, settings)
-        generations = Generations(queue, EventLog(redis), catalog, store, settings)
+        generations = Generations(queue, EventLog(shards), catalog, store, settings)
         links = ImageLinks(registry, settings)
-        app.state.gateway = Gateway(settings, log, metrics, redis, queue, HookQueue(redis), registry, store, catalog, links, generations)
-        await _check_server(redis, log)
+        app.state.gateway = Gateway(settings, log, metrics, shards, queue, HookQueue(shards), registry, store, catalog, links, generations)
+        await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
         try:
@@ -131,16 +131,16 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
             for chore in chores:
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
-            await redis.aclose()
+            await shards.aclose()
             log.info("gateway down")
 
     return lifespan
 
 
-async def _check_server(redis: Redis, log: FilteringBoundLogger) -> None:
+async def _check_servers(shards: Shards, log: FilteringBoundLogger) -> None:
     """A server that is away may come; one that would lose jobs stops the start."""
     try:
-        await check_server(redis)
+        await shards.check()
     except ServerUnfit as unfit:
         log.error("redis is unfit", why=str(unfit))
         raise

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from jobs.job_queue import ServerUnfit
 from service.errors import (
     ApiError,
     BadRequest,
@@ -98,6 +99,8 @@ def translate(exc: Exception) -> ApiError | None:
             return QueueReadOnly()
         case RedisError() if str(exc).startswith(("NOREPLICAS", "MISCONF")):  # too few replicas; the disk is full or broken
             return QueueReadOnly()
+        case ServerUnfit():  # it came after the start: /readyz and the log of the next start say why
+            return QueueUnavailable()
         case RedisConnectionError() | RedisTimeoutError() | ClusterDownError():  # loading and master down are among them
             return QueueUnavailable()
     return None

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from redis.asyncio import Redis
 from structlog.typing import FilteringBoundLogger
 
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry
+from jobs.shards import Shards
 from service.catalog import Catalog, ImageLinks
 from service.generations import Generations
 from service.metrics import Metrics
@@ -26,7 +26,7 @@ class Gateway:
     settings: Settings
     log: FilteringBoundLogger
     metrics: Metrics
-    redis: Redis
+    shards: Shards
     queue: JobQueue
     hooks: HookQueue
     registry: Registry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -64,7 +63,7 @@ class Generations:
         resolved = resolve(draft, card, self._settings)
         check(terms, draft, self._settings)
         job = Job(
-            id=uuid.uuid4().hex,
+            id=self._queue.new_id(client),
             client=client,
             params=resolved.params,
             steps_total=resolved.steps_total,

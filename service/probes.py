@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from jobs.job_queue import ServerUnfit, check_server
+from jobs.job_queue import ServerUnfit
+from jobs.shards import Shards
 from service.error_answers import translate
 from service.errors import ApiError, NoModel, QueueOutOfMemory, QueueReadOnly
 from service.gateway import Gateway
@@ -16,25 +16,25 @@ from service.gateway import Gateway
 CHECK_S = 2.0  # of one check; a probe must not hang with what it probes
 CHECKS = ("redis", "storage", "model")
 SAID: dict[type[ApiError | None], str] = {QueueOutOfMemory: "out of memory", QueueReadOnly: "read-only"}
-NOTHING = "{q0}:probe"  # a key that never is
+NOTHING = "probe"  # a key that never is
 
 
 async def probe(gateway: Gateway) -> dict[str, str]:
     """By name, what keeps a job from being taken now; nothing when Redis takes writes and keeps them, the image store can
     be written, and a model is known."""
-    checks: tuple[Awaitable[object], ...] = (takes_writes(gateway.redis), gateway.store.check(), gateway.catalog.card(None))
+    checks: tuple[Awaitable[object], ...] = (takes_writes(gateway.shards), gateway.store.check(), gateway.catalog.card(None))
     faults = await asyncio.gather(*map(_fault, checks))
     return {name: fault for name, fault in zip(CHECKS, faults, strict=True) if fault}
 
 
-async def takes_writes(redis: Redis) -> None:
+async def takes_writes(shards: Shards) -> None:
     """Raises RedisError, or ServerUnfit, when a job could not be written and kept now. Writes nothing itself.
 
     Setting no bytes makes no key, but a server that is full, read-only or without its replicas refuses it as it would
     refuse a job.
     """
-    await redis.setrange(NOTHING, 0, "")
-    await check_server(redis)  # another server may have come in the place of the one that was checked at the start
+    await shards.each(lambda shard: shard.redis.setrange(shard.key(NOTHING), 0, ""))
+    await shards.check()  # another server may have come in the place of the one that was checked at the start
 
 
 async def observe_queue(gateway: Gateway) -> None:

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.address import parse
+
 PREFIX = "CELADON_"
 
 # Names that the other processes read. They share one environment, so these are no misspellings.
@@ -30,7 +32,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
-    redis_url: str = Field(default="", description="redis://, rediss:// or unix://; empty: the embedded server of the data dir")
+    redis_url: str = Field(default="", description="as in jobs.address; empty: the embedded server of the data dir")
+    shards: int = Field(default=0, ge=0, le=1024, description="of the queue; 0: six on a Cluster, else one")
     data_dir: Path = Field(default=Path(".celadon"), description="images lie in its folder `images`")
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535, description="0 takes a free one")
@@ -55,9 +58,9 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
+    def _known_address(cls, value: str) -> str:
+        if value:
+            parse(value)
         return value
 
     @field_validator("public_url")

@@ -20,7 +20,7 @@ from rich.console import Console
 import jobs.valkey
 from celadon import doctor
 from celadon.client import ApiError, Client, JobFailed, Unreachable
-from celadon.settings import without_secret
+from jobs.address import without_secret
 from jobs.job_queue import JobQueue, connect
 from tests.up_process import UpProcess, environment, eventually, up
 from training.toy import write_toy

@@ -41,8 +41,9 @@ async def serve(settings: WorkerSettings) -> int:
 
     from jobs.hooks import HookQueue
     from jobs.image_store import LocalImageStore  # imports stand here so that a bad setting is told before torch loads
-    from jobs.job_queue import JobQueue, ServerUnfit, check_server, connect
+    from jobs.job_queue import JobQueue, ServerUnfit
     from jobs.registry import Registry, WorkerInfo
+    from jobs.shards import open_shards
     from workers.drawing import DrawingThread
     from workers.insist import insist, unless
     from workers.model import ModelRefused, open_model
@@ -55,14 +56,15 @@ async def serve(settings: WorkerSettings) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     store = LocalImageStore(settings.data_dir / "images")
-    redis = connect(settings.redis_url)
+    shards = open_shards(settings.redis_url, settings.shards)
     try:
-        if not await unless(stop, insist(check_server, redis)):
+        if not await unless(stop, insist(shards.check)):
             return 0
     except (ServerUnfit, AuthenticationError) as error:
         print(f"CELADON_REDIS_URL: {error}", file=sys.stderr)
         return REFUSED
-    doors = Doors(JobQueue(redis, lease_s=settings.lease_s, retention_s=settings.retention_s), Registry(redis), store, HookQueue(redis))
+    queue = JobQueue(shards, lease_s=settings.lease_s, retention_s=settings.retention_s)
+    doors = Doors(queue, Registry(shards), store, HookQueue(shards))
     card = model.checkpoint.card
     info = WorkerInfo(
         id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
@@ -80,7 +82,7 @@ async def serve(settings: WorkerSettings) -> int:
     try:
         await worker.run(DrawingThread(model.checkpoint, model.engine, worker.report, numpy_arrays=model.numpy_arrays), stop)
     finally:
-        await redis.aclose()
+        await shards.aclose()
     return 0
 
 

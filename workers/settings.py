@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.address import parse
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-mini"
 
@@ -16,7 +18,8 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CELADON_", frozen=True, extra="ignore", env_ignore_empty=True)
 
-    redis_url: str = Field(description="Redis or Valkey, for example redis://localhost:6379/0 or unix:///run/valkey.sock")
+    redis_url: str = Field(description="Redis or Valkey, for example redis://localhost:6379/0; all forms stand in jobs.address")
+    shards: int = Field(default=0, ge=0, le=1024, description="of the queue; 0: six on a Cluster, else one")
     data_dir: Path = Path(".celadon")
     model: str = str(DEFAULT_MODEL)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -33,3 +36,9 @@ class WorkerSettings(BaseSettings):
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_address(cls, value: str) -> str:
+        parse(value)
+        return value

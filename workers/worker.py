@@ -124,7 +124,7 @@ class Worker:
             raise
 
     async def _claim_and_start(self) -> list[Job]:
-        jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1)
+        jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1, [held.job for held in self._held.values()])
         for job in jobs:
             await self._start(job)
         return jobs

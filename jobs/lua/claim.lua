@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- claim <worker> <lease_s> <limit> <queue> ... -> records, now running and leased to the worker, in order
-local worker, lease, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- claim <worker> <lease_s> <limit> <elsewhere> <queue> ... -> records, now running and leased to the worker, in order;
+-- nil if the worker must be, or become, alone with a job of this shard. It holds `elsewhere` jobs of other shards.
+local worker, lease, limit, elsewhere = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local PATIENCE = 8 -- turns of better lanes in a row, after which a lane gets one
 local held = q .. 'w:' .. worker
 local t = now()
 
 local lanes = {} -- of all models of this worker, best class first
 for rank, class in ipairs(CLASSES) do
-  for i = 4, #ARGV do lanes[#lanes + 1] = { name = lane_of(ARGV[i], class), queue = ARGV[i], rank = rank } end
+  for i = 5, #ARGV do lanes[#lanes + 1] = { name = lane_of(ARGV[i], class), queue = ARGV[i], rank = rank } end
 end
 
 -- The job becomes this worker's; false if its record is gone. Its work is charged once, however often it runs.
@@ -35,15 +36,15 @@ end
 local function suspicious(queue)
   local waiting, drain = q .. 'alone:' .. queue, q .. 'drain:' .. queue
   if call('EXISTS', waiting) == 0 then return nil end
-  if call('SCARD', held) > 0 then
+  if call('SCARD', held) + elsewhere > 0 then
     local chosen = call('GET', drain)
     if chosen and chosen ~= worker then return nil end
     call('SET', drain, worker, 'PX', math.ceil(lease * 1000))
-    return {}
+    return false
   end
   call('DEL', drain)
   local record = take(call('ZPOPMIN', waiting)[1], { queue = queue, lane = queue })
-  return record and { record }
+  return record and { record } or nil
 end
 
 -- The client of least virtual time in this lane. What it spent in other lanes since it entered the ring shows only
@@ -62,7 +63,7 @@ end
 -- The queued job that must start first to be in time, if that is soon.
 local function urgent()
   local id, least, place
-  for i = 4, #ARGV do
+  for i = 5, #ARGV do
     local first = call('ZRANGE', q .. 'slack:' .. ARGV[i], 0, 0, 'WITHSCORES')
     if first[1] and tonumber(first[2]) <= t + URGENT_S and (not least or tonumber(first[2]) < least) then
       id, least, place = first[1], tonumber(first[2]), i
@@ -127,17 +128,18 @@ local function serve(at)
 end
 
 local function forget_wakes()
-  for i = 4, #ARGV do
+  for i = 5, #ARGV do
     local left = call('EXISTS', q .. 'alone:' .. ARGV[i])
     for _, class in ipairs(CLASSES) do left = left + call('EXISTS', q .. 'ring:' .. lane_of(ARGV[i], class)) end
     if left == 0 then call('DEL', q .. 'wake:' .. ARGV[i]) end
   end
 end
 
-if limit < 1 or alone() then return {} end
-for i = 4, #ARGV do
+if limit < 1 then return {} end
+if alone() then return false end
+for i = 5, #ARGV do
   local records = suspicious(ARGV[i])
-  if records then return records end
+  if records ~= nil then return records end
 end
 local records = {}
 while #records < limit do

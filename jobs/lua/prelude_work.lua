@@ -11,8 +11,16 @@ local function predict(queue, size, steps)
   return math.max(tonumber(steps), 1) * each
 end
 
+local OTHERS_S = 5 -- for which is believed in how many other shards jobs wait
+
+-- Among how many shards a worker is shared.
+local function sharing()
+  return 1 + tonumber(call('GET', q .. 'others') or 0)
+end
+
+-- How many workers of a model this shard has, in parts of their time.
 local function workers_of(queue)
-  return math.max(call('ZCOUNT', q .. 'at:' .. queue, '(' .. stamp(now()), '+inf'), 1)
+  return math.max(call('ZCOUNT', q .. 'at:' .. queue, '(' .. stamp(now()), '+inf'), 1) / sharing()
 end
 
 -- Seconds until a tenth of so much work is done: when it is worth to come again.
@@ -30,7 +38,7 @@ end
 -- Seconds that a job spends with a worker, which shares its device among all it holds. Where others wait, slots that
 -- become free are filled again; where none do, it is the last to be left.
 local function residence(queue, predicted, others_wait)
-  local held = call('ZCARD', q .. 'lease') / math.max(call('ZCOUNT', q .. 'beats', '(' .. stamp(now()), '+inf'), 1)
+  local held = sharing() * call('ZCARD', q .. 'lease') / math.max(call('ZCOUNT', q .. 'beats', '(' .. stamp(now()), '+inf'), 1)
   if others_wait then return predicted * math.max(held, 1) end
   local running = math.max(tonumber(call('HGET', q .. 'work', 'running:' .. queue) or 0), 0) / 1e6
   return predicted + math.min(predicted * held, running / 2 / workers_of(queue))

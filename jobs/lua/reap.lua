@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- reap <limit> <retention_s> <schema> <lost_error> <deadline_error> -> number of jobs that were moved on: their lease had
--- run out, or their deadline passed while they waited
-local limit, retention, schema, lost, late = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+-- reap <limit> <retention_s> <schema> <others> <lost_error> <deadline_error> -> number of jobs that were moved on (their
+-- lease had run out, or their deadline passed while they waited), and of those that wait. In `others` more shards jobs wait.
+local limit, retention, schema, others, lost, late = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]
 local t = now()
+if others ~= '0' then call('SET', q .. 'others', others, 'EX', OTHERS_S) end
 
 local function note_loss(id)
   local f = call('HMGET', job(id), 'losses', 'worker', 'attempt')
@@ -51,4 +52,4 @@ local function move_on(index, status, move, moved)
   return moved
 end
 
-return move_on('deadline', 'queued', expire, move_on('lease', 'running', lose, 0))
+return { move_on('deadline', 'queued', expire, move_on('lease', 'running', lose, 0)), call('ZCARD', q .. 'pending') }

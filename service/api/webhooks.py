@@ -54,7 +54,7 @@ class RedeliveryAnswer(BaseModel):
 async def deliveries(gateway: Current, query: Annotated[DeliveriesQuery, Query()]) -> list[DeliveryAnswer]:
     """The newest first. They are kept for a week."""
     dead = await gateway.hooks.dead(query.limit)
-    return [DeliveryAnswer(**{name: said for name, said in asdict(one).items() if name != "body"}) for one in dead]
+    return [DeliveryAnswer(**{name: said for name, said in asdict(one).items() if name in DeliveryAnswer.model_fields}) for one in dead]
 
 
 @router.post(

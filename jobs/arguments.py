@@ -1,0 +1,56 @@
+"""What the queue's scripts take, checked before it is sent: each function raises ValueError on what they could not hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from jobs.job import SCHEMA, SERVICE_CLASSES, Job
+
+MAX_PRIORITY = 900
+
+
+def place(job: Job) -> tuple[str, str, str, int, int, str]:
+    """Where a job waits and what it asks for: client, queue, class, priority, evaluations, size."""
+    if not -MAX_PRIORITY <= job.priority <= MAX_PRIORITY:
+        raise ValueError(f"Priority {job.priority} is outside {-MAX_PRIORITY} .. {MAX_PRIORITY}.")
+    if job.service_class not in SERVICE_CLASSES:
+        raise ValueError(f"{job.service_class!r} is none of {', '.join(SERVICE_CLASSES)}.")
+    queue = queue_name(job.params.model, job.schema)
+    return name(job.client), queue, job.service_class, job.priority, job.steps_total, f"{job.params.width}x{job.params.height}"
+
+
+def name(text: str) -> str:
+    """Names are joined by ':' in keys, and '@' marks schemas and classes."""
+    if not text or ":" in text or "@" in text:
+        raise ValueError(f"{text!r} cannot be part of a key: it is empty or holds ':' or '@'.")
+    return text
+
+
+def fingerprint_of(text: str) -> str:
+    return name(text) if text else ""
+
+
+def seconds_of(value: float | None) -> str:
+    """Seconds as the scripts read them; the empty string is none. Raises ValueError unless they are finite and above 0."""
+    if value is None:
+        return ""
+    if not 0 < value < math.inf:
+        raise ValueError("Seconds are a number above 0.")
+    return f"{value:.6f}"
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def queue_name(model: str, schema: int) -> str:
+    """Records of a newer schema wait in queues of their own, so an older worker never meets them."""
+    return name(model) if schema == 1 else f"{name(model)}@{schema}"
+
+
+def queue_names(models: Iterable[str]) -> list[str]:
+    return [queue_name(model, schema) for model in models for schema in range(1, SCHEMA + 1)]

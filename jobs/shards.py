@@ -1,0 +1,175 @@
+"""The shards of the queue: one on a single server, several on a Cluster, where each lies whole on one node.
+
+A client's jobs are all in one shard, since their order, bounds and idempotency keys belong together. A job's id says in
+which, so that whoever knows the id finds the job without asking around.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import RedisError
+
+from jobs.address import Address, parse
+from jobs.connection import OPTIONS, ServerUnfit, check_server, connect
+from jobs.primary import Cluster, Find, FollowingConnection, Sentinels, once_more
+from jobs.scripts import Scripts
+
+ON_CLUSTER = 6  # shards, unless it is told: two for each node of a Cluster of three
+
+Answer = TypeVar("Answer")
+
+_MARKED = re.compile(r"[0-9a-f]{32}s([1-9][0-9]{0,3})", re.ASCII)
+
+
+def shard_of(job_id: str) -> int:
+    """The number of its shard, behind an `s`. Ids without one are of shard 0, as all were once."""
+    marked = _MARKED.fullmatch(job_id)
+    return int(marked[1]) if marked else 0
+
+
+def make_id(shard: int) -> str:
+    """A new id of a job in this shard."""
+    return f"{uuid.uuid4().hex}s{shard}" if shard else uuid.uuid4().hex
+
+
+class Shards:
+    """Shard n, named `q<n>`, is reached by client n. Clients may be the same; they are closed with this, and so is the `guide`."""
+
+    def __init__(self, clients: Sequence[Redis], guide: Sentinels | Cluster | None = None) -> None:
+        self.all = tuple(Scripts(client, f"q{number}") for number, client in enumerate(clients))
+        self.guide = guide
+        self._agreed = False
+
+    @classmethod
+    def of(cls, redis: Redis | Shards) -> Shards:
+        """A client alone is one shard."""
+        return redis if isinstance(redis, Shards) else cls([redis])
+
+    @property
+    def first(self) -> Scripts:
+        """Where lies what there is once: cards, secrets, the list of workers, the number of shards."""
+        return self.all[0]
+
+    def of_client(self, client: str) -> Scripts:
+        return self.all[zlib.crc32(client.encode()) % len(self.all)]
+
+    def of_job(self, job_id: str) -> Scripts:
+        """The first for an id of no shard of ours: there nobody knows it either."""
+        number = shard_of(job_id)
+        return self.all[number if number < len(self.all) else 0]
+
+    def new_id(self, client: str) -> str:
+        """For a job of this client."""
+        return make_id(self.all.index(self.of_client(client)))
+
+    def beginning_with(self, number: int) -> Iterator[tuple[int, Scripts]]:
+        """All shards with their numbers, in a circle."""
+        for n in range(number, number + len(self.all)):
+            yield n % len(self.all), self.all[n % len(self.all)]
+
+    async def each(self, ask: Callable[[Scripts], Awaitable[Answer]]) -> list[Answer]:
+        """What all of them answer. All are asked before the first failure is raised."""
+        answers, failures = await _gather(ask, self.all)
+        if failures:
+            raise failures[0]
+        return answers
+
+    async def some(self, ask: Callable[[Scripts], Awaitable[Answer]], shards: Iterable[Scripts]) -> list[Answer]:
+        """What those of them answer that can be reached; raises the first failure if that is none of them."""
+        answers, failures = await _gather(ask, tuple(shards))
+        if failures and not answers:
+            raise failures[0]
+        return answers
+
+    async def first_of(self, wait: Callable[[Scripts], Awaitable[object]]) -> None:
+        """Returns when one of them has answered; the others are no longer waited for. Raises the last failure if none can be asked."""
+        waiting = {asyncio.ensure_future(wait(shard)) for shard in self.all}
+        try:
+            while True:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                failed = [error for task in done if (error := task.exception())]
+                if len(failed) < len(done):
+                    return
+                if not waiting or not isinstance(failed[0], (RedisError, OSError)):
+                    raise failed[0]
+        finally:
+            while waiting:  # more than once: redis-py may swallow a cancel, see heed_cancel
+                for task in waiting:
+                    task.cancel()
+                _, waiting = await asyncio.wait(waiting, timeout=0.05)
+
+    async def check(self) -> None:
+        """Raises ServerUnfit where a server may lose jobs or the queue has another number of shards, RedisError where one is away."""
+        in_cluster = isinstance(self.guide, Cluster)
+        await asyncio.gather(*(check_server(client, in_cluster=in_cluster) for client in self.clients))
+        await self.agree()
+
+    async def agree(self) -> None:
+        """All processes must mean the same by a shard, so the first one keeps the number. Raises ServerUnfit, RedisError."""
+        if self._agreed:
+            return
+        redis, key = self.first.redis, self.first.key("shards")
+        if await redis.get(key) is None:
+            older = await redis.exists(self.first.key("seq"))  # jobs came before the number was kept: that was one shard
+            await redis.set(key, 1 if older else len(self.all), nx=True)
+        kept = int(await redis.get(key) or 0)
+        if kept != len(self.all):
+            raise ServerUnfit(f"The queue was laid out in {kept} shards, and here are {len(self.all)}: set CELADON_SHARDS={kept}.")
+        self._agreed = True
+
+    @property
+    def clients(self) -> tuple[Redis, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(shard.redis for shard in self.all))
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(client.aclose() for client in self.clients))
+        if self.guide:
+            await self.guide.aclose()
+
+
+def open_shards(url: str, count: int = 0) -> Shards:
+    """The shards at an address as in CELADON_REDIS_URL; 0 stands for one, and for six on a Cluster. Nothing is sent until
+    the first command. Raises ValueError on an address that `jobs.address` does not know."""
+    address = parse(url)
+    match address.kind:
+        case "server":
+            return Shards([connect(url)] * (count or 1))
+        case "sentinel":
+            sentinels = Sentinels(address)
+            return Shards([_follow(sentinels.primary, address)] * (count or 1), sentinels)
+        case "cluster":
+            cluster = Cluster(address)
+            names = ["{" + f"q{number}" + "}" for number in range(count or ON_CLUSTER)]
+            return Shards([_follow(partial(cluster.primary, name), address) for name in names], cluster)
+
+
+def _follow(find: Find, address: Address) -> Redis:
+    login = {"username": address.login.username, "password": address.login.password}
+    pool = ConnectionPool(FollowingConnection, find=find, db=address.db, **{**OPTIONS, **login, "retry": once_more()})
+    return Redis.from_pool(pool)
+
+
+async def _gather(
+    ask: Callable[[Scripts], Awaitable[Answer]], shards: Sequence[Scripts]
+) -> tuple[list[Answer], list[RedisError | OSError]]:
+    """Answers and failures, each in the shards' order."""
+
+    async def one(shard: Scripts) -> Answer | RedisError | OSError:
+        try:
+            return await ask(shard)
+        except (RedisError, OSError) as error:
+            return error
+
+    found = [await one(shards[0])] if len(shards) == 1 else await asyncio.gather(*map(one, shards))
+    failures = [answer for answer in found if isinstance(answer, (RedisError, OSError))]
+    return [answer for answer in found if not isinstance(answer, (RedisError, OSError))], failures
