@@ -52,7 +52,10 @@ class SamplerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleInfo:
-    """One schedule that the model can run; `curve` is logSNR over 16 steps, for plots."""
+    """One schedule that the model can run; `curve` is logSNR over 16 steps, for plots, empty where the caller gives the levels.
+
+    `ends_open`: the last step lands above zero noise.
+    """
 
     id: str
     name: str
@@ -60,18 +63,24 @@ class ScheduleInfo:
     min_steps: int = 1
     max_steps: int = 1000
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
+    ends_open: bool = False
     curve: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionInfo:
-    """One option of a sampler or schedule: a number in [minimum, maximum], or one of `choices`."""
+    """One option of a sampler or schedule: a number in [minimum, maximum], or one of `choices`.
 
-    default: float | int | str
+    Where it is `falling`, it is a list of two or more such numbers, each below the one before, that must be given; the number
+    of steps is one less than its length.
+    """
+
+    default: float | int | str | tuple[float, ...]
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     integer: bool = False
+    falling: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,5 +139,9 @@ def _find(infos: tuple[Info, ...], name: str) -> Info | None:
 
 
 def _with_options(info: Mapping[str, Any]) -> dict[str, Any]:
-    options = {k: OptionInfo(**dict(v) | {"choices": tuple(v["choices"])}) for k, v in info["options"].items()}
+    options = {k: OptionInfo(**dict(v) | {"choices": tuple(v["choices"]), "default": _default(v)}) for k, v in info["options"].items()}
     return {**info, "aliases": tuple(info["aliases"]), "options": options}
+
+
+def _default(option: Mapping[str, Any]) -> Any:
+    return tuple(option["default"]) if option.get("falling") else option["default"]

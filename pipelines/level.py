@@ -83,3 +83,7 @@ class Convention:
     floors_squared_cosine: bool = False  # karras timesteps are floored on a squared cosine ladder
     exponential_time: str = "fraction"
     auto: str | None = None  # the schedule that "auto" means, where it is not the checkpoint's spacing
+
+    def keeps_zero(self, ladder: Ladder) -> bool:
+        """Whether levels on this ladder start at alpha = 0, where it ends there."""
+        return self.exact

@@ -31,6 +31,7 @@ _OWN_STEPS = "there, every (T/n)-th timestep from 1 is taken whatever the schedu
 _ADAPTIVE = "it chooses its steps while it runs, and a table of rows has a fixed number of them; dpmpp_2m is the nearest"
 _FLOW = "it is made for rectified-flow models"
 _OTHER = "its formula is none of ours"
+_GITS = "its tables for every coefficient and number of steps are not here; our gits is Forge's one table"
 _SA: Mapping[str, Value] = {"predictor_order": 3, "corrector_order": 4, "second_order": "exact"}
 _BH1: Mapping[str, Value] = {"solver_type": "bh1", "order": 3}
 _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
@@ -143,17 +144,18 @@ A1111_SCHEDULES = (
     Name("Polyexponential", "polyexponential"),
     Name("SGM Uniform", "sgm_uniform", also=("SGMUniform",)),
     Name("KL Optimal", "kl_optimal_open"),
-    Name("Align Your Steps", "align_your_steps", also=("Align Your Steps 11",)),
+    Name("Align Your Steps", "align_your_steps_11", also=("Align Your Steps 11",)),
     Name("Simple", "simple"),
     Name("Normal", "linspace"),
     Name("DDIM", "ddim_uniform"),
     Name("Beta", "beta_sigma"),
     Name("Karras Exponential", refused=f"an extension's blend of two schedules: {_OTHER}"),
-    Name("Turbo", "turbo", also=("SD Turbo",)),
+    Name("Turbo", "turbo"),
+    Name("SD Turbo", "linspace"),
     Name("Align Your Steps GITS", "gits"),
     Name("Align Your Steps 32", "align_your_steps_32"),
-    Name("Variance Preserving", "vp"),
-    Name("Laplace", "laplace"),
+    Name("Variance Preserving", refused=f"Forge-classic's: {_OTHER} (our vp is that of k-diffusion)"),
+    Name("Laplace", refused="reForge's goes on to zero; our laplace, ComfyUI's, ends above it"),
     Name("Sinusoidal SF", refused=_OTHER),
     Name("Invcosinusoidal SF", refused=_OTHER),
     Name("React Cosinusoidal DynSF", refused=_OTHER),
@@ -172,14 +174,14 @@ COMFY_SCHEDULES = (
     Name("ddim_uniform", "ddim_uniform"),
     Name("beta", "beta", also=("BetaSampling",)),
     Name("normal", "linspace"),
-    Name("linear_quadratic", refused=_FLOW),
+    Name("linear_quadratic", "linear_quadratic"),
     Name("kl_optimal", "kl_optimal"),
     Name("Polyexponential", "polyexponential"),
     Name("Laplace", "laplace"),
     Name("VP", "vp"),
-    Name("SDTurbo", "turbo"),
+    Name("SDTurbo", "sd_turbo"),
     Name("AlignYourSteps", "align_your_steps"),
-    Name("GITS", "gits"),
+    Name("GITS", refused=_GITS),
     Name("OptimalSteps", refused=_FLOW),
 )
 
@@ -188,7 +190,7 @@ SDCPP_SCHEDULES = (
     Name("karras", "karras"),
     Name("exponential", "exponential"),
     Name("ays", "align_your_steps"),
-    Name("gits", "gits"),
+    Name("gits", refused=_GITS),
     Name("sgm_uniform", "sgm_uniform"),
     Name("simple", "simple"),
     Name("smoothstep", "smoothstep"),

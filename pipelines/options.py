@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 from pipelines.card import OptionInfo
 
-Option = float | int | str
+Option = float | int | str | tuple[float, ...]
 Options = Mapping[str, Option]
 
 
@@ -24,11 +25,26 @@ def checked_options(kind: str, id: str, given: Options, known: Mapping[str, Opti
     return {name: _checked(f"the option {name!r} {subject}", given.get(name, info.default), info) for name, info in known.items()}
 
 
-def _checked(subject: str, value: Option, info: OptionInfo) -> Option:
+def _checked(subject: str, value: Option | list[float], info: OptionInfo) -> Option:
+    if info.falling:
+        return _falling(subject, value, info)
     if info.choices:
         if value not in info.choices:
             raise ValueError(f"{subject} must be one of {', '.join(info.choices)}, not {value!r}")
-        return value
+        return str(value)
+    return _number(subject, value, info)
+
+
+def _falling(subject: str, values: object, info: OptionInfo) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or len(values) < 2:
+        raise ValueError(f"{subject} must be a list of two or more numbers")
+    numbers = tuple(float(_number(subject, value, info)) for value in values)
+    if any(one <= two for one, two in pairwise(numbers)):
+        raise ValueError(f"{subject} must fall: each number must lie below the one before it")
+    return numbers
+
+
+def _number(subject: str, value: object, info: OptionInfo) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{subject} must be a number, not {value!r}")
     if info.integer and value != int(value):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from pipelines import names
-from pipelines.card import ScheduleInfo
+from pipelines.card import OptionInfo, ScheduleInfo
 from pipelines.gamma import logsnr
 from pipelines.ladder import SPACINGS, Ladder
 from pipelines.level import Convention, Level, Levels
 from pipelines.options import Options, checked_options
+from pipelines.points import highest
 from pipelines.schedule_list import SCHEDULES
 from pipelines.timestep_schedules import base_spacing
 
@@ -20,12 +24,15 @@ def levels(ladder: Ladder, convention: Convention, schedule: str, steps: int, op
         raise ValueError(f"steps must be at least 1, not {steps}")
     chosen = convention.auto if schedule == "auto" and convention.auto else schedule
     points = SCHEDULES[chosen].build(ladder, convention, steps, **options)
-    if not np.all(np.diff(np.append(points.gamma, 1.0)) > 0):
+    if steps == 1 and chosen != "custom":
+        points = highest(ladder, convention, points.final)
+    final = points.final if points.final < 1.0 else _final(ladder, convention, float(points.gamma[-1]))
+    gamma = np.append(points.gamma, final)
+    if not np.all(np.diff(gamma) > 0):
         raise ValueError(f"the schedule {schedule!r} has no {steps} distinct levels on this model with these options")
-    gamma = np.append(points.gamma, _final(ladder, convention, float(points.gamma[-1])))
     alpha, sigma = np.sqrt(gamma), np.sqrt(1.0 - gamma)
     init = float(sigma[0]) if convention.scaled_init and base_spacing(ladder, convention, chosen) != "leading" else 1.0
-    timestep = np.append(points.timestep, 0.0)
+    timestep = np.append(points.timestep, 0.0 if final == 1.0 else ladder.timestep_at(np.sqrt((1.0 - final) / final)))
     following = tuple(Level(*map(float, level)) for level in zip(alpha[1:], sigma[1:], timestep[1:], strict=True))
     if convention.strided and chosen in (*SPACINGS, "auto") and steps > 1:
         following = tuple(_strided(ladder, int(t) - len(ladder) // steps) for t in points.timestep)
@@ -52,12 +59,25 @@ def catalog(ladder: Ladder) -> tuple[ScheduleInfo, ...]:
 
 def _info(ladder: Ladder, id: str) -> ScheduleInfo:
     schedule = SCHEDULES[id]
-    shown = levels(ladder, Convention(), id, 16, checked_options("schedule", id, {}, schedule.options))
     return ScheduleInfo(
         id=id,
         name=schedule.name,
         aliases=names.aliases("schedule", id, schedule.name, schedule.aliases),
         max_steps=schedule.most or len(ladder) - 2,
-        options=schedule.options,
-        curve=tuple(np.round(logsnr(shown.alpha[:-1] ** 2), 4).tolist()),
+        options=_bounded(schedule.options, ladder),
+        ends_open=schedule.ends_open,
+        curve=_curve(ladder, id),
     )
+
+
+def _curve(ladder: Ladder, id: str) -> tuple[float, ...]:
+    if any(option.falling for option in SCHEDULES[id].options.values()):
+        return ()  # there is nothing before the caller speaks
+    shown = levels(ladder, Convention(), id, 16, checked_options("schedule", id, {}, SCHEDULES[id].options))
+    return tuple(np.round(logsnr(shown.alpha[:-1] ** 2), 4).tolist())
+
+
+def _bounded(options: Mapping[str, OptionInfo], ladder: Ladder) -> dict[str, OptionInfo]:
+    """Given sigmas end a hair above the ladder: published tables round its end up."""
+    end = float(f"{ladder.ratios[-1] * 1.001:.6g}")
+    return {name: replace(option, maximum=end) if option.falling else option for name, option in options.items()}

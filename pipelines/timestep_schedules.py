@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import beta as beta_distribution
 
 from pipelines.ladder import SPACINGS, Float, Ladder
 from pipelines.level import Convention
-from pipelines.points import Points, ends, gamma_of
+from pipelines.points import Points, at_timesteps, ends, gamma_of, rounded
 
 
 def base_spacing(ladder: Ladder, convention: Convention, schedule: str = "auto") -> str:
@@ -38,11 +39,44 @@ def _timesteps(total: int, convention: Convention, steps: int, spacing: str, off
     return np.round(timestep) if convention.whole else timestep.astype(np.float32).astype(np.float64)
 
 
+def sgm_uniform(ladder: Ladder, convention: Convention, steps: int) -> Points:
+    """linspace of n + 1 timesteps without the lowest (ComfyUI, A1111)."""
+    return at_timesteps(ladder, convention, np.linspace(len(ladder) - 1, 0, steps + 1)[:-1])
+
+
 def simple(ladder: Ladder, convention: Convention, steps: int) -> Points:
     """Every (T/n)-th training level from the top (ComfyUI); trailing, where n divides T."""
     total = len(ladder)
     index = total - 1 - (np.arange(steps) * (total / steps)).astype(np.int64)
     return Points(ends(ladder, convention)[index], index.astype(np.float64))
+
+
+def ddim_uniform(ladder: Ladder, convention: Convention, steps: int) -> Points:
+    """t = 1, 1 + T//n, 1 + 2 (T//n) ... (ComfyUI; "DDIM" of A1111). Where that is n + 1 levels or more, the n lowest."""
+    return at_timesteps(ladder, convention, 1.0 + float(len(ladder) // steps) * np.arange(steps, dtype=np.float64)[::-1])
+
+
+def beta(ladder: Ladder, convention: Convention, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Points:
+    """Timesteps at even quantiles of a beta distribution (arXiv 2407.12173, as ComfyUI has it)."""
+    quantile = beta_distribution.ppf(1.0 - np.arange(steps) / steps, alpha, beta)
+    return at_timesteps(ladder, convention, rounded(quantile * (len(ladder) - 1)))
+
+
+def smoothstep(ladder: Ladder, convention: Convention, steps: int) -> Points:
+    """t = u^2 (3 - 2u) (T - 1), u falling evenly from 1 (stable-diffusion.cpp)."""
+    u = 1.0 - np.arange(steps) / steps
+    return at_timesteps(ladder, convention, rounded(u * u * (3.0 - 2.0 * u) * (len(ladder) - 1)))
+
+
+def turbo(ladder: Ladder, convention: Convention, steps: int) -> Points:
+    """t = k T/n - 1, k = n ... 1, rounded last (Forge)."""
+    return at_timesteps(ladder, convention, np.asarray(np.round(np.arange(steps, 0, -1) * (len(ladder) / steps) - 1.0), np.float64))
+
+
+def sd_turbo(ladder: Ladder, convention: Convention, steps: int) -> Points:
+    """The first n of ten timesteps from the top (ComfyUI), which is made for one to ten steps; beyond that as `turbo`."""
+    made = turbo(ladder, convention, max(steps, 10))
+    return Points(made.gamma[:steps], made.timestep[:steps])
 
 
 def consistency(ladder: Ladder, convention: Convention, steps: int, *, original: int = 50) -> Points:

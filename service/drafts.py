@@ -6,6 +6,7 @@ or this service cannot do. Pure: no Redis, no HTTP.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -14,6 +15,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from jobs.job import JobWarning
@@ -73,24 +75,26 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     _check_text("negative_prompt", draft.negative_prompt, settings)
     width, height = _size(draft, card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
+    schedule_options = _options("schedule_options", draft.schedule_options, schedule)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
         width=width,
         height=height,
-        steps=_steps(draft, card, sampler, schedule, settings),
+        steps=_steps(_wanted_steps(draft, schedule, schedule_options), card, sampler, schedule, settings),
         guidance=_guidance(draft, card),
         sampler=sampler.id,
         sampler_options=_options("sampler_options", sampler_options, sampler),
         schedule=schedule.id,
-        schedule_options=_options("schedule_options", draft.schedule_options, schedule),
+        schedule_options=schedule_options,
         seed=_seed(draft.seed),
         num_images=_within("num_images", draft.num_images, 1, settings.max_images),
         model=card.id,
         output_format=_format(draft.output_format),
         preview=draft.preview,
     )
-    return Resolved(params, sampler.evaluations(params.steps) * params.num_images, tuple(_warnings(params, card)))
+    evaluations = sampler.evaluations(params.steps, ends_open=_ends_open(schedule, schedule_options))
+    return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
@@ -171,16 +175,33 @@ def _unknown(error: names.UnknownName, card: ModelCard) -> UnknownSampler | Unkn
     return kind(f"{said}{meant} Known: {', '.join(sorted(ids))}. Their names in other programs are understood too.", param=error.kind)
 
 
-def _steps(draft: Draft, card: ModelCard, sampler: SamplerInfo, schedule: ScheduleInfo, settings: Settings) -> int:
+def _wanted_steps(draft: Draft, schedule: ScheduleInfo, options: Mapping[str, Any]) -> int | None:
+    """What the client said, be it by the length of a list of levels."""
+    for key, option in schedule.options.items():
+        if option.falling:
+            told = len(options[key]) - 1
+            if draft.steps not in (None, told):
+                raise InvalidValue(f"steps must be {told}, one less than the number of {key}, or be left out.", param="steps")
+            return told
+    return draft.steps
+
+
+def _ends_open(schedule: ScheduleInfo, options: Mapping[str, Any]) -> bool:
+    """Whether the last step lands above zero noise."""
+    given = [options[key] for key, option in schedule.options.items() if option.falling]
+    return bool(given[0][-1] > 0) if given else schedule.ends_open
+
+
+def _steps(wanted: int | None, card: ModelCard, sampler: SamplerInfo, schedule: ScheduleInfo, settings: Settings) -> int:
     low = max(1, sampler.min_steps, schedule.min_steps)
     high = min(settings.max_steps, card.max_steps, sampler.max_steps, schedule.max_steps)
     if low > high:
         raise InvalidValue(f"{sampler.id} and {schedule.id} have no number of steps in common here.", param="steps")
-    if draft.steps is None:  # a default of the model is no request: it bends to the sampler's limits
+    if wanted is None:  # a default of the model is no request: it bends to the sampler's limits
         return min(max(card.defaults.steps, low), high)
-    if not low <= draft.steps <= high:
+    if not low <= wanted <= high:
         raise InvalidValue(f"steps must be from {low} to {high} for {sampler.id} on {schedule.id}.", param="steps")
-    return draft.steps
+    return wanted
 
 
 def _guidance(draft: Draft, card: ModelCard) -> float:
@@ -205,13 +226,18 @@ def _options(name: str, given: Mapping[str, Any], info: SamplerInfo | ScheduleIn
     for key in given:
         if key not in info.options:
             raise UnknownOption(f"{info.id} has no option {shown(key)!r}.{nearest(key, info.options)}", param=f"{name}.{shown(key)}")
+    for key, option in info.options.items():
+        if option.falling and key not in given:
+            raise InvalidValue(f"{info.id} needs {name}.{key}: {_option_fault(None, option)}.", param=f"{name}.{key}")
     return {key: _option(f"{name}.{key}", given[key], option) if key in given else option.default for key, option in info.options.items()}
 
 
-def _option(name: str, value: object, option: OptionInfo) -> float | int | str:
+def _option(name: str, value: object, option: OptionInfo) -> float | int | str | list[float]:
     fault = _option_fault(value, option)
     if fault is not None:
         raise InvalidValue(f"{name} must be {fault}.", param=name)
+    if isinstance(value, list):
+        return [float(number) for number in value]
     assert isinstance(value, (int, float, str))
     return float(value) if isinstance(option.default, float) and not option.choices else value
 
@@ -220,6 +246,8 @@ def _option_fault(value: object, option: OptionInfo) -> str | None:
     """What the value should have been, or None when it is good."""
     if option.choices:
         return None if isinstance(value, str) and value in option.choices else f"one of {', '.join(option.choices)}"
+    if option.falling:
+        return _falling_fault(value, option)
     kinds = int if option.integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
         return "a whole number" if option.integer else "a finite number"
@@ -228,6 +256,13 @@ def _option_fault(value: object, option: OptionInfo) -> str | None:
     if option.maximum is not None and value > option.maximum:
         return f"at most {option.maximum:g}"
     return None
+
+
+def _falling_fault(value: object, option: OptionInfo) -> str | None:
+    number = dataclasses.replace(option, falling=False)
+    if not isinstance(value, list) or len(value) < 2 or any(_option_fault(one, number) for one in value):
+        return f"a list of two or more numbers from {option.minimum:g} to {option.maximum:g}, falling"
+    return "falling: each number below the one before it" if any(one <= two for one, two in pairwise(value)) else None
 
 
 def _is_finite(value: int | float) -> bool:

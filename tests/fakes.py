@@ -59,3 +59,8 @@ def sd_ladder_config(**changes: Any) -> dict[str, Any]:
         "steps_offset": 1,
         "timestep_spacing": "leading",
     } | changes
+
+
+def schedule_options(schedule: str, steps: int) -> dict[str, list[float]]:
+    """What a schedule must be given: `custom` its sigmas, falling by half, then zero."""
+    return {"sigmas": [14.0 * 0.5**i for i in range(steps)] + [0.0]} if schedule == "custom" else {}

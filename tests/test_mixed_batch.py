@@ -14,7 +14,7 @@ from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
 from pipelines.step_table import BASIS, STATE
-from tests.fakes import RowwiseDenoiser, sd_ladder_config
+from tests.fakes import RowwiseDenoiser, schedule_options, sd_ladder_config
 
 LADDER = Ladder.from_config(sd_ladder_config())
 SHAPE = (2, 4, 4)
@@ -25,9 +25,10 @@ PAIRS = [(sampler.id, schedule.id) for sampler in samplers.catalog(LADDER) for s
 def sample(index: int) -> Sample:
     """One pair; length, guidance and seed differ from neighbour to neighbour."""
     sampler, schedule = PAIRS[index]
+    steps = STEPS + index % 3
     return Sample(
         id=str(index),
-        table=compile_table(LADDER, sampler, schedule, STEPS + index % 3),
+        table=compile_table(LADDER, sampler, schedule, steps, {}, schedule_options(schedule, steps)),
         shape=SHAPE,
         seed=index,
         cond=np.full((1, 2), 0.01 * (index % 97), np.float32),

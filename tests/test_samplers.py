@@ -19,6 +19,7 @@ from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import catalog, compile_table
 from pipelines.schedule_list import SCHEDULES
 from pipelines.step_table import BASIS, STATE
+from tests.fakes import schedule_options
 
 SHAPE = (1, 4, 4, 4)
 
@@ -31,10 +32,10 @@ def mixture(ladder: str):
 @pytest.mark.parametrize("ladder", CONFIGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step_goes_from_the_highest_level_to_the_end(ladder, sampler):
-    for schedule in SCHEDULES:
+    for schedule in SCHEDULES.keys() - {"custom"}:
         table = compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, schedule, 1)
         # 998: diffusers floors what float32 leaves of 999 (DPM-Solver and UniPC with exponential)
-        assert len(table) == 1 and table.timestep[0] == pytest.approx(999.0, abs=1.0), schedule
+        assert table.step[-1] == 0 and table.timestep[0] == pytest.approx(999.0, abs=1.0), schedule
 
 
 # --- order of convergence -----------------------------------------------------------------------------------------------
@@ -107,19 +108,21 @@ def test_every_listed_pair_works(ladder, sampler):
     model, network = Ladder.from_config(CONFIGS[ladder]), mixture(ladder)
     info = next(i for i in catalog(model) if i.id == sampler)
     for schedule, steps in itertools.product(schedules.catalog(model), (1, 2, 3, 4, 7, 15, 16, 25)):
-        table = compile_table(model, sampler, schedule.id, steps)
+        table = compile_table(model, sampler, schedule.id, steps, {}, schedule_options(schedule.id, steps))
         assert info.min_steps <= 3 and min(info.max_steps, schedule.max_steps) >= 25
-        assert len(table) == info.evaluations(steps) and table.step[-1] == steps - 1
+        assert len(table) == info.evaluations(steps, ends_open=schedule.ends_open) and table.step[-1] == steps - 1
         assert np.all(np.diff(levels_of(table)) < 0), (schedule.id, steps)
         end = run_table(table, network, noises((1, 4, 2, 2)))
         assert np.isfinite(end).all(), (schedule.id, steps)
-        # the data stays within 3; DPM2 a multiplies the slope of sigma_down by far longer steps while they are few
-        assert steps < 3 or abs(end[-1]).max() < (20 if sampler == "dpm2_a" else 10), (schedule.id, steps)
+        assert steps < 3 or abs(end[-1]).max() < 50, (schedule.id, steps)  # the data stays within 3; 14 is the noise
 
 
-def values(info: OptionInfo):
+def values(info: OptionInfo, steps: int):
     if info.choices:
         return st.sampled_from(info.choices)
+    if info.falling:
+        numbers = st.lists(st.floats(1e-3, info.maximum), min_size=steps, max_size=steps, unique_by=lambda x: round(np.log(x), 2))
+        return numbers.map(lambda some: [*sorted(some, reverse=True), 0.0])
     return st.integers(int(info.minimum), int(info.maximum)) if info.integer else st.floats(info.minimum, info.maximum)
 
 
@@ -127,8 +130,8 @@ def values(info: OptionInfo):
 def requests(draw):
     ladder = Ladder.from_config(CONFIGS[draw(st.sampled_from(list(CONFIGS)))])
     sampler, schedule = draw(st.sampled_from(catalog(ladder))), draw(st.sampled_from(schedules.catalog(ladder)))
-    steps = draw(st.integers(1, min(120, sampler.max_steps, schedule.max_steps)))
-    of_sampler, of_schedule = ({k: draw(values(v)) for k, v in info.options.items()} for info in (sampler, schedule))
+    steps = draw(st.integers(1, min(20 if schedule.id == "custom" else 120, sampler.max_steps, schedule.max_steps)))
+    of_sampler, of_schedule = ({k: draw(values(v, steps)) for k, v in info.options.items()} for info in (sampler, schedule))
     assume(of_schedule.get("end", 1.0) - of_schedule.get("start", 0.0) > 0.05)
     return ladder, sampler.id, schedule.id, steps, of_sampler, of_schedule
 

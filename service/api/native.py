@@ -25,9 +25,12 @@ MAX_DEADLINE_S = 2_592_000.0  # 30 days
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
+NUMBERS = {"type": "array", "items": {"type": "number"}}
 Options = Annotated[
     dict[str, Any],
-    WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}}),
+    WithJsonSchema(
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}, NUMBERS]}}
+    ),
 ]
 
 
