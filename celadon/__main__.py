@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from celadon import eyes
+
 if TYPE_CHECKING:
     from celadon.client import Client
 
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 jobs = typer.Typer(help="Look at jobs and dead letters; queue dead letters again.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(jobs, name="jobs")
+app.add_typer(eyes.plot, name="plot", context_settings=HELP)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [CELADON_HOST, else 127.0.0.1]", show_default=False)]
 Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [CELADON_PORT, else 7860]", show_default=False)]
@@ -150,6 +153,9 @@ def generate(
         raise fail(str(error), 1) from error
     except KeyboardInterrupt:
         raise fail("canceled", 130) from None
+
+
+app.command()(eyes.explain)
 
 
 @app.command()

@@ -149,10 +149,11 @@ def _pair(draft: Draft, card: ModelCard) -> tuple[SamplerInfo, Mapping[str, Any]
     sampler = card.sampler(choice.sampler)
     if sampler is None:
         raise _unknown(names.UnknownName("sampler", asked, f"{card.id} has no {choice.sampler}"), card)
-    return sampler, choice.sampler_options, _schedule(card, choice.schedule or card.defaults.schedule)
+    return sampler, choice.sampler_options, schedule_of(card, choice.schedule or card.defaults.schedule)
 
 
-def _schedule(card: ModelCard, name: str) -> ScheduleInfo:
+def schedule_of(card: ModelCard, name: str) -> ScheduleInfo:
+    """The model's schedule of that name in any dialect. Raises UnknownSchedule."""
     try:
         id = names.find_schedule(name, (s.id for s in card.schedules))
     except names.UnknownName as error:

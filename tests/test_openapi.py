@@ -33,6 +33,7 @@ ROUTES = {
     ("head", "/images/{key}"),
     ("get", "/samplers"),
     ("get", "/schedules"),
+    ("get", "/schedules/{id}.svg"),
     ("get", "/models"),
     ("get", "/workers"),
     ("get", "/healthz"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.registry import WorkerInfo
 from pipelines.card import Defaults, SamplerInfo, ScheduleInfo
-from service import errors
+from service import drafts, errors, schedule_plot
 from service.error_answers import documented
 from service.gateway import Current
 
@@ -77,6 +77,43 @@ async def samplers(gateway: Current, query: Annotated[ModelQuery, Query()]) -> l
 async def schedules(gateway: Current, query: Annotated[ModelQuery, Query()]) -> list[ScheduleInfo]:
     """A request may use the id, the name or any alias. `curve` is the log signal-to-noise ratio over 16 steps."""
     return list((await gateway.catalog.card(query.model)).schedules)
+
+
+class PlotQuery(ModelQuery):
+    """What else is drawn."""
+
+    compare: str | None = Field(default=None, min_length=1, max_length=400, description="further schedules, by commas")
+
+
+PLOT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {schedule_plot.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "an SVG picture"},
+    **documented(
+        errors.UnknownSchedule, errors.UnknownModel, errors.InvalidValue, errors.UnknownField, errors.QueueUnavailable, errors.NoModel
+    ),
+}
+PLOT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Cache-Control": "max-age=60",
+}
+
+
+@router.get("/schedules/{id}.svg", summary="A schedule drawn", responses=PLOT, response_class=Response)
+async def schedule_svg(
+    gateway: Current, id: Annotated[str, Path(description="id, name or alias")], query: Annotated[PlotQuery, Query()]
+) -> Response:
+    """Levels and logSNR over 16 steps, as the model's worker announced them, with default options.
+
+    Other options and lengths need the model's ladder, which the gateway does not have: `celadon plot schedule` draws those.
+    """
+    card = await gateway.catalog.card(query.model)
+    asked = [id, *(query.compare.split(",") if query.compare else ())]
+    found = {info.id: info.curve for info in (drafts.schedule_of(card, name.strip()) for name in asked)}
+    if len(found) > schedule_plot.MOST:
+        raise errors.InvalidValue(f"At most {schedule_plot.MOST} schedules can be told apart in one picture.", param="compare")
+    drawn = {name: curve for name, curve in found.items() if curve}
+    if len(drawn) < len(found):
+        raise errors.InvalidValue(f"{card.id} has announced no curve of {', '.join(found.keys() - drawn.keys())}.", param="compare")
+    return Response(schedule_plot.svg(drawn, card.title), media_type=schedule_plot.MEDIA_TYPE, headers=PLOT_HEADERS)
 
 
 @router.get("/workers", summary="The workers that are up", responses=documented(errors.QueueUnavailable))

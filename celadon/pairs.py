@@ -1,0 +1,107 @@
+"""A sampler and a schedule on a model's ladder, from what was typed; no weights are loaded for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celadon.supervisor import StartRefused
+
+if TYPE_CHECKING:
+    from pipelines.card import Defaults
+    from pipelines.ladder import Ladder
+    from pipelines.step_table import StepTable
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What cannot be done is said in one line, with exit status 2."""
+    from celadon.__main__ import fail
+
+    try:
+        yield
+    except (StartRefused, ValueError, OSError) as error:
+        raise fail(str(error), 2) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A canonical pair with its table."""
+
+    folder: Path
+    sampler: str
+    sampler_options: Mapping[str, Any]
+    schedule: str
+    schedule_options: Mapping[str, Any]
+    steps: int
+    table: StepTable
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What can be asked of one model's ladder."""
+
+    folder: Path
+    ladder: Ladder
+    defaults: Defaults
+
+    @classmethod
+    def of(cls, model: str) -> Pairs:
+        """The model in a folder, of a hub id, or the one that comes along. Raises StartRefused."""
+        from pipelines.card import Defaults
+        from pipelines.ladder import Ladder
+        from workers.settings import DEFAULT_MODEL
+
+        folder = Path(model or DEFAULT_MODEL)
+        if not folder.is_dir():
+            from pipelines.loading import resolve
+
+            folder = resolve(model)
+        config, extra = folder / "scheduler" / "scheduler_config.json", folder / "celadon.json"
+        if not config.exists():
+            raise StartRefused(f"{folder} is no checkpoint in diffusers layout: it has no scheduler/scheduler_config.json")
+        defaults = json.loads(extra.read_text()).get("defaults", {}) if extra.exists() else {}
+        return cls(folder, Ladder.from_config(json.loads(config.read_text())), Defaults(**defaults))
+
+    def pair(self, sampler: str, schedule: str, steps: int | None, sampler_options: Sequence[str], schedule_options: Sequence[str]) -> Pair:
+        """By names of any dialect; what is empty takes the model's default. Raises ValueError."""
+        from pipelines import names
+        from pipelines.options import checked_options
+        from pipelines.sampler_list import SAMPLERS
+        from pipelines.samplers import compile_table
+        from pipelines.schedule_list import SCHEDULES
+
+        options = dict(map(typed, sampler_options))
+        choice = names.find(sampler or self.defaults.sampler, schedule or None, SAMPLERS, options)
+        of_sampler: Any = dict(choice.sampler_options)
+        id = names.find_schedule(choice.schedule or self.defaults.schedule, SCHEDULES)
+        for kind, one, known in (("sampler", choice.sampler, SAMPLERS), ("schedule", id, SCHEDULES)):
+            if one not in known:
+                raise ValueError(f"there is no {kind} {one} here")
+        of_schedule = dict(map(typed, schedule_options))
+        count = steps or self.defaults.steps
+        table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule)
+        return Pair(
+            self.folder,
+            choice.sampler,
+            checked_options("sampler", choice.sampler, of_sampler, SAMPLERS[choice.sampler].options),
+            id,
+            checked_options("schedule", id, of_schedule, SCHEDULES[id].options),
+            count,
+            table,
+        )
+
+
+def typed(text: str) -> tuple[str, Any]:
+    """ "eta=0.5" -> ("eta", 0.5); what is no JSON is a word. Raises ValueError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"an option is written name=value, not {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()

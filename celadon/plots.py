@@ -1,0 +1,105 @@
+"""`celadon plot`: schedules as lines, and the two processes as a sheet of pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celadon.pairs import typed
+from celadon.supervisor import StartRefused
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from celadon.pairs import Pair, Pairs
+
+MARGIN, LINE = 8, 16  # pixels
+
+
+def schedules(pairs: Pairs, names: Sequence[str], steps: int, sampler: str, options: Sequence[str], output: str) -> None:
+    """Write one SVG of these schedules. Raises ValueError, StartRefused, OSError."""
+    from service import schedule_plot
+
+    if len(names) > schedule_plot.MOST:
+        raise StartRefused(f"at most {schedule_plot.MOST} schedules can be told apart in one picture")
+    curves = {label: curve for name in names for label, curve in [_curve(pairs, name, steps, sampler, options)]}
+    text = schedule_plot.svg(curves, pairs.folder.resolve().name)
+    if output == "-":
+        sys.stdout.write(text)
+        return
+    Path(output).write_text(text)
+    print(output)
+
+
+def _curve(pairs: Pairs, name: str, steps: int, sampler: str, options: Sequence[str]) -> tuple[str, list[float]]:
+    """A schedule with its options as a label, and its logSNR over the steps."""
+    from math import log
+
+    mine = [option.removeprefix(f"{name}.") for option in options if option.startswith(f"{name}.") or "." not in option.partition("=")[0]]
+    pair = pairs.pair(sampler, name, steps, [], mine)
+    table = pair.table
+    firsts = [i for i in range(len(table)) if i == 0 or table.step[i] != table.step[i - 1]]
+    said = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in map(typed, mine))
+    return f"{pair.schedule} ({said})" if said else pair.schedule, [2 * log(table.alpha[i] / table.sigma[i]) for i in firsts]
+
+
+def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | None, seed: int, output: Path) -> None:
+    """Write the sheet. Raises ValueError, StartRefused, OSError."""
+    import numpy as np
+    import torch
+
+    from pipelines.loading import load
+    from pipelines.process import backward, encode_picture, forward
+    from pipelines.text_to_image import decode
+
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise StartRefused(f"-o {output}: pictures are .png, .jpg or .webp")
+    checkpoint = load(pair.folder, device=torch.device("cpu"), dtype=torch.float32)
+    card = checkpoint.card
+    scale = card.defaults.guidance if guidance is None else guidance
+    forming, last = backward(checkpoint, pair.table, prompt, seed, scale)
+    steps = [i for i in range(len(pair.table)) if i == 0 or pair.table.step[i] != pair.table.step[i - 1]]
+    x0 = encode_picture(checkpoint, _pixels(picture, (card.width, card.height))) if picture else last
+    noisy = [decode(checkpoint, x) for row, x in enumerate(forward(x0, pair.table, seed)) if len(pair.table) - 1 - row in steps]
+    lines: dict[str, list[Any]] = {
+        "q(x_t | x_0): noise is added": [decode(checkpoint, x0), *noisy],
+        "p(x_t-1 | x_t): noise is taken away": [*(decode(checkpoint, forming[i].x) for i in steps), decode(checkpoint, last)],
+        "the estimate of x_0 at each level": [*(decode(checkpoint, forming[i].denoised) for i in steps), decode(checkpoint, last)],
+    }
+    ratios = [f"{pair.table.sigma[i] / pair.table.alpha[i]:.3g}" for i in steps] + ["0"]
+    labels = [list(reversed(ratios)), ratios, ratios]
+    sheet({name: [np.asarray(p) for p in pictures] for name, pictures in lines.items()}, labels).save(output, **_saving(output))
+    print(output)
+
+
+def sheet(lines: Mapping[str, Sequence[Any]], labels: Sequence[Sequence[str]]) -> Image:
+    """Lines of pictures [H, W, 3], each under its title and every picture above its label."""
+    from PIL import Image, ImageDraw
+
+    height, width = max(p.shape[0] for row in lines.values() for p in row), max(p.shape[1] for row in lines.values() for p in row)
+    columns, tall = max(map(len, lines.values())), height + 2 * LINE + MARGIN
+    page = Image.new("RGB", (2 * MARGIN + columns * (width + 2), MARGIN + len(lines) * tall), "white")
+    pen = ImageDraw.Draw(page)
+    for line, ((title, pictures), names) in enumerate(zip(lines.items(), labels, strict=True)):
+        top = MARGIN + line * tall
+        pen.text((MARGIN, top), title, fill="black")
+        for column, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+            left = MARGIN + column * (width + 2)
+            page.paste(Image.fromarray(picture), (left, top + LINE))
+            pen.text((left, top + LINE + height + 1), name, fill="#555")
+    return page
+
+
+def _pixels(path: Path, size: tuple[int, int]) -> Any:
+    """A picture file in the model's size, its middle cut out: [H, W, 3]."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as picture:
+        return np.asarray(ImageOps.fit(picture.convert("RGB"), size))
+
+
+def _saving(path: Path) -> dict[str, Any]:
+    return {"optimize": True} if path.suffix.lower() == ".png" else {"quality": 90}

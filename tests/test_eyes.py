@@ -1,0 +1,151 @@
+"""The commands that show what happens: `celadon explain`, `celadon plot schedule`, `celadon plot process`."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from celadon.__main__ import app
+from pipelines.ladder import Ladder
+from pipelines.loading import load
+from pipelines.params import GenerationParams
+from pipelines.process import backward, encode_picture, forward
+from pipelines.samplers import compile_table
+from pipelines.step_table import BASIS, STATE
+from pipelines.text_to_image import decode, denoise
+from workers.settings import DEFAULT_MODEL
+
+LADDER = Ladder.from_config(json.loads((DEFAULT_MODEL / "scheduler" / "scheduler_config.json").read_text()))
+
+
+def celadon(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"CELADON_MODEL": ""})
+
+
+def output(*arguments: str) -> str:
+    result = celadon(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("sampler", ["heun", "unipc", "dpmpp_2m_sde"])
+def test_explain_tells_the_whole_table(sampler: str) -> None:
+    """The table that is built again from what was printed is the table."""
+    said = json.loads(output("explain", "--sampler", sampler, "--schedule", "karras", "--steps", "6", "--json"))
+    table = compile_table(LADDER, sampler, "karras", 6)
+    assert (said["evaluations"], said["init"], said["schedule_options"]) == (len(table), table.init, {"rho": 7.0})
+    for i, row in enumerate(said["rows"]):
+        update = np.zeros((len(STATE), len(BASIS)))
+        for s, name in enumerate(STATE):
+            for source, value in row["next"].get(name, {name: 1.0} if table.update[i, s].any() else {}).items():
+                update[s, BASIS.index(source)] = value
+        np.testing.assert_array_equal(update, table.update[i])
+        for column in ("alpha", "sigma", "timestep", "c_in", "c_skip", "c_out"):
+            assert row[column] == getattr(table, column)[i]
+        assert row["noise"] == table.noisy[i]
+
+
+def test_explain_prints_one_line_a_row() -> None:
+    text = output("explain", "--sampler", "Euler", "--schedule", "Simple", "--steps", "5")
+    assert "euler on simple, 5 steps" in text
+    rows = [line for line in text.splitlines() if line.strip()[:1].isdigit() and "denoised" in line]
+    assert len(rows) == 5
+    assert rows[-1].split()[4:] == ["denoised"], "the last step lands on the estimate"
+
+
+def test_explain_takes_names_and_options_of_other_programs() -> None:
+    said = json.loads(output("explain", "--sampler", "uni_pc", "--sampler-option", "order=1", "--steps", "3", "--json"))
+    assert (said["sampler"], said["sampler_options"]) == ("unipc", {"order": 1, "solver_type": "bh1"})
+    arguments = ("--sampler", "DPMSolverMultistep", "--sampler-option", "use_karras_sigmas=true", "--schedule-option", "rho=5")
+    said = json.loads(output("explain", *arguments, "--json"))
+    assert (said["sampler"], said["schedule"], said["schedule_options"]) == ("dpmpp_2m", "karras", {"rho": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("explain", "--sampler", "nothing"), "there is no sampler"),
+        (("explain", "--sampler", "DPM adaptive"), "chooses its steps"),
+        (("explain", "--sampler-option", "eta"), "name=value"),
+        (("explain", "--sampler", "euler", "--sampler-option", "eta=1"), "has no option 'eta'"),
+        (("explain", "--model", str(Path(__file__).parent)), "no checkpoint"),
+        (("plot", "schedule", "nothing"), "there is no schedule"),
+        (("plot", "schedule", *["karras"] * 9), "at most 8"),
+        (("plot", "process", "-o", "x.gif"), "pictures are"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+    result = celadon(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output and "Traceback" not in result.output
+
+
+def test_plot_schedule_draws_what_the_ladder_gives(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.svg"
+    options = ("--schedule-option", "karras.rho=3", "--steps", "11")
+    assert output("plot", "schedule", "karras", "simple", "-o", str(file), *options).strip() == str(file)
+    root = ElementTree.fromstring(file.read_text())
+    title, desc = (root.findtext(f"{{http://www.w3.org/2000/svg}}{tag}") for tag in ("title", "desc"))
+    assert title == "Noise schedules on celadon-mini: karras (rho 3), simple"
+    table = compile_table(LADDER, "euler", "karras", 11, {}, {"rho": 3.0})
+    last = 2 * np.log(table.alpha[-1] / table.sigma[-1])
+    assert f"of 11 steps to {last:.2f}" in str(desc)
+    assert output("plot", "schedule", "karras", "-o", "-").startswith("<svg")
+
+
+# --- the two processes on the model that comes along ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load(DEFAULT_MODEL, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_picture_forms_as_the_slow_loop_draws_it(checkpoint) -> None:
+    table = compile_table(checkpoint.ladder, "ddim", "trailing", 3)
+    forming, last = backward(checkpoint, table, "a red apple", seed=3, guidance=4.0)
+    card = checkpoint.card
+    asked = {"sampler": "ddim", "schedule": "trailing", "steps": 3, "guidance": 4.0, "seed": 3}
+    params = GenerationParams(prompt="a red apple", model=card.id, width=card.width, height=card.height, **asked)
+    assert [f.row for f in forming] == [0, 1, 2]
+    np.testing.assert_allclose(last, denoise(checkpoint, params), rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_dissolves_along_the_ladder(checkpoint) -> None:
+    table = compile_table(checkpoint.ladder, "euler", "trailing", 6)
+    x0 = np.random.default_rng(0).standard_normal((4, 16, 16)).astype(np.float32)
+    levels = list(forward(x0, table, seed=5))
+    like = [float(np.corrcoef(x0.ravel(), x.ravel())[0, 1]) for x in levels]
+    assert all(a > b for a, b in pairwise(like)), "the picture is lost"
+    assert like[0] > 0.9 and abs(like[-1]) < 0.1
+    noise = levels[-1] - table.alpha[0] * x0
+    for x, alpha, sigma in zip(levels, table.alpha[::-1], table.sigma[::-1], strict=True):
+        np.testing.assert_allclose(x, alpha * x0 + sigma * noise / table.sigma[0], rtol=1e-4, atol=1e-4)
+
+
+def test_encoding_undoes_decoding(checkpoint) -> None:
+    """Of a picture in the model's own words; a VAE loses a little."""
+    _, latents = backward(checkpoint, compile_table(checkpoint.ladder, "dpmpp_2m", "auto", 4), "a red apple", seed=3, guidance=4.0)
+    picture = decode(checkpoint, latents)
+    again = decode(checkpoint, encode_picture(checkpoint, picture))
+    assert np.abs(picture.astype(float) - again).mean() < 6
+
+
+def test_plot_process_makes_a_sheet(tmp_path: Path) -> None:
+    given = tmp_path / "given.png"
+    Image.new("RGB", (200, 150), "green").save(given)
+    file = tmp_path / "process.png"
+    arguments = ("a red apple", "--steps", "2", "--sampler", "heun", "--schedule", "trailing", "--picture", str(given), "-o", str(file))
+    assert output("plot", "process", *arguments).strip().endswith(str(file))
+    with Image.open(file) as sheet:
+        assert sheet.size[0] > 3 * 128 and sheet.size[1] > 3 * 128
+        top_left = sheet.convert("RGB").getpixel((8 + 64, 8 + 16 + 64))
+    assert top_left[1] > top_left[0] and top_left[1] > top_left[2], "the green picture, not yet dissolved"
