@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+NORMALIZATIONS = (None, "closed", "measured")
 SPACINGS = ("leading", "trailing", "linspace")
 ZERO_SNR_CAP = 2.0**-24  # what diffusers writes in place of a terminal alpha-bar of zero
 
@@ -22,8 +23,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """The training levels x = sqrt(a) * x0 + sqrt(1 - a) * noise, a = alphas_cumprod[t], and how the model answers.
+    """The levels that a model was trained on, in which space they live, and how the model answers.
 
+    `space` says what x = alpha * x0 + sigma * noise is: "vp" has alpha^2 + sigma^2 = 1, "flow" alpha + sigma = 1 (rectified
+    flow), "edm" alpha = 1. In each, a = alphas_cumprod[t] is alpha^2 / (alpha^2 + sigma^2), the share of signal power.
     Equal content compares and hashes equal. Tables are kept in the float32 that diffusers computes with.
     """
 
@@ -34,15 +37,31 @@ class Ladder:
     final_alpha_one: bool = True  # DDIM ends at alpha = 1 rather than at the first training level
     zero_snr: bool = False
     squared_cosine: bool = False  # diffusers' DPM-Solver treats fractional timesteps differently on this ladder
+    space: str = "vp"
+    shift: float = 1.0  # of a flow ladder: sigma = s t / (1 + (s - 1) t)
+    sigma_data: float = 1.0  # of an EDM model
+    input_scale: float = 1.0  # b of arXiv 2301.10972; alphas_cumprod hold it already, as a shift of logSNR
+    normalize: str | None = None  # what the network sees is x (None), x over its known deviation, or over its measured one
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Ladder:
+    def from_config(cls, config: Mapping[str, Any], *, input_scale: float = 1.0, normalize: str | None = None) -> Ladder:
         """From a scheduler_config.json; missing entries take the defaults of diffusers' DDIMScheduler.
 
+        `input_scale` and `normalize` are those of training by algorithm 2 of arXiv 2301.10972.
         Raises ValueError for a beta schedule, prediction type or spacing that is not known, and for an epsilon model
         with zero terminal SNR (its first step would divide by alpha = 0).
         """
-        alphas_cumprod = _alphas_cumprod(config)
+        kind = str(config.get("_class_name", ""))
+        flow = kind.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+        if flow or kind.startswith("EDM"):
+            if input_scale != 1.0 or normalize is not None:
+                raise ValueError("input_scale and normalize belong to variance-preserving models")
+            return _flow(config) if flow else _edm(config)
+        if isinstance(input_scale, bool) or not isinstance(input_scale, int | float) or not 0.0 < input_scale < math.inf:
+            raise ValueError(f"input_scale must be a number above 0, not {input_scale!r}")
+        if normalize not in NORMALIZATIONS:
+            raise ValueError(f"normalize must be closed, measured or null, not {normalize!r}")
+        alphas_cumprod = _scaled(_alphas_cumprod(config), input_scale)
         zero_snr = bool(alphas_cumprod[-1] == 0.0)
         prediction_type = config.get("prediction_type") or "epsilon"
         spacing = config.get("timestep_spacing")
@@ -60,6 +79,8 @@ class Ladder:
             final_alpha_one=bool(config.get("set_alpha_to_one", True)),
             zero_snr=zero_snr,
             squared_cosine=config.get("beta_schedule") == "squaredcos_cap_v2",
+            input_scale=float(input_scale),
+            normalize=normalize,
         )
 
     def __len__(self) -> int:
@@ -74,7 +95,9 @@ class Ladder:
     @cached_property
     def ratios(self) -> Float:
         """[T] sigma/alpha, rising; the sigma of k-diffusion and of diffusers' Euler family. Finite."""
-        a = self.capped.astype(np.float32)
+        if self.space != "vp":
+            return np.asarray(np.sqrt((1.0 - self.capped) / self.capped), dtype=np.float64)
+        a = self.capped.astype(np.float32)  # in diffusers' precision; in the others, 1 - a is too small for it
         return np.asarray(np.sqrt((np.float32(1.0) - a) / a), dtype=np.float64)
 
     @cached_property
@@ -93,16 +116,57 @@ class Ladder:
         weight = np.clip((logs[low] - x) / (logs[low] - logs[low + 1]), 0.0, 1.0)
         return np.asarray((1 - weight) * low + weight * (low + 1), dtype=np.float64)
 
+    def alpha_sigma(self, gamma: Float) -> tuple[Float, Float]:
+        """alpha and sigma of this space at a share of signal power."""
+        alpha, sigma = np.sqrt(gamma), np.sqrt(1.0 - gamma)
+        scale = {"vp": np.ones_like(alpha), "flow": alpha + sigma, "edm": alpha}[self.space]
+        return alpha / scale, sigma / scale
+
+    def unit(self, sigma: float) -> float:
+        """The deviation of x at a level, for x0 of unit variance: 1 where it is preserved, as diffusers has it elsewhere."""
+        return math.sqrt(1.0 + sigma**2) if self.space == "edm" else 1.0
+
+    def told(self, timestep: Float, sigma: Float) -> Float:
+        """What the model is told of levels at these positions on the ladder: the position, T sigma, or ln(sigma) / 4."""
+        if self.space == "flow":
+            return len(self) * sigma
+        return 0.25 * np.log(sigma) if self.space == "edm" else timestep
+
     @cached_property
     def _key(self) -> tuple[object, ...]:
-        rest = (self.prediction_type, self.spacing, self.steps_offset, self.final_alpha_one, self.zero_snr, self.squared_cosine)
-        return (self.alphas_cumprod.tobytes(), *rest)
+        return tuple(value.tobytes() if isinstance(value := getattr(self, f.name), np.ndarray) else value for f in fields(self))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ladder) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def _scaled(alphas_cumprod: Float32, b: float) -> Float32:
+    """logSNR + 2 ln b: x = sqrt(a) b x0 + sqrt(1 - a) noise over its deviation (arXiv 2301.10972, section 2.2)."""
+    a = alphas_cumprod.astype(np.float64)
+    return alphas_cumprod if b == 1.0 else np.asarray(b * b * a / ((b * b - 1.0) * a + 1.0), dtype=np.float32)
+
+
+def _flow(config: Mapping[str, Any]) -> Ladder:
+    """Rectified flow, arXiv 2209.03003, as FlowMatchEulerDiscreteScheduler trains and shifts it: sigma = t, told as T t."""
+    if config.get("use_dynamic_shifting") or config.get("invert_sigmas"):
+        raise ValueError("a flow model whose levels depend on the picture's size, or run backwards, cannot run here")
+    total, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
+    t = np.arange(1, total + 1) / total
+    sigma = shift * t / (1.0 + (shift - 1.0) * t)
+    return Ladder((1.0 - sigma) ** 2 / ((1.0 - sigma) ** 2 + sigma**2), "flow", zero_snr=True, space="flow", shift=shift)
+
+
+def _edm(config: Mapping[str, Any]) -> Ladder:
+    """arXiv 2206.00364, table 1: any sigma between two ends, here in even steps of ln(sigma), told as ln(sigma) / 4."""
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"an EDM model predicts epsilon or v_prediction, not {prediction_type!r}")
+    low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+    ratio = np.exp(np.linspace(np.log(low), np.log(high), int(config.get("num_train_timesteps", 1000))))
+    return Ladder(1.0 / (1.0 + ratio**2), prediction_type, space="edm", sigma_data=float(config.get("sigma_data", 0.5)))
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> Float32:

@@ -11,7 +11,7 @@ from pipelines.ladder import Float, Ladder
 
 
 class Level(NamedTuple):
-    """x = alpha * x0 + sigma * noise; timestep is what the model is told."""
+    """x = alpha * x0 + sigma * noise; timestep is its position on the ladder, which is what most models are told."""
 
     alpha: float
     sigma: float
@@ -63,8 +63,8 @@ class Levels:
 
     def at(self, ratio: float) -> Level:
         """The level of this sigma/alpha, at its fractional timestep: where a stage asks the model between two levels."""
-        alpha = 1.0 / np.sqrt(1.0 + ratio * ratio)
-        return Level(float(alpha), float(ratio * alpha), float(self.ladder.timestep_at(np.asarray(ratio))))
+        alpha, sigma = self.ladder.alpha_sigma(np.asarray(1.0 / (1.0 + ratio * ratio)))
+        return Level(float(alpha), float(sigma), float(self.ladder.timestep_at(np.asarray(ratio))))
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Convention:
     whole: bool = False  # linspace timesteps are rounded
     drops_last: bool = False  # n + 1 spaced timesteps without the lowest
     exact: bool = False  # the form is finite at alpha = 0, so zero terminal SNR is kept; otherwise it is capped
+    finite: bool = False  # finite there, too, but capped by diffusers; flow models, which all end there, start at it
     full_range: bool = False  # karras and exponential span the ladder, not the chosen levels
     scaled_init: bool = False  # starts at sigma * noise for linspace and trailing, in variance-preserving space
     ends_low: bool = False  # lands at the first training level, where the last chosen one lies above it (TCD, SA-Solver)
@@ -86,4 +87,4 @@ class Convention:
 
     def keeps_zero(self, ladder: Ladder) -> bool:
         """Whether levels on this ladder start at alpha = 0, where it ends there."""
-        return self.exact
+        return self.exact or (self.finite and ladder.space == "flow")

@@ -67,18 +67,27 @@ def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Che
     if index.get("_class_name") != "StableDiffusionPipeline":
         kind = index.get("_class_name", "unknown")
         raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only StableDiffusionPipeline runs here")
-    ladder = Ladder.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
+    ladder = read_ladder(folder, extra)
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, folder / "unet", device, dtype)
     vae = _module(AutoencoderKL, folder / "vae", device, rest)
     text_encoder = _module(CLIPTextModel, folder / "text_encoder", device, rest)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     card = build_card(folder, extra, ladder, unet.config.sample_size * factor, factor, tokenizer.model_max_length - 2)
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     return Checkpoint(card, ladder, tokenizer, text_encoder, unet, vae, device, dtype, latent_rgb)
+
+
+def read_ladder(folder: Path, extra: Mapping[str, Any]) -> Ladder:
+    """The training levels, and how input was scaled and normalised (arXiv 2301.10972): `input_scale` and `normalize` of celadon.json."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        return Ladder.from_config(config, input_scale=extra.get("input_scale", 1.0), normalize=extra.get("normalize"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder.name} cannot run here: {error}") from error
 
 
 def resolve(source: str | Path) -> Path:

@@ -133,6 +133,26 @@ def tabulated(ladder: Ladder, convention: Convention, steps: int, *, table: Sequ
     return at_ratios(ladder, convention, ratio[:steps])
 
 
+def flow(ladder: Ladder, convention: Convention, steps: int, *, shift: float = 1.0) -> Points:
+    """FlowMatchEulerDiscreteScheduler's levels; `shift` comes on top of the checkpoint's, and two shifts multiply."""
+    lowest = ladder.shift / (len(ladder) + ladder.shift - 1.0)  # where 1/T is shifted to; diffusers shifts what is shifted
+    return _shifted(ladder, convention, np.linspace(1.0, lowest, steps), ladder.shift * shift)
+
+
+def flux(ladder: Ladder, convention: Convention, steps: int, *, mu: float = 1.15) -> Points:
+    """FLUX: linspace(1, 1/n) under a shift of e^mu; mu grows with the picture there (256 tokens: 0.5, 4096: 1.15)."""
+    return _shifted(ladder, convention, 1.0 - np.arange(steps) / steps, float(np.exp(mu)))
+
+
+def _shifted(ladder: Ladder, convention: Convention, t: Float, shift: float) -> Points:
+    sigma = shift * t / (1.0 + (shift - 1.0) * t)
+    gamma = (1.0 - sigma) ** 2 / ((1.0 - sigma) ** 2 + sigma**2)
+    gamma[0] = ends(ladder, convention)[-1]
+    with np.errstate(divide="ignore"):
+        ratio = np.sqrt((1.0 - gamma) / gamma)
+    return Points(gamma, ladder.timestep_at(np.minimum(ratio, ladder.ratios[-1])))
+
+
 def custom(ladder: Ladder, convention: Convention, steps: int, *, sigmas: Sequence[float]) -> Points:
     """The caller's sigmas: n + 1 of them, falling; the last is where the last step lands."""
     if len(sigmas) != steps + 1:

@@ -49,8 +49,9 @@ def move(now: Level, to: Level, noise: float = 0.0) -> dict[str, float]:
 
 
 def ancestral_noise(now: Level, to: Level) -> float:
-    """Deviation of the posterior q(x' | x, x0) for eta = 1: arXiv 2006.11239, equation 7; variance preserving."""
-    return to.sigma / now.sigma * sqrt(max(1.0 - (now.alpha / to.alpha) ** 2, 0.0))
+    """Deviation of the posterior q(x' | x, x0) for eta = 1: arXiv 2006.11239, equation 7, in the space of either level."""
+    fall = now.alpha * to.sigma / (to.alpha * now.sigma)
+    return to.sigma * sqrt(max((1.0 - fall) * (1.0 + fall), 0.0))
 
 
 def slope(level: Level) -> dict[str, float]:

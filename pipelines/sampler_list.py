@@ -12,6 +12,7 @@ from pipelines.level import Convention
 from pipelines.rows import Row
 
 _EULER = Convention(scaled_init=True)
+_FINITE_EULER = Convention(scaled_init=True, finite=True)
 _DDIM = Convention(spacing="leading", whole=True, exact=True, full_range=True, strided=True)
 _DDPM = Convention(spacing="leading", whole=True, exact=True, full_range=True)
 _DPM = Convention(whole=True, drops_last=True, full_range=True, karras_time="nearest", floors_squared_cosine=True, exponential_time="floor")
@@ -70,7 +71,7 @@ _TWICE: Mapping[str, Any] = {"evals_per_step": 2, "evals_offset": -1, "evals_ope
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIM", rows.ddim, _DDIM, ("k_ddim", "DDIMScheduler"), {"eta": _unit(0.0)}),
     "ddpm": Sampler("DDPM", rows.ddpm, _DDPM, ("k_ddpm", "DDPMScheduler"), stochastic=True),
-    "euler": Sampler("Euler", rows.euler, _EULER, ("k_euler", "EulerDiscreteScheduler")),
+    "euler": Sampler("Euler", rows.euler, _FINITE_EULER, ("k_euler", "EulerDiscreteScheduler")),
     "euler_a": Sampler(
         "Euler a",
         rows.euler_a,

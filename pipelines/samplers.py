@@ -10,9 +10,9 @@ import numpy as np
 from pipelines import names
 from pipelines.card import SamplerInfo
 from pipelines.ladder import Float, Ladder
-from pipelines.level import Level
 from pipelines.options import Option, Options, checked_options
 from pipelines.params import kept_steps
+from pipelines.prediction import preconditioning
 from pipelines.rows import Row, Terms
 from pipelines.sampler_list import SAMPLERS
 from pipelines.schedule_list import SCHEDULES
@@ -76,24 +76,18 @@ def _compiled(
 ) -> StepTable:
     entry = SAMPLERS[sampler]
     chosen = levels(ladder, entry.convention, schedule, steps, dict(of_schedule)).part(*kept)
-    return _assembled(ladder.prediction_type, chosen.init, entry.rows(chosen, **dict(of_sampler)))
+    return assembled(ladder, chosen.init, entry.rows(chosen, **dict(of_sampler)))
 
 
-def _assembled(prediction_type: str, init: float, made: Sequence[Row]) -> StepTable:
-    skip, out = zip(*(_denoising(prediction_type, row.at) for row in made), strict=True)
+def assembled(ladder: Ladder, init: float, made: Sequence[Row]) -> StepTable:
+    """Rows in the names of BASIS -> the arrays of a table, read-only."""
     at = np.array([row.at for row in made], dtype=np.float64)  # [R, 3]
-    columns = (at[:, 0], at[:, 1], at[:, 2], np.ones(len(made)), np.array(skip), np.array(out), _update(made))
+    c_in, c_skip, c_out = np.array([preconditioning(ladder, row.at) for row in made]).T
+    columns = (at[:, 0], at[:, 1], ladder.told(at[:, 2], at[:, 1]), c_in, c_skip, c_out, _update(made))
     table = StepTable(init, *columns, np.array([row.noisy for row in made]), np.array([row.step for row in made], dtype=np.int64))
     for column in (*columns, table.noisy, table.step):
         column.flags.writeable = False
     return table
-
-
-def _denoising(prediction_type: str, at: Level) -> tuple[float, float]:
-    """c_skip and c_out: denoised = c_skip * x + c_out * output (v: arXiv 2202.00512, appendix D)."""
-    if prediction_type == "epsilon":
-        return 1.0 / at.alpha, -at.sigma / at.alpha
-    return (at.alpha, -at.sigma) if prediction_type == "v_prediction" else (0.0, 1.0)
 
 
 def _update(made: Sequence[Row]) -> Float:

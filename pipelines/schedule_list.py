@@ -27,6 +27,7 @@ class Schedule:
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
     most: int | None = None  # steps, where fewer than the ladder gives
     ends_open: bool = False  # the last step lands above zero
+    for_flow: bool = False  # only rectified-flow models have it
 
 
 def _number(default: float, minimum: float, maximum: float) -> OptionInfo:
@@ -59,7 +60,7 @@ def _of_gamma(name: str, about: str, gamma: Callable[..., Float], options: Mappi
 SCHEDULES: Mapping[str, Schedule] = {
     "auto": Schedule(
         "Automatic",
-        "the spacing that the checkpoint names, else that of the diffusers class behind the sampler; `lcm` takes its own timesteps",
+        "the spacing that the checkpoint names, else that of the sampler's class in diffusers; `lcm` and `tcd` take their own timesteps",
         timesteps.spaced,
     ),
     "leading": Schedule("Leading", "t = i · (T // n) + offset (diffusers)", partial(timesteps.spaced, spacing="leading")),
@@ -127,5 +128,13 @@ SCHEDULES: Mapping[str, Schedule] = {
     "simple_linear": _of_gamma("Simple linear", "gamma(t) = 1 − t", gamma_simple_linear, {}),
     "cosine": _of_gamma("Cosine", "gamma(t) from cos(u π/2)^(2 tau), u from `start` to `end`", gamma_cosine, _COSINE),
     "sigmoid": _of_gamma("Sigmoid", "gamma(t) from the logistic function of u / tau, u from `start` to `end`", gamma_sigmoid, _SIGMOID),
+    "flow": Schedule(
+        "Flow", "t evenly from 1, shifted as the checkpoint says: σ = s t / (1 + (s − 1) t) (diffusers); flow models only",
+        ratios.flow, (), {"shift": _number(1.0, 0.1, 20.0)}, for_flow=True,
+    ),
+    "flux": Schedule(
+        "FLUX", "t evenly from 1 to 1/n, σ = 1 / (1 + e^−mu (1/t − 1)); flow models only", ratios.flux, (),
+        {"mu": _number(1.15, 0.0, 3.0)}, for_flow=True,
+    ),
     "custom": Schedule("Custom", "the `sigmas` that you give, falling; n + 1 of them for n steps", ratios.custom, (), _SIGMAS),
 }  # fmt: skip

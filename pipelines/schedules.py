@@ -9,7 +9,6 @@ import numpy as np
 
 from pipelines import names
 from pipelines.card import OptionInfo, ScheduleInfo
-from pipelines.gamma import logsnr
 from pipelines.ladder import SPACINGS, Ladder
 from pipelines.level import Convention, Level, Levels
 from pipelines.options import Options, checked_options
@@ -22,7 +21,9 @@ def levels(ladder: Ladder, convention: Convention, schedule: str, steps: int, op
     """The levels of a schedule on a ladder; `options` are complete. Raises ValueError where the combination has none."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    chosen = convention.auto if schedule == "auto" and convention.auto else schedule
+    chosen = _meant(ladder, convention) if schedule == "auto" else schedule
+    if SCHEDULES[chosen].for_flow and ladder.space != "flow":
+        raise ValueError(f"the schedule {schedule!r} is for rectified-flow models; this one is none")
     points = SCHEDULES[chosen].build(ladder, convention, steps, **options)
     if steps == 1 and chosen != "custom":
         points = highest(ladder, convention, points.final)
@@ -30,13 +31,19 @@ def levels(ladder: Ladder, convention: Convention, schedule: str, steps: int, op
     gamma = np.append(points.gamma, final)
     if not np.all(np.diff(gamma) > 0):
         raise ValueError(f"the schedule {schedule!r} has no {steps} distinct levels on this model with these options")
-    alpha, sigma = np.sqrt(gamma), np.sqrt(1.0 - gamma)
-    init = float(sigma[0]) if convention.scaled_init and base_spacing(ladder, convention, chosen) != "leading" else 1.0
+    alpha, sigma = ladder.alpha_sigma(gamma)
+    scaled = convention.scaled_init and base_spacing(ladder, convention, chosen) != "leading"
+    init = float(sigma[0]) if scaled or ladder.space == "flow" else ladder.unit(float(sigma[0]))
     timestep = np.append(points.timestep, 0.0 if final == 1.0 else ladder.timestep_at(np.sqrt((1.0 - final) / final)))
     following = tuple(Level(*map(float, level)) for level in zip(alpha[1:], sigma[1:], timestep[1:], strict=True))
     if convention.strided and chosen in (*SPACINGS, "auto") and steps > 1:
         following = tuple(_strided(ladder, int(t) - len(ladder) // steps) for t in points.timestep)
     return Levels(ladder, alpha, sigma, timestep, init, following, steps)
+
+
+def _meant(ladder: Ladder, convention: Convention) -> str:
+    """By "auto"."""
+    return convention.auto or {"vp": "auto", "flow": "flow", "edm": "karras"}[ladder.space]
 
 
 def _final(ladder: Ladder, convention: Convention, last: float) -> float:
@@ -49,12 +56,13 @@ def _final(ladder: Ladder, convention: Convention, last: float) -> float:
 def _strided(ladder: Ladder, timestep: int) -> Level:
     first = 1.0 if ladder.final_alpha_one else float(ladder.alphas_cumprod[0])
     gamma = float(ladder.alphas_cumprod[timestep]) if timestep >= 0 else first
-    return Level(float(np.sqrt(gamma)), float(np.sqrt(1.0 - gamma)), float(max(timestep, 0)))
+    alpha, sigma = ladder.alpha_sigma(np.array(gamma))
+    return Level(float(alpha), float(sigma), float(max(timestep, 0)))
 
 
 def catalog(ladder: Ladder) -> tuple[ScheduleInfo, ...]:
     """Every schedule that the model can run, with the logSNR of 16 steps."""
-    return tuple(_info(ladder, id) for id in SCHEDULES)
+    return tuple(_info(ladder, id) for id, schedule in SCHEDULES.items() if ladder.space == "flow" or not schedule.for_flow)
 
 
 def _info(ladder: Ladder, id: str) -> ScheduleInfo:
@@ -74,7 +82,7 @@ def _curve(ladder: Ladder, id: str) -> tuple[float, ...]:
     if any(option.falling for option in SCHEDULES[id].options.values()):
         return ()  # there is nothing before the caller speaks
     shown = levels(ladder, Convention(), id, 16, checked_options("schedule", id, {}, SCHEDULES[id].options))
-    return tuple(np.round(logsnr(shown.alpha[:-1] ** 2), 4).tolist())
+    return tuple(np.round(2.0 * np.log(shown.alpha[:-1] / shown.sigma[:-1]), 4).tolist())
 
 
 def _bounded(options: Mapping[str, OptionInfo], ladder: Ladder) -> dict[str, OptionInfo]:

@@ -26,7 +26,8 @@ class StepTable:
     """Rows of one sampler on one schedule, in the model's own space x = alpha*x0 + sigma*noise.
 
     A row evaluates the model at (`c_in` * x, `timestep`), forms denoised = `c_skip` * x + `c_out` * output, and then
-    state' = `update` @ basis, where state and basis are ordered as STATE and BASIS. The first x is `init` * noise;
+    state' = `update` @ basis, where state and basis are ordered as STATE and BASIS. c_in = 0 stands for 1 / std(x), measured
+    when the row runs. The first x is `init` * noise;
     anchor and memories start at zero. A row that has `noisy` set draws one standard normal before its update.
     """
 

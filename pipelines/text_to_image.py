@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
+from pipelines.prediction import MEASURED
 from pipelines.samplers import compile_table
 from pipelines.step_table import MEMORIES, StepTable
 
@@ -79,7 +80,8 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, *,
     registers = {"x": np.float32(table.init) * stream.draw(shape), "anchor": np.zeros(shape, np.float32)}
     registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
     for row in range(len(table)):
-        x = torch.from_numpy(registers["x"] * np.float32(table.c_in[row])).to(checkpoint.device)
+        c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
+        x = torch.from_numpy(registers["x"] * np.float32(c_in)).to(checkpoint.device)
         out_cond, out_uncond = _evaluate(checkpoint, x, table.timestep[row], cond, uncond, params.guidance)
         raw = _guide(out_cond, out_uncond, params.guidance, rescale).cpu().numpy()
         c_skip, c_out = np.float32(table.c_skip[row]), np.float32(table.c_out[row])

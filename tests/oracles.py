@@ -155,7 +155,7 @@ def run_table(table: StepTable, model: Model, noises: Iterator[Float], *, pictur
     x = table.init * first if picture is None else table.alpha[0] * picture + table.sigma[0] * first
     registers = dict.fromkeys(STATE, np.zeros_like(first)) | {"x": x}
     for row, timestep in enumerate(table.timestep.tolist()):
-        path.append(table.c_in[row] * registers["x"])
+        path.append(registers["x"] * (table.c_in[row] or 1.0 / registers["x"].std()))
         denoised = table.c_skip[row] * registers["x"] + table.c_out[row] * model(path[-1], timestep)
         noise = next(noises) if table.noisy[row] else np.zeros_like(first)
         registers = table.advance(row, registers | {"denoised": denoised, "denoised_uncond": denoised, "noise": noise})

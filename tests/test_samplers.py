@@ -32,7 +32,7 @@ def mixture(ladder: str):
 @pytest.mark.parametrize("ladder", CONFIGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step_goes_from_the_highest_level_to_the_end(ladder, sampler):
-    for schedule in SCHEDULES.keys() - {"custom"}:
+    for schedule in [id for id, one in SCHEDULES.items() if id != "custom" and not one.for_flow]:
         table = compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, schedule, 1)
         # 998: diffusers floors what float32 leaves of 999 (DPM-Solver and UniPC with exponential)
         assert table.step[-1] == 0 and table.timestep[0] == pytest.approx(999.0, abs=1.0), schedule

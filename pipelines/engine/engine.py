@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import guidance
+from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher, update
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
@@ -125,10 +125,12 @@ class Engine:
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
         x = self._pools[shape].read(0, [f.slot for f in batch])  # [S, D]
-        scalars = xp.asarray(np.array([f.scalars() for f in batch], dtype=np.float32), device=device)  # [S, 6]
+        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 6]
+        scalars = xp.asarray(told, device=device)
         guided = [i for i, f in enumerate(batch) if f.sample.guided]
         index = xp.asarray([*range(len(batch)), *guided], dtype=xp.int64, device=device)  # [R], cond rows, then uncond rows
-        rows = xp.take(x * scalars[:, 0:1], index, axis=0)  # [R, D]
+        seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
+        rows = xp.take(seen, index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
         context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided]
         out = self._call(xp.reshape(rows, (-1, *shape)), timestep, xp.stack(context))  # [R, D]
