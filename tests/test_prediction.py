@@ -71,7 +71,7 @@ def test_flow_is_diffusers(shift: float) -> None:
         reference.set_timesteps(steps)
         table = compile_table(Ladder.from_config(config), "euler", "auto", steps)
         np.testing.assert_allclose(table.timestep, reference.timesteps, rtol=1e-6)
-        np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=1e-6)
+        np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=5e-6)
         np.testing.assert_allclose(table.alpha + table.sigma, 1.0, rtol=1e-12)
         assert difference(run_table(table, flow_network, iter([noise]))[-1], driven(reference, flow_network, noise)) < 2e-6
 
@@ -81,7 +81,7 @@ def test_flux_is_diffusers() -> None:
         reference = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
         reference.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
         table = compile_table(Ladder.from_config(FLOW), "euler", "flux", steps, {}, {"mu": mu})
-        np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=1e-6)
+        np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=5e-6)
 
 
 def test_shifts_multiply() -> None:
@@ -115,7 +115,7 @@ def test_edm_is_diffusers(prediction_type: str) -> None:
             reference.set_timesteps(steps)
             table = replace(compile_table(ladder, sampler, "auto", steps), init=reference.init_noise_sigma)
             np.testing.assert_allclose(table.timestep, reference.timesteps, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=1e-6)
+            np.testing.assert_allclose(table.sigma, reference.sigmas[:-1], rtol=5e-6)
             ours = run_table(table, network, iter([noise]))[-1]
             theirs = driven(reference, network, noise * reference.init_noise_sigma)
             assert difference(ours, theirs) < 5e-5, (name, steps)  # the reference: float32, at sigma = 80
