@@ -149,16 +149,19 @@ def drive(
     return np.stack([*path, x.double().numpy()])
 
 
-def run_table(table: StepTable, model: Model, noises: Iterator[Float], *, picture: Float | None = None) -> Float:
-    """The slow executor of a table, unguided, in the same form."""
+def run_table(
+    table: StepTable, model: Model, noises: Iterator[Float], *, picture: Float | None = None, unguided: Model | None = None
+) -> Float:
+    """The slow executor of a table in the same form; without guidance, or with a second model for what is not guided."""
     first, path = next(noises), []
     x = table.init * first if picture is None else table.alpha[0] * picture + table.sigma[0] * first
     registers = dict.fromkeys(STATE, np.zeros_like(first)) | {"x": x}
     for row, timestep in enumerate(table.timestep.tolist()):
         path.append(registers["x"] * (table.c_in[row] or 1.0 / registers["x"].std()))
         denoised = table.c_skip[row] * registers["x"] + table.c_out[row] * model(path[-1], timestep)
+        plain = denoised if unguided is None else table.c_skip[row] * registers["x"] + table.c_out[row] * unguided(path[-1], timestep)
         noise = next(noises) if table.noisy[row] else np.zeros_like(first)
-        registers = table.advance(row, registers | {"denoised": denoised, "denoised_uncond": denoised, "noise": noise})
+        registers = table.advance(row, registers | {"denoised": denoised, "denoised_uncond": plain, "noise": noise})
     return np.stack([*path, registers["x"]])
 
 
