@@ -69,10 +69,10 @@ class ScheduleInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionInfo:
-    """One option of a sampler or schedule: a number in [minimum, maximum], or one of `choices`.
+    """One option of a sampler, schedule or guidance: a number in [minimum, maximum], one of `choices`, or a list of such numbers.
 
-    Where it is `falling`, it is a list of two or more such numbers, each below the one before, that must be given; the number
-    of steps is one less than its length.
+    Where it is `falling`, it is a list of two or more, each below the one before, that must be given; the number of steps is one
+    less than its length. Where it is `many`, it is a list of any length. `needs` names the option without which it is refused.
     """
 
     default: float | int | str | tuple[float, ...]
@@ -81,6 +81,18 @@ class OptionInfo:
     choices: tuple[str, ...] = ()
     integer: bool = False
     falling: bool = False
+    many: bool = False
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceInfo:
+    """One variant of guidance that the model can be drawn with: `guidance_options.variant` and the options beside it."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, OptionInfo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +115,7 @@ class ModelCard:
     defaults: Defaults
     samplers: tuple[SamplerInfo, ...]
     schedules: tuple[ScheduleInfo, ...]
+    guidances: tuple[GuidanceInfo, ...] = ()  # empty on cards of workers that know guidance alone
     words: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +128,7 @@ class ModelCard:
         fields["defaults"] = Defaults(**fields["defaults"])
         fields["samplers"] = tuple(SamplerInfo(**_with_options(s) | {"evals_first": tuple(s["evals_first"])}) for s in fields["samplers"])
         fields["schedules"] = tuple(ScheduleInfo(**_with_options(s) | {"curve": tuple(s["curve"])}) for s in fields["schedules"])
+        fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
         return cls(**fields)
 
@@ -126,8 +140,12 @@ class ModelCard:
         """The schedule of that id, name or alias (case does not matter), or None."""
         return _find(self.schedules, name)
 
+    def variant(self, name: str) -> GuidanceInfo | None:
+        """The guidance of that id, name or alias (case does not matter), or None."""
+        return _find(self.guidances, name)
 
-Info = TypeVar("Info", bound="SamplerInfo | ScheduleInfo")
+
+Info = TypeVar("Info", bound="SamplerInfo | ScheduleInfo | GuidanceInfo")
 
 
 def _find(infos: tuple[Info, ...], name: str) -> Info | None:
@@ -139,9 +157,10 @@ def _find(infos: tuple[Info, ...], name: str) -> Info | None:
 
 
 def _with_options(info: Mapping[str, Any]) -> dict[str, Any]:
-    options = {k: OptionInfo(**dict(v) | {"choices": tuple(v["choices"]), "default": _default(v)}) for k, v in info["options"].items()}
+    options = {name: _option(option) for name, option in info["options"].items()}
     return {**info, "aliases": tuple(info["aliases"]), "options": options}
 
 
-def _default(option: Mapping[str, Any]) -> Any:
-    return tuple(option["default"]) if option.get("falling") else option["default"]
+def _option(data: Mapping[str, Any]) -> OptionInfo:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return OptionInfo(**fields)

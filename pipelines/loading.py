@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipelines import samplers, schedules
+from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
 from pipelines.ladder import Ladder
 
@@ -106,6 +106,7 @@ def build_card(folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_p
     """The card of a checkpoint: `celadon.json` where it speaks, the configs where it does not."""
     if extra.get("schema", 1) != 1:
         raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
+    defaults = Defaults(**extra.get("defaults", {}))
     width, height = extra.get("width", trained_px), extra.get("height", trained_px)
     return ModelCard(
         id=extra.get("id", folder.resolve().name),
@@ -121,9 +122,10 @@ def build_card(folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_p
         size_multiple=factor,
         max_steps=1000,
         max_prompt_tokens=prompt_tokens,
-        defaults=Defaults(**extra.get("defaults", {})),
+        defaults=defaults,
         samplers=samplers.catalog(ladder),
         schedules=schedules.catalog(ladder),
+        guidances=guidance_list.catalog(defaults.guidance_rescale),
         words=tuple(extra.get("words", ())),
     )
 

@@ -1,10 +1,11 @@
-"""Options of samplers and schedules, checked in one way."""
+"""Options of samplers, schedules and guidance, checked in one way."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from pipelines.card import OptionInfo
 
@@ -13,7 +14,7 @@ Options = Mapping[str, Option]
 
 
 def checked_options(kind: str, id: str, given: Options, known: Mapping[str, OptionInfo]) -> dict[str, Option]:
-    """All options of a sampler or schedule: the given ones, the defaults for the rest.
+    """All options of a sampler, schedule or guidance: the given ones, the defaults for the rest.
 
     Raises ValueError with one sentence that names the option and what would be legal.
     """
@@ -21,13 +22,20 @@ def checked_options(kind: str, id: str, given: Options, known: Mapping[str, Opti
         if name not in known:
             legal = f"its options are {', '.join(known)}" if known else "it has none"
             raise ValueError(f"the {kind} {id!r} has no option {name!r}: {legal}")
+        needs = known[name].needs
+        if needs and given.get(needs, known[needs].default) == known[needs].default:
+            raise ValueError(f"the option {name!r} of the {kind} {id!r} means nothing without {needs!r}")
     subject = f"of the {kind} {id!r}"
     return {name: _checked(f"the option {name!r} {subject}", given.get(name, info.default), info) for name, info in known.items()}
 
 
-def _checked(subject: str, value: Option | list[float], info: OptionInfo) -> Option:
+def _checked(subject: str, value: Any, info: OptionInfo) -> Option:
     if info.falling:
         return _falling(subject, value, info)
+    if info.many:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{subject} must be a list of numbers, not {value!r}")
+        return tuple(float(_number(subject, number, info)) for number in value)
     if info.choices:
         if value not in info.choices:
             raise ValueError(f"{subject} must be one of {', '.join(info.choices)}, not {value!r}")

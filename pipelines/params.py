@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class GenerationParams:
     negative_prompt: str = ""
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
     num_images: int = 1
     output_format: OutputFormat = "png"
     preview: bool = False
@@ -73,3 +75,32 @@ def kept_steps(steps: int, *, strength: float = 1.0, start: float = 0.0, end: fl
     if first >= last:
         raise ValueError(f"no step of {steps} is left with strength {strength:g}, start {start:g} and end {end:g}")
     return first, last
+
+
+def step_scales(guidance: float, options: Mapping[str, Any], steps: int) -> tuple[float, ...]:
+    """The guidance scale of each of `steps` steps; 1 where guidance is off, and then one U-Net row is enough.
+
+    `guidance` is the scale of the first step. `start` and `end` are fractions of the steps, cut to whole steps as diffusers'
+    guiders do; curves run over all steps, guided or not. Raises ValueError where the options contradict each other.
+    """
+    start, end, curve = options.get("start", 0.0), options.get("end", 1.0), options.get("curve", "constant")
+    if start >= end:
+        raise ValueError("start must be less than end")
+    if options.get("scales") and curve != "constant":
+        raise ValueError("scales and curve both say how the scale goes on; give one of them")
+    scales = options.get("scales") or _curve(curve, guidance, options.get("final", 1.0), steps)
+    if len(scales) != steps:
+        raise ValueError(f"scales must hold one number for each of the {steps} steps, not {len(scales)}")
+    first, last = int(start * steps), int(end * steps)
+    off = int(options.get("zero_init", 0))  # the output of these steps is replaced by zero
+    return tuple(float(scale) if max(first, off) <= i < last else 1.0 for i, scale in enumerate(scales))
+
+
+def _curve(curve: str, first: float, last: float, steps: int) -> list[float]:
+    """From `first` at step 0 to `last` at the last step: constant, linear, or half a cosine."""
+    if curve == "constant":
+        return [first] * steps
+    way = [i / max(steps - 1, 1) for i in range(steps)]
+    if curve == "cosine":
+        way = [(1 - math.cos(math.pi * u)) / 2 for u in way]
+    return [first + (last - first) * u for u in way]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines import plain_guidance
+from pipelines.guidance_plan import Plan, plan
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
@@ -69,25 +71,35 @@ def preview(checkpoint: Checkpoint, denoised: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
 
 
+def plan_for(checkpoint: Checkpoint, params: GenerationParams, table: StepTable) -> Plan:
+    """The guidance of these parameters at each row of their table. Raises ValueError on an impossible combination."""
+    return plan(params.guidance, checkpoint.card.defaults.guidance_rescale, params.guidance_options, table.step)
+
+
 @torch.inference_mode()
-def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, *, rescale: float | None = None) -> NDArray[np.float32]:
+def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> NDArray[np.float32]:
     """Image `index` of a request, row by row, one coefficient after the other -> latents [C, h, w]."""
     table = table_for(checkpoint, params)
+    guidance = plan_for(checkpoint, params, table)
     stream = NormalStream(params.image_seed(index))
     shape = checkpoint.latent_shape(params.width, params.height)
     cond, uncond = encode_prompt(checkpoint, params.prompt), encode_prompt(checkpoint, params.negative_prompt)
-    rescale = checkpoint.card.defaults.guidance_rescale if rescale is None else rescale
     registers = {"x": np.float32(table.init) * stream.draw(shape), "anchor": np.zeros(shape, np.float32)}
     registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
+    average = torch.zeros(shape, device=checkpoint.device)
     for row in range(len(table)):
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
-        x = torch.from_numpy(registers["x"] * np.float32(c_in)).to(checkpoint.device)
-        out_cond, out_uncond = _evaluate(checkpoint, x, table.timestep[row], cond, uncond, params.guidance)
-        raw = _guide(out_cond, out_uncond, params.guidance, rescale).cpu().numpy()
-        c_skip, c_out = np.float32(table.c_skip[row]), np.float32(table.c_out[row])
+        x = torch.from_numpy(registers["x"]).to(checkpoint.device)
+        c, u = _evaluate(checkpoint, x * float(c_in), table.timestep[row], cond, uncond, guidance.guided(row))
+        c_skip, c_out = float(table.c_skip[row]), float(table.c_out[row])
+        n = plain_guidance.numbers(guidance, row)
+        delta = c_out * (c - u) + n["momentum"] * average
+        average = delta if n["momentum"] else average
+        raw = plain_guidance.guide(guidance.variants[row], n, c, u, delta, c_skip * x + c_out * c, c_out)
+        denoised = c_skip * x + c_out * raw
         basis = registers | {
-            "denoised": c_skip * registers["x"] + c_out * raw,
-            "denoised_uncond": c_skip * registers["x"] + c_out * out_uncond.cpu().numpy(),
+            "denoised": denoised.cpu().numpy(),
+            "denoised_uncond": (c_skip * x + c_out * u if guidance.guided(row) else denoised).cpu().numpy(),
             "noise": stream.draw(shape) if table.noisy[row] else np.zeros(shape, np.float32),
         }
         registers = table.advance(row, basis)
@@ -100,19 +112,11 @@ def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -
 
 
 def _evaluate(
-    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, cond: torch.Tensor, uncond: torch.Tensor, scale: float
+    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, cond: torch.Tensor, uncond: torch.Tensor, guided: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw conditional and unconditional outputs [C, h, w]; without guidance they are one."""
-    contexts = [cond] if scale == 1 else [cond, uncond]
+    contexts = [cond, uncond] if guided else [cond]
     batch = x[None].repeat(len(contexts), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
     times = torch.full((len(contexts),), float(timestep), device=checkpoint.device)
     out = checkpoint.unet(batch, times, encoder_hidden_states=torch.stack(contexts).to(checkpoint.dtype), return_dict=False)[0].float()
     return out[0], out[-1]
-
-
-def _guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
-    """arXiv 2207.12598 eq. 6, then arXiv 2305.08891 section 3.4 where asked for."""
-    if scale == 1:
-        return cond
-    guided = uncond + scale * (cond - uncond)
-    return rescale * guided * cond.std() / guided.std() + (1 - rescale) * guided if rescale else guided

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 from jobs.image_store import Signer
 from jobs.registry import Registry
 from pipelines.card import ModelCard
-from service.drafts import nearest
 from service.errors import NoModel, UnknownModel, shown
+from service.option_values import nearest
 from service.settings import Settings
 
 CARDS_TTL_S = 1.0  # a new worker's card is seen within a second; an empty catalog is never remembered

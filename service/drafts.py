@@ -6,26 +6,23 @@ or this service cannot do. Pure: no Redis, no HTTP.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from jobs.job import JobWarning
 from pipelines import names
-from pipelines.card import ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
+from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
 from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, OutputFormat
-from service.errors import InvalidSize, InvalidValue, UnknownOption, UnknownSampler, UnknownSchedule, shown
+from service.errors import InvalidSize, InvalidValue, UnknownSampler, UnknownSchedule, shown
+from service.guided import guidance_warnings, guided
+from service.option_values import checked_options
 from service.settings import Settings
 
-MAX_GUIDANCE = 50.0  # far beyond what any model draws well; keeps float32 away from overflow
 WORDS_NAMED = 8  # unknown words that a warning lists at most
 
 # Control characters but tab, newline and return; and halves of surrogate pairs, which no UTF-8 holds.
@@ -47,6 +44,7 @@ class Draft:
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     schedule: str | None = None
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     num_images: int = 1
     model: str | None = None
@@ -75,16 +73,19 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     _check_text("negative_prompt", draft.negative_prompt, settings)
     width, height = _size(draft, card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
-    schedule_options = _options("schedule_options", draft.schedule_options, schedule)
+    schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
+    steps = _steps(_wanted_steps(draft, schedule, schedule_options), card, sampler, schedule, settings)
+    guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, steps)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
         width=width,
         height=height,
-        steps=_steps(_wanted_steps(draft, schedule, schedule_options), card, sampler, schedule, settings),
-        guidance=_guidance(draft, card),
+        steps=steps,
+        guidance=guidance,
+        guidance_options=guidance_options,
         sampler=sampler.id,
-        sampler_options=_options("sampler_options", sampler_options, sampler),
+        sampler_options=checked_options("sampler_options", sampler_options, sampler),
         schedule=schedule.id,
         schedule_options=schedule_options,
         seed=_seed(draft.seed),
@@ -95,14 +96,6 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     )
     evaluations = sampler.evaluations(params.steps, ends_open=_ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
-
-
-def nearest(wanted: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: what may have been meant, and all there is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(wanted.lower(), names, n=3, cutoff=0.5)
-    meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"{meant} Known: {', '.join(names) or 'none'}."
 
 
 def _check_text(name: str, text: str, settings: Settings) -> None:
@@ -205,13 +198,6 @@ def _steps(wanted: int | None, card: ModelCard, sampler: SamplerInfo, schedule: 
     return wanted
 
 
-def _guidance(draft: Draft, card: ModelCard) -> float:
-    value = card.defaults.guidance if draft.guidance is None else draft.guidance
-    if not 0.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
-        raise InvalidValue(f"guidance must be from 0 to {MAX_GUIDANCE:g}; 1 switches it off.", param="guidance")
-    return float(value)
-
-
 def _seed(wanted: int | None) -> int:
     return secrets.randbelow(SEED_LIMIT) if wanted is None else _within("seed", wanted, 0, SEED_LIMIT - 1)
 
@@ -222,63 +208,11 @@ def _format(wanted: OutputFormat) -> OutputFormat:
     return wanted
 
 
-def _options(name: str, given: Mapping[str, Any], info: SamplerInfo | ScheduleInfo) -> dict[str, Any]:
-    """Every option of the sampler or schedule: the given value, or its default."""
-    for key in given:
-        if key not in info.options:
-            raise UnknownOption(f"{info.id} has no option {shown(key)!r}.{nearest(key, info.options)}", param=f"{name}.{shown(key)}")
-    for key, option in info.options.items():
-        if option.falling and key not in given:
-            raise InvalidValue(f"{info.id} needs {name}.{key}: {_option_fault(None, option)}.", param=f"{name}.{key}")
-    return {key: _option(f"{name}.{key}", given[key], option) if key in given else option.default for key, option in info.options.items()}
-
-
-def _option(name: str, value: object, option: OptionInfo) -> float | int | str | list[float]:
-    fault = _option_fault(value, option)
-    if fault is not None:
-        raise InvalidValue(f"{name} must be {fault}.", param=name)
-    if isinstance(value, list):
-        return [float(number) for number in value]
-    assert isinstance(value, (int, float, str))
-    return float(value) if isinstance(option.default, float) and not option.choices else value
-
-
-def _option_fault(value: object, option: OptionInfo) -> str | None:
-    """What the value should have been, or None when it is good."""
-    if option.choices:
-        return None if isinstance(value, str) and value in option.choices else f"one of {', '.join(option.choices)}"
-    if option.falling:
-        return _falling_fault(value, option)
-    kinds = int if option.integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
-        return "a whole number" if option.integer else "a finite number"
-    if option.minimum is not None and value < option.minimum:
-        return f"at least {option.minimum:g}"
-    if option.maximum is not None and value > option.maximum:
-        return f"at most {option.maximum:g}"
-    return None
-
-
-def _falling_fault(value: object, option: OptionInfo) -> str | None:
-    number = dataclasses.replace(option, falling=False)
-    if not isinstance(value, list) or len(value) < 2 or any(_option_fault(one, number) for one in value):
-        return f"a list of two or more numbers from {option.minimum:g} to {option.maximum:g}, falling"
-    return "falling: each number below the one before it" if any(one <= two for one, two in pairwise(value)) else None
-
-
-def _is_finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond every float
-        return False
-
-
 def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]:
     if params.width > card.width or params.height > card.height:
         size = f"{card.width}x{card.height}"
         yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
-    if params.negative_prompt and params.guidance == 1.0:
-        yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")
+    yield from guidance_warnings(params, card)
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 

@@ -122,7 +122,7 @@ class UnknownSchedule(BadRequest):
 
 class UnknownOption(BadRequest):
     code = "unknown_option"
-    about = "The sampler or schedule has no such option."
+    about = "The sampler, schedule or guidance has no such option."
 
 
 class WebhookRefused(BadRequest):

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipelines.card import Defaults, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
+from pipelines.guidance_list import catalog
 
 SAMPLERS = (
     SamplerInfo(id="ddim", name="DDIM", aliases=("DDIMScheduler",), options={"eta": OptionInfo(default=0.0, minimum=0.0, maximum=1.0)}),
@@ -51,9 +52,10 @@ def card(**changes: Any) -> ModelCard:
         size_multiple=8,
         max_steps=120,
         max_prompt_tokens=16,
-        defaults=Defaults(),
+        defaults=Defaults(guidance_rescale=0.7),
         samplers=SAMPLERS,
         schedules=SCHEDULES,
+        guidances=catalog(0.7),
         words=("a", "on", "background", "red", "blue", "apple", "car"),
     )
     return dataclasses.replace(base, **changes)

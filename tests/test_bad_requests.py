@@ -55,10 +55,10 @@ def gateway(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 @pytest.fixture(autouse=True)
 def nothing_queued(gateway: Live, valkey: str) -> Iterator[None]:
-    """After each test the server holds the model's card, perhaps the secret of image URLs, and nothing else."""
+    """After each test the server holds the model's card, perhaps the secret of image URLs and the number of shards, and nothing else."""
     yield
     with BlockingRedis.from_url(valkey, decode_responses=True) as client:
-        assert set(client.keys("*")) - {"{q0}:cards", "{q0}:secret"} == set()
+        assert set(client.keys("*")) - {"{q0}:cards", "{q0}:secret", "{q0}:shards"} == set()
 
 
 def fields(code: str, param: str | None = None, /, **wrong: Any) -> Any:
@@ -151,6 +151,26 @@ FIELDS = [
     fields("invalid_value", "sampler_options.solver", sampler_options={"solver": "euler"}),
     fields("invalid_value", "sampler_options.solver", sampler_options={"solver": 1}),
     fields("invalid_value", "schedule_options.rho", schedule="karras", schedule_options={"rho": [7]}),
+    # guidance
+    fields("invalid_value", guidance_options=[]),
+    fields("invalid_value", guidance_options=None),
+    fields("invalid_value", "guidance_options.variant", guidance_options={"variant": "agp"}),
+    fields("invalid_value", "guidance_options.variant", guidance_options={"variant": 3}),
+    fields("invalid_value", "guidance_options.variant", guidance_options={"variant": "dynamic_thresholding"}),
+    fields("unknown_option", "guidance_options.eta", guidance_options={"eta": 0.5}),
+    fields("unknown_option", "guidance_options.zero_init", guidance_options={"variant": "apg", "zero_init": 1}),
+    fields("invalid_value", "guidance_options.rescale", guidance_options={"rescale": 1.01}),
+    fields("invalid_value", "guidance_options.momentum", guidance_options={"variant": "apg", "momentum": 1}),
+    fields("invalid_value", "guidance_options.zero_init", guidance_options={"variant": "zero_star", "zero_init": 1.5}),
+    fields("invalid_value", "guidance_options.curve", guidance_options={"curve": "cubic"}),
+    fields("invalid_value", "guidance_options.final", guidance_options={"final": 2}),
+    fields("invalid_value", "guidance_options", guidance_options={"start": 0.5, "end": 0.5}),
+    fields("invalid_value", "guidance_options", guidance_options={"scales": [5, 4]}, steps=3),
+    fields("invalid_value", "guidance_options", guidance_options={"scales": [5, 4], "curve": "linear"}, steps=2),
+    fields("invalid_value", "guidance_options.scales", guidance_options={"scales": 5}),
+    fields("invalid_value", "guidance_options.scales.1", guidance_options={"scales": [5, True]}, steps=2),
+    fields("invalid_value", "guidance_options.scales.0", guidance_options={"scales": [51]}, steps=1),
+    fields("invalid_value", "guidance", guidance_options={"scales": [5, 4]}, steps=2, guidance=4),
     # how the job is served
     fields("invalid_value", priority="1"),
     fields("invalid_value", priority=True),

@@ -100,8 +100,12 @@ def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_crowd(fleet: Fleet) -
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_a_picture_carries_what_draws_it_again(fleet: Fleet, output_format: str) -> None:
-    first = fleet.picture(fleet.finished(fleet.submit(prompt='grün "apple" 苹果', seed=5, output_format=output_format)["id"]))
+    options = {"variant": "apg", "momentum": -0.5, "rescale": 0.3, "curve": "linear", "end": 0.8}
+    said = {"prompt": 'grün "apple" 苹果', "seed": 5, "output_format": output_format}
+    first = fleet.picture(fleet.finished(fleet.submit(**said, guidance_options=options)["id"]))
+    assert first != fleet.picture(fleet.finished(fleet.submit(**said)["id"]))
     record = read_metadata(first)
+    assert record["request"]["guidance_options"].items() >= options.items()
     assert record["request"]["prompt"] == 'grün "apple" 苹果'
     assert fleet.picture(fleet.finished(fleet.submit(**record["request"])["id"])) == first
 

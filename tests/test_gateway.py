@@ -71,6 +71,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(gateway: Live) -> None:
         "height": 64,
         "steps": 20,
         "guidance": 5.0,
+        "guidance_options": {"variant": "cfg", "rescale": 0.7, "start": 0.0, "end": 1.0, "curve": "constant"},
         "sampler": "dpmpp_2m",
         "sampler_options": {"solver": "midpoint", "order": 2},
         "schedule": "auto",
@@ -91,6 +92,7 @@ def test_every_field_is_honoured_and_names_may_be_aliases(gateway: Live) -> None
         "height": 64,
         "steps": 9,
         "guidance": 3,
+        "guidance_options": {"variant": "Adaptive_Projected_Guidance", "momentum": -0.5, "curve": "linear", "start": 0.25},
         "sampler": "K_Euler_A",
         "sampler_options": {"eta": 0.5},
         "schedule": "KARRAS",
@@ -103,7 +105,21 @@ def test_every_field_is_honoured_and_names_may_be_aliases(gateway: Live) -> None
     }
     job = gateway.post(body).json()
     resolved = {"guidance": 3.0, "sampler": "euler_a", "schedule": "karras", "kind": "text_to_image"}
-    options = {"sampler_options": {"eta": 0.5, "s_noise": 1.0}, "schedule_options": {"rho": 5.0}}
+    options = {
+        "sampler_options": {"eta": 0.5, "s_noise": 1.0},
+        "schedule_options": {"rho": 5.0},
+        "guidance_options": {
+            "variant": "apg",
+            "eta": 0.0,
+            "norm_threshold": 0.0,
+            "momentum": -0.5,
+            "rescale": 0.7,
+            "start": 0.25,
+            "end": 1.0,
+            "curve": "linear",
+            "final": 1.0,
+        },
+    }
     assert job["params"] == body | resolved | options
     assert job["progress"]["steps_total"] == 27
     assert [w["code"] for w in job["warnings"]] == ["beyond_trained_size"]

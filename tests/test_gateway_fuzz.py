@@ -16,7 +16,9 @@ from service.api.native import GenerateRequest
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["png", "jpeg", "celadon-test"])
 NAMES = st.sampled_from([info.id for info in (*SAMPLERS, *SCHEDULES)])
-OPTIONS = st.dictionaries(st.sampled_from(["eta", "rho", "order", "solver", "s_noise"]) | st.text(), SCALARS, max_size=3)
+OPTIONS = st.dictionaries(
+    st.sampled_from(["eta", "rho", "order", "solver", "s_noise", "variant", "scales", "curve", "final"]) | st.text(), SCALARS, max_size=3
+)
 VALUES = st.recursive(SCALARS | NAMES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
 SMALL = st.integers(-2, 300) | st.sampled_from([8, 64, 72, 128])
 HOOKS = st.fixed_dictionaries(
@@ -30,6 +32,17 @@ LIKELY = st.fixed_dictionaries(
         "width": st.sampled_from([8, 64, 256, 264]),
         "steps": st.integers(1, 130),
         "guidance": st.floats(0, 51) | st.just(1),
+        "guidance_options": st.fixed_dictionaries(
+            {},
+            optional={
+                "variant": st.sampled_from(["cfg", "apg", "TCFG", "cfg_zero_star", "thresholding"]),
+                "start": st.floats(0, 1),
+                "curve": st.sampled_from(["linear", "constant"]),
+                "final": st.floats(0, 51),
+                "scales": st.lists(st.floats(0, 51), max_size=3),
+                "eta": st.floats(0, 1),
+            },
+        ),
         "sampler": st.sampled_from([info.id for info in SAMPLERS]),
         "schedule": st.sampled_from([info.id for info in SCHEDULES]),
         "seed": st.integers(0, 2**32),

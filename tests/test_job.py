@@ -33,6 +33,7 @@ params = st.builds(
     negative_prompt=texts,
     sampler_options=options,
     schedule_options=options,
+    guidance_options=options,
     num_images=counts,
     output_format=st.sampled_from(["png", "jpeg", "webp"]),
     preview=st.booleans(),
@@ -79,6 +80,13 @@ def test_every_field_of_the_record_is_written_unless_most_jobs_do_without() -> N
     job = sample_job()
     assert set(job.to_hash()) == {f.name for f in dataclasses.fields(Job)} - SELDOM
     assert json.loads(job.to_hash()["params"]) == job.params.to_dict()
+
+
+def test_a_record_of_before_guidance_had_options_is_still_read() -> None:
+    job = sample_job()
+    record, params = job.to_hash(), job.params.to_dict()
+    del params["guidance_options"]
+    assert Job.from_hash(record | {"params": json.dumps(params)}) == job
 
 
 def test_terminal_states_lead_nowhere_and_every_state_is_reachable() -> None:

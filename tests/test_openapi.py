@@ -34,6 +34,7 @@ ROUTES = {
     ("get", "/samplers"),
     ("get", "/schedules"),
     ("get", "/schedules/{id}.svg"),
+    ("get", "/guidances"),
     ("get", "/models"),
     ("get", "/workers"),
     ("get", "/healthz"),
@@ -156,7 +157,7 @@ def test_real_answers_fit_their_schemas(gateway: Live, document: Any) -> None:
         answer = gateway.http.post("/generate?dry_run=true", json=body)
         assert answer.status_code == 200
         check(document, paths["/generate"]["post"], 200, answer.json())
-    for path in ("/jobs", "/webhooks/deliveries", "/models", "/samplers", "/schedules", "/workers", "/healthz", "/readyz"):
+    for path in ("/jobs", "/webhooks/deliveries", "/models", "/samplers", "/schedules", "/guidances", "/workers", "/healthz", "/readyz"):
         answer = gateway.http.get(path)
         assert answer.status_code == 200
         check(document, paths[path]["get"], 200, answer.json())

@@ -7,7 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from jobs.registry import Registry, WorkerInfo
-from pipelines.card import Defaults, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
+from pipelines.card import Defaults, GuidanceInfo, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
 from tests.job_samples import Clock
 
 CARD = ModelCard(
@@ -31,6 +31,7 @@ CARD = ModelCard(
         ),
     ),
     schedules=(ScheduleInfo(id="karras", name="Karras", curve=(1.5, -2.5)),),
+    guidances=(GuidanceInfo(id="cfg", name="CFG", options={"scales": OptionInfo(default=(), many=True)}),),
     words=("apple", "red"),
 )
 
@@ -56,6 +57,12 @@ async def test_cards_come_back_as_announced_and_stay(redis: Redis) -> None:
     await registry.announce(CARD)
     assert await registry.cards() == {"toy": CARD}
     assert await redis.ttl("{q0}:cards") == -1
+
+
+def test_a_card_of_before_guidance_had_variants_is_still_read() -> None:
+    data = CARD.to_dict()
+    del data["guidances"]
+    assert ModelCard.from_dict(data).guidances == ()
 
 
 async def test_workers_live_as_long_as_they_beat(redis: Redis, clock: Clock) -> None:

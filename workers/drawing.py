@@ -20,7 +20,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
-from pipelines.text_to_image import decode, encode_prompt, preview, prompt_tokens, table_for
+from pipelines.text_to_image import decode, encode_prompt, plan_for, preview, prompt_tokens, table_for
 from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
 
 Array = Any
@@ -146,16 +146,18 @@ class DrawingThread:
         if index == 0 and tokens > checkpoint.card.max_prompt_tokens:
             message = f"The model reads {checkpoint.card.max_prompt_tokens} tokens; the rest of the {tokens} was left out."
             self._report(Warned(job, JobWarning("prompt_truncated", message)))
-        guided = params.guidance != 1
+        table = table_for(checkpoint, params)
+        guided = plan_for(checkpoint, params, table).ever_guided
         return Sample(
             id=_sample_id(job.id, index),
-            table=table_for(checkpoint, params),
+            table=table,
             shape=checkpoint.latent_shape(params.width, params.height),
             seed=params.image_seed(index),
             cond=self._encode(params.prompt),
             uncond=self._encode(params.negative_prompt) if guided else None,
             guidance=params.guidance,
-            guidance_rescale=checkpoint.card.defaults.guidance_rescale if guided else 0.0,
+            guidance_rescale=checkpoint.card.defaults.guidance_rescale,
+            guidance_options=params.guidance_options,
             preview=params.preview,
         )
 

@@ -21,10 +21,10 @@ def choose(flying: Iterable[InFlight], max_rows: int) -> list[InFlight]:
     batch: list[InFlight] = []
     rows = 0
     for flight in (f for f in line if f.sample.shape == shape):
-        if batch and rows + flight.sample.rows > max_rows:
+        if batch and rows + flight.rows > max_rows:
             break
         batch.append(flight)
-        rows += flight.sample.rows
+        rows += flight.rows
     return batch
 
 

@@ -16,7 +16,7 @@ from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher, update
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
-from pipelines.engine.sample import InFlight, Sample, Saved
+from pipelines.engine.sample import AVERAGE, InFlight, Sample, Saved
 from pipelines.engine.slots import Shape, SlotPool
 from pipelines.noise import NormalStream
 from pipelines.step_table import BASIS, STATE
@@ -80,7 +80,7 @@ class Engine:
         flight = self._flying.get(sample_id)
         if flight is None:
             return None
-        sample, live = flight.sample, flight.sample.table.live(flight.row)
+        sample, live = flight.sample, flight.sample.live(flight.row)
         pool = self._pools[sample.shape]
         state = [np.asarray(self._to_host(pool.read(register, [flight.slot]))) for register in live]  # of [1, D]
         registers = np.concatenate(state).reshape(len(live), *sample.shape)
@@ -121,13 +121,13 @@ class Engine:
         return events
 
     def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array]:
-        """x [S, D], scalars [S, 6], and raw conditional and unconditional outputs [S, D]."""
+        """x [S, D], scalars [S, 9], and raw conditional and unconditional outputs [S, D]."""
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
         x = self._pools[shape].read(0, [f.slot for f in batch])  # [S, D]
-        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 6]
+        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 9]
         scalars = xp.asarray(told, device=device)
-        guided = [i for i, f in enumerate(batch) if f.sample.guided]
+        guided = [i for i, f in enumerate(batch) if f.guided]
         index = xp.asarray([*range(len(batch)), *guided], dtype=xp.int64, device=device)  # [R], cond rows, then uncond rows
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
         rows = xp.take(seen, index, axis=0)  # [R, D]
@@ -164,15 +164,18 @@ class Engine:
         coefficients = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=device)  # [S, 8, 11]
         for part, move in update.parts(batch, device):
             some, c_skip, c_out = batch[part], scalars[part, 2:3], scalars[part, 3:4]  # [s, 1]
-            raw = guidance.combine(xp, cond[part], uncond[part], scalars[part, 4], scalars[part, 5])  # [s, D]
+            average = pool.read(AVERAGE, [f.slot for f in some]) if any(f.remembers for f in some) else None  # [s, D]
+            rows = guidance.Rows(cond[part], uncond[part], x[part], c_skip, c_out, scalars[part, 4:], average)
+            raw, average = guidance.combine(xp, rows, [f.variant for f in some])  # [s, D]
             denoised = c_skip * x[part] + c_out * raw  # [s, D]
             basis = {X: x[part], DENOISED: denoised}
             for b in update.reads(move) - basis.keys():
                 if b == UNCONDITIONAL:
-                    basis[b] = c_skip * x[part] + c_out * uncond[part]
+                    basis[b] = xp.where(rows.column("scale") == 1, denoised, c_skip * x[part] + c_out * uncond[part])
                 else:
                     basis[b] = self._noise(some) if b == NOISE else pool.read(STATE.index(BASIS[b]), [f.slot for f in some])
-            yield some, update.combine(move, coefficients[part], basis), denoised
+            registers = update.combine(move, coefficients[part], basis)
+            yield some, registers if average is None else registers | {AVERAGE: average}, denoised
 
     def _noise(self, batch: list[InFlight]) -> Array:
         """This row's normals of samples whose rows are noisy: [s, D]."""

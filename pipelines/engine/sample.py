@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.guidance_plan import Plan, plan
 from pipelines.noise import NormalStream
-from pipelines.step_table import StepTable
+from pipelines.step_table import STATE, StepTable
 
 Array = Any
+
+AVERAGE = len(STATE)  # the register after those of the table: what guidance keeps of earlier rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -19,7 +23,8 @@ class Sample:
     """One image to draw: its table, its seed, and its conditioning.
 
     `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device; `uncond` may
-    be None where guidance is 1, and then the sample costs one U-Net row instead of two.
+    be None where no row is guided. A row of guidance 1 costs one U-Net row instead of two. `guidance_rescale` is taken where
+    the options do not say. Raises ValueError for guidance that the options contradict.
     """
 
     id: str
@@ -30,20 +35,25 @@ class Sample:
     uncond: Array | None = None
     guidance: float = 1.0
     guidance_rescale: float = 0.0
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
     preview: bool = False
+    plan: Plan = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.guidance != 1 and self.uncond is None:
+        made = plan(self.guidance, self.guidance_rescale, self.guidance_options, self.table.step)
+        object.__setattr__(self, "plan", made)  # derived, so that it cannot differ from what was asked for
+        if self.guided and self.uncond is None:
             raise ValueError(f"sample {self.id}: guidance {self.guidance} needs an unconditional embedding")
 
     @property
     def guided(self) -> bool:
-        return self.guidance != 1
+        """Whether any row is."""
+        return self.plan.ever_guided
 
-    @property
-    def rows(self) -> int:
-        """U-Net rows of one tick."""
-        return 2 if self.guided else 1
+    def live(self, row: int) -> tuple[int, ...]:
+        """Which registers still matter before `row`: those of its table, and the average of guidance with momentum."""
+        kept = self.plan.remembers and row < len(self.table)
+        return (*self.table.live(row), *([AVERAGE] if kept else []))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +65,7 @@ class Saved:
 
     row: int
     rows: int  # of its table
-    live: tuple[int, ...]  # indices into STATE
+    live: tuple[int, ...]  # indices into STATE, or AVERAGE
     registers: NDArray[np.float32]  # [len(live), C, h, w]
 
     def fits(self, sample: Sample) -> bool:
@@ -63,7 +73,7 @@ class Saved:
         table = sample.table
         if self.rows != len(table) or not 0 <= self.row <= self.rows or self.registers.shape[1:] != sample.shape:
             return False
-        return self.live == table.live(self.row) and len(self.live) == len(self.registers)
+        return self.live == sample.live(self.row) and len(self.live) == len(self.registers)
 
 
 @dataclass(slots=True, eq=False)
@@ -84,17 +94,30 @@ class InFlight:
     def done(self) -> bool:
         return self.row == len(self.sample.table)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the next row needs the unconditional output too."""
+        return self.sample.plan.guided(self.row)
+
+    @property
+    def rows(self) -> int:
+        """U-Net rows of the next tick."""
+        return 2 if self.guided else 1
+
+    @property
+    def variant(self) -> str:
+        """Of the next row's guidance."""
+        return self.sample.plan.variants[self.row]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next row's guidance reads and writes the average."""
+        return self.sample.plan.remembers_at(self.row)
+
     def scalars(self) -> tuple[float, ...]:
-        """c_in, timestep, c_skip, c_out of the next row, then guidance and its rescale."""
+        """c_in, timestep, c_skip, c_out of the next row, then the columns of its guidance."""
         table, row = self.sample.table, self.row
-        return (
-            table.c_in[row],
-            table.timestep[row],
-            table.c_skip[row],
-            table.c_out[row],
-            self.sample.guidance,
-            self.sample.guidance_rescale,
-        )
+        return (table.c_in[row], table.timestep[row], table.c_skip[row], table.c_out[row], *self.sample.plan.columns[row])
 
     def row_noise(self) -> NDArray[np.float32] | None:
         """One standard normal [C, h, w] where the row asks for it, drawn once however often the row is tried."""

@@ -1,4 +1,4 @@
-"""Slots: the memory of samples. One pool per latent shape; a slot is eight registers (STATE) of one sample."""
+"""Slots: the memory of samples. One pool per latent shape; a slot is the registers of one sample: STATE and AVERAGE."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.step_table import STATE
+from pipelines.engine.sample import AVERAGE
 
 Array = Any
 Shape = tuple[int, int, int]
 
 
 class SlotPool:
-    """Registers [8][n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
+    """Registers [9][n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
 
     def __init__(self, xp: ModuleType, device: Any, shape: Shape) -> None:
         self._xp, self._device = xp, device
         self.shape = shape
         self.size = int(np.prod(shape))
-        self._registers: list[Array] = [self._zeros(0) for _ in STATE]
+        self._registers: list[Array] = [self._zeros(0) for _ in range(AVERAGE + 1)]
         self._free: list[int] = []
 
     def take(self, first: NDArray[np.float32]) -> int:

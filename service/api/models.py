@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.registry import WorkerInfo
-from pipelines.card import Defaults, SamplerInfo, ScheduleInfo
+from pipelines.card import Defaults, GuidanceInfo, SamplerInfo, ScheduleInfo
 from service import drafts, errors, schedule_plot
 from service.error_answers import documented
 from service.gateway import Current
@@ -114,6 +114,12 @@ async def schedule_svg(
     if len(drawn) < len(found):
         raise errors.InvalidValue(f"{card.id} has announced no curve of {', '.join(found.keys() - drawn.keys())}.", param="compare")
     return Response(schedule_plot.svg(drawn, card.title), media_type=schedule_plot.MEDIA_TYPE, headers=PLOT_HEADERS)
+
+
+@router.get("/guidances", summary="The variants of guidance that a model can be drawn with", responses=FOR_MODEL)
+async def guidances(gateway: Current, query: Annotated[ModelQuery, Query()]) -> list[GuidanceInfo]:
+    """A request names one in `guidance_options.variant`, by id, name or alias, and sets its options beside it."""
+    return list((await gateway.catalog.card(query.model)).guidances)
 
 
 @router.get("/workers", summary="The workers that are up", responses=documented(errors.QueueUnavailable))

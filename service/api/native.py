@@ -33,6 +33,19 @@ Options = Annotated[
     ),
 ]
 
+NUMBER_OR_TEXT: list[dict[str, Any]] = [{"type": "number"}, {"type": "string"}]
+GuidanceOptions = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"variant": {"type": "string", "default": "cfg"}},
+            "additionalProperties": {"anyOf": [*NUMBER_OR_TEXT, {"type": "array", "items": {"type": "number"}}]},
+            "examples": [{"variant": "apg", "eta": 0, "momentum": -0.5, "start": 0.1, "end": 0.8}],
+        }
+    ),
+]
+
 
 class WebhookRequest(BaseModel):
     """Where to tell what becomes of the job."""
@@ -71,6 +84,9 @@ class GenerateRequest(BaseModel):
     height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")
     guidance: float | None = Field(default=None, ge=0, description="how strictly the prompt is followed; 1 switches it off")
+    guidance_options: GuidanceOptions = Field(
+        default_factory=dict, description="`variant` and its options, by name; GET /guidances lists them, docs/guidance.md has the formulas"
+    )
     sampler: str | None = Field(
         default=None, min_length=1, description="id, name or alias of GET /samplers, or what A1111, ComfyUI or diffusers call it"
     )
