@@ -18,12 +18,12 @@ TEST_PROCESSES ?= 2
 LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full check bench chaos clean
+.PHONY: help install run test test-full check bench bench-queue chaos clean
 
 help: ## Say what there is
 	@echo "Celadon: prompts into pictures, as a service."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  make run PROMPT="a blue car on a yellow background"'
 
@@ -50,6 +50,9 @@ check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, contai
 
 bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
+
+bench-queue: $(INSTALLED_DEV) ## Measure the queue: fairness, a million jobs, told times; writes benchmarks/QUEUE.md (half an hour)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.queue
 
 chaos: $(INSTALLED_DEV) ## Kill and stop everything at random while 2,000 jobs run (under five minutes)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.chaos

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
-import platform
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from rich.console import Console
 
 from benchmarks.drawing import Result, compare, workload
 from benchmarks.serving import Gateway, first_picture_seconds, measure_gateway
+from benchmarks.stamp import commit, machine
 from pipelines.loading import load
 from workers.settings import DEFAULT_MODEL
 
@@ -89,16 +87,6 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Result]], g
         "",
     ]
     return "\n".join(lines)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    names = [x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
 
 
 if __name__ == "__main__":

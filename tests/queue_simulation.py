@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from jobs.job import Job
-from jobs.job_queue import JobQueue
+from jobs.job_queue import DeadlineUnmeetable, JobQueue
 from jobs.registry import Registry
 from tests.job_samples import MODEL, Clock, sample_job
 from tests.test_registry import worker
@@ -54,6 +54,7 @@ class Simulation:
         self.devices = [Device(f"w{n}", slots) for n in range(workers)]
         self.told: dict[str, Told] = {}
         self.claims: list[str] = []  # ids in the order of their claims
+        self.refused: dict[str, tuple[float, float]] = {}  # id -> its deadline, and the time it would have taken
         self._arrivals: list[tuple[float, int, Job, float | None]] = []
         self._numbers = itertools.count()
 
@@ -88,8 +89,12 @@ class Simulation:
         while self._arrivals and self._arrivals[0][0] <= self.clock.now + 1e-6:
             _, _, job, deadline_s = heapq.heappop(self._arrivals)
             forecast = await self.queue.forecast(job, deadline_s=deadline_s)
-            submitted = await self.queue.submit(job, deadline_s=deadline_s)
-            self.told[job.id] = Told(submitted.job, self.clock.now, forecast.eta_s)
+            try:
+                submitted = await self.queue.submit(job, deadline_s=deadline_s)
+            except DeadlineUnmeetable as refusal:
+                self.refused[job.id] = deadline_s or 0, refusal.eta_s
+            else:
+                self.told[job.id] = Told(submitted.job, self.clock.now, forecast.eta_s)
 
     async def _claim(self) -> None:
         for device in self.devices:

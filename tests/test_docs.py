@@ -127,6 +127,18 @@ def test_links_between_documents_lead_somewhere(page: str) -> None:
     assert not broken
 
 
+def test_every_fault_names_a_test_that_exists() -> None:
+    """`file: test` in the last column of the fault table."""
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    faults = re.findall(r"^\|(?!---)(.*)\|$", page.split("## What breaks")[1].split("\n## ")[0], re.MULTILINE)[1:]
+    assert len(faults) > 10
+    for fault in faults:
+        named = re.findall(r"`(\w+): (\w+)`", fault.rpartition("|")[2])
+        assert named, f"no test shows it: {fault}"
+        for file, test in named:
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / "tests" / f"{file}.py").read_text(), re.MULTILINE), f"{file} has no {test}"
+
+
 def test_celadon_commands_in_the_documents_exist() -> None:
     said = subprocess.run([sys.executable, "-m", "celadon", "--help"], capture_output=True, text=True, check=True, timeout=30).stdout
     for page in ("README.md", "CONTRIBUTING.md"):

@@ -6,6 +6,7 @@ from collections import Counter
 
 from redis.asyncio import Redis
 
+from benchmarks.depth import commands
 from jobs.job_queue import JobQueue
 from tests.job_samples import MODEL, sample_job
 
@@ -106,3 +107,19 @@ async def test_the_memory_of_clients_that_left_is_bounded(queue: JobQueue, redis
         await queue.finish("w1", 1, job.id, [])
     assert await redis.zcard("{q0}:spent") <= 1
     assert await redis.exists(f"{{q0}}:ring:{MODEL}") == 0
+
+
+async def test_a_claim_stays_short_when_many_clients_were_served_elsewhere(queue: JobQueue, redis: Redis) -> None:
+    """The ring of the other model learns only now where each of them stands: some in this claim, the rest in the next."""
+    clients = [f"client-{n}" for n in range(400)]
+    for model in ("common", "rare"):
+        for client in clients:
+            await queue.submit(sample_job(client, model=model))
+    await queue.claim("w1", ["common"], len(clients) - 1)
+    served = []
+    for _ in range(2):
+        before = await commands(redis)
+        served += await queue.claim("w2", ["rare"], 1)
+        assert await commands(redis) - before < 100
+    [unserved] = [job.client for job in await queue.claim("w1", ["common"], 1)]
+    assert unserved in {job.client for job in served}

@@ -3,6 +3,7 @@
 -- nil if the worker must be, or become, alone with a job of this shard. It holds `elsewhere` jobs of other shards.
 local worker, lease, limit, elsewhere = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local PATIENCE = 8 -- turns of better lanes in a row, after which a lane gets one
+local LOOKS = { 4, 8, 16, 64, 256 } -- clients looked at in one claim, round after round
 local held = q .. 'w:' .. worker
 local t = now()
 
@@ -47,17 +48,27 @@ local function suspicious(queue)
   return record and { record } or nil
 end
 
--- The client of least virtual time in this lane. What it spent in other lanes since it entered the ring shows only
--- now: it is put where it belongs, and the next one is looked at.
+-- The client of least virtual time in this lane. What clients spent in other lanes since they entered the ring shows only
+-- now: they are put where they belong, many at a time. Where too many are, so that a claim stays short, the first one known
+-- so far is served and the rest is left to the next claims; the present does not move by that.
 local function turn(lane)
-  local moved = {}
-  while true do
-    local client, start, shift = head(lane.name)
-    local spent = tonumber(call('ZSCORE', q .. 'spent', client) or 0)
-    if spent <= start or moved[client] then return { lane = lane, client = client, start = start, shift = shift, vt = true } end
-    call('ZADD', q .. 'ring:' .. lane.name, spent - shift, client)
-    moved[client] = true
+  local ring = q .. 'ring:' .. lane.name
+  local _, _, shift = head(lane.name)
+  local first, start
+  for _, count in ipairs(LOOKS) do
+    local found, clients, late = call('ZRANGE', ring, 0, count - 1, 'WITHSCORES'), {}, {}
+    for i = 1, #found, 2 do clients[#clients + 1] = found[i] end
+    first, start = found[1], tonumber(found[2]) + shift
+    for i, spent in ipairs(call('ZMSCORE', q .. 'spent', unpack(clients))) do
+      if spent and tonumber(spent) > tonumber(found[2 * i]) + shift then
+        late[#late + 1], late[#late + 2] = tonumber(spent) - shift, clients[i]
+      end
+    end
+    if late[2] ~= first then return { lane = lane, client = first, start = start, shift = shift, vt = true } end
+    call('ZADD', ring, unpack(late))
+    start = late[1] + shift
   end
+  return { lane = lane, client = first, start = start, shift = shift }
 end
 
 -- The queued job that must start first to be in time, if that is soon.
