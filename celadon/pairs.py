@@ -64,8 +64,9 @@ class Pairs:
         config, extra = folder / "scheduler" / "scheduler_config.json", folder / "celadon.json"
         if not config.exists():
             raise StartRefused(f"{folder} is no checkpoint in diffusers layout: it has no scheduler/scheduler_config.json")
-        defaults = json.loads(extra.read_text()).get("defaults", {}) if extra.exists() else {}
-        return cls(folder, Ladder.from_config(json.loads(config.read_text())), Defaults(**defaults))
+        further = json.loads(extra.read_text()) if extra.exists() else {}
+        trained = {name: further[name] for name in ("input_scale", "normalize") if name in further}
+        return cls(folder, Ladder.from_config(json.loads(config.read_text()), **trained), Defaults(**further.get("defaults", {})))
 
     def pair(self, sampler: str, schedule: str, steps: int | None, sampler_options: Sequence[str], schedule_options: Sequence[str]) -> Pair:
         """By names of any dialect; what is empty takes the model's default. Raises ValueError."""

@@ -28,7 +28,8 @@ class SamplerInfo:
     """One sampler that the model can run, and what it costs.
 
     U-Net evaluations of n steps = `evals_per_step` * n + `evals_offset`, except for 1, 2 ... steps where `evals_first`
-    says otherwise; `evals_open` more where the levels end above zero.
+    says otherwise; `evals_open` more where the levels end above zero. A sampler that was learned for some numbers of steps
+    takes `only_steps`, and `only_schedules` since its levels are its own; both are empty where there is no such limit.
     """
 
     id: str
@@ -40,6 +41,8 @@ class SamplerInfo:
     evals_offset: int = 0
     evals_first: tuple[int, ...] = ()
     evals_open: int = 0
+    only_steps: tuple[int, ...] = ()
+    only_schedules: tuple[str, ...] = ()
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
     stochastic: bool = False
 
@@ -126,7 +129,7 @@ class ModelCard:
         """The inverse of `to_dict`, also after a trip through JSON."""
         fields = dict(data)
         fields["defaults"] = Defaults(**fields["defaults"])
-        fields["samplers"] = tuple(SamplerInfo(**_with_options(s) | {"evals_first": tuple(s["evals_first"])}) for s in fields["samplers"])
+        fields["samplers"] = tuple(SamplerInfo(**_with_options(s) | {n: tuple(s[n]) for n in OF_TUPLES}) for s in fields["samplers"])
         fields["schedules"] = tuple(ScheduleInfo(**_with_options(s) | {"curve": tuple(s["curve"])}) for s in fields["schedules"])
         fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
@@ -145,6 +148,7 @@ class ModelCard:
         return _find(self.guidances, name)
 
 
+OF_TUPLES = ("evals_first", "only_steps", "only_schedules")
 Info = TypeVar("Info", bound="SamplerInfo | ScheduleInfo | GuidanceInfo")
 
 

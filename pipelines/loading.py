@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
 from pipelines.ladder import Ladder
+from pipelines.solver_files import Solver, SolverError, read_solvers
 
 LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
 HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]
@@ -50,6 +51,7 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype  # of the U-Net; text encoder and VAE stay float32 on a CPU
     latent_rgb: tuple[NDArray[np.float32], NDArray[np.float32]]  # matrix [C, 3], bias [3]
+    solvers: Mapping[str, Solver] = field(default_factory=dict)  # from files, by id
 
     @property
     def vae_factor(self) -> int:
@@ -60,8 +62,11 @@ class Checkpoint:
         return self.unet.config.in_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load a local folder or a hub id. Raises CheckpointError where it is no SD 1.x or 2.x checkpoint in diffusers layout."""
+def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, solvers: Path | None = None) -> Checkpoint:
+    """Load a local folder or a hub id, and solvers from its folder `solvers` and from that one.
+
+    Raises CheckpointError where it is no SD 1.x or 2.x checkpoint in diffusers layout, or a solver cannot run on it.
+    """
     folder = resolve(source)
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
@@ -78,7 +83,25 @@ def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Che
     card = build_card(folder, extra, ladder, unet.config.sample_size * factor, factor, tokenizer.model_max_length - 2)
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
-    return Checkpoint(card, ladder, tokenizer, text_encoder, unet, vae, device, dtype, latent_rgb)
+    known = _solvers(folder, solvers, ladder)
+    return Checkpoint(_with_solvers(card, known, solvers), ladder, tokenizer, text_encoder, unet, vae, device, dtype, latent_rgb, known)
+
+
+def _solvers(folder: Path, further: Path | None, ladder: Ladder) -> dict[str, Solver]:
+    try:
+        return read_solvers([folder / "solvers", *([further] if further else [])], ladder)
+    except SolverError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _with_solvers(card: ModelCard, solvers: Mapping[str, Solver], further: Path | None) -> ModelCard:
+    """They are announced like the others. Those outside the checkpoint's folder are not in its hash, and decide pictures too."""
+    digest = hashlib.sha256(card.hash.encode())
+    outside = sorted(further.glob("*.json")) if further else []
+    for path in outside:
+        digest.update(path.read_bytes())
+    hash = digest.hexdigest()[:16] if outside else card.hash
+    return replace(card, samplers=(*card.samplers, *(solver.info() for solver in solvers.values())), hash=hash)
 
 
 def read_ladder(folder: Path, extra: Mapping[str, Any]) -> Ladder:

@@ -20,7 +20,10 @@ Terms = Mapping[str, float]  # a linear combination, by the names of BASIS
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The model is asked at `at`; then x, and where given the anchor, become these combinations, and `push` enters m1."""
+    """The model is asked at `at`; then x, and where given the anchor, become these combinations, and `push` enters m1.
+
+    Rows from files name what becomes of each memory, in place of `push`.
+    """
 
     step: int
     at: Level
@@ -28,6 +31,7 @@ class Row:
     anchor: Terms | None = None
     push: Terms | None = None
     noisy: bool = False
+    memories: Mapping[str, Terms] | None = None
 
 
 # --- building blocks --------------------------------------------------------------------------------------------------

@@ -92,12 +92,13 @@ def assembled(ladder: Ladder, init: float, made: Sequence[Row]) -> StepTable:
 
 def _update(made: Sequence[Row]) -> Float:
     """[R, 8, 11]. Memories that no row reads are not kept."""
-    read = {name for row in made for terms in (row.x, row.anchor, row.push) for name in (terms or ())}
+    every = [(row.x, row.anchor, row.push, *(row.memories or {}).values()) for row in made]
+    read = {name for row in every for terms in row for name in (terms or ())}
     deepest = max((int(name[1:]) for name in read if name.startswith("m")), default=0)
     update = np.zeros((len(made), len(STATE), len(BASIS)))
     for matrix, row in zip(update, made, strict=True):
         keeps: list[Terms] = [{f"m{k}": 1.0} for k in range(1, MEMORIES + 1)]
-        memories = [row.push, *keeps] if row.push is not None else keeps
+        memories = [row.push, *keeps] if row.push is not None else [(row.memories or {}).get(name, keep) for keep in keeps for name in keep]
         for target, terms in zip(STATE, (row.x, row.anchor or {"anchor": 1.0}, *memories[:deepest]), strict=False):
             for name, value in terms.items():
                 matrix[STATE.index(target), BASIS.index(name)] += value

@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 
 def table_for(checkpoint: Checkpoint, params: GenerationParams) -> StepTable:
     """The rows of these parameters on this model. Raises ValueError on an impossible combination."""
+    if params.sampler in checkpoint.solvers:
+        return checkpoint.solvers[params.sampler].table(checkpoint.ladder, params.steps)
     return compile_table(
         checkpoint.ladder, params.sampler, params.schedule, params.steps, dict(params.sampler_options), dict(params.schedule_options)
     )

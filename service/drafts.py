@@ -22,6 +22,7 @@ from service.errors import InvalidSize, InvalidValue, UnknownSampler, UnknownSch
 from service.guided import guidance_warnings, guided
 from service.option_values import checked_options
 from service.settings import Settings
+from service.steps import ends_open, number_of_steps
 
 WORDS_NAMED = 8  # unknown words that a warning lists at most
 
@@ -74,7 +75,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     width, height = _size(draft, card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
-    steps = _steps(_wanted_steps(draft, schedule, schedule_options), card, sampler, schedule, settings)
+    steps = number_of_steps(draft.steps, schedule_options, card, sampler, schedule, settings)
     guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, steps)
     params = GenerationParams(
         prompt=draft.prompt,
@@ -94,7 +95,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
         output_format=_format(draft.output_format),
         preview=draft.preview,
     )
-    evaluations = sampler.evaluations(params.steps, ends_open=_ends_open(schedule, schedule_options))
+    evaluations = sampler.evaluations(params.steps, ends_open=ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
 
 
@@ -142,7 +143,16 @@ def _pair(draft: Draft, card: ModelCard) -> tuple[SamplerInfo, Mapping[str, Any]
     sampler = card.sampler(choice.sampler)
     if sampler is None:
         raise _unknown(names.UnknownName("sampler", asked, f"{card.id} has no {choice.sampler}"), card)
-    return sampler, choice.sampler_options, schedule_of(card, choice.schedule or card.defaults.schedule)
+    return sampler, choice.sampler_options, _beside(sampler, card, choice.schedule)
+
+
+def _beside(sampler: SamplerInfo, card: ModelCard, asked: str | None) -> ScheduleInfo:
+    """The schedule for a sampler; one that was learned together with its levels takes no other."""
+    only = sampler.only_schedules
+    schedule = schedule_of(card, asked or (only[0] if only else card.defaults.schedule))
+    if only and schedule.id not in only:
+        raise InvalidValue(f"{sampler.id} has levels of its own: its schedule must be {' or '.join(only)}.", param="schedule")
+    return schedule
 
 
 def schedule_of(card: ModelCard, name: str) -> ScheduleInfo:
@@ -167,35 +177,6 @@ def _unknown(error: names.UnknownName, card: ModelCard) -> UnknownSampler | Unkn
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     kind = UnknownSampler if error.kind == "sampler" else UnknownSchedule
     return kind(f"{said}{meant} Known: {', '.join(sorted(ids))}. Their names in other programs are understood too.", param=error.kind)
-
-
-def _wanted_steps(draft: Draft, schedule: ScheduleInfo, options: Mapping[str, Any]) -> int | None:
-    """What the client said, be it by the length of a list of levels."""
-    for key, option in schedule.options.items():
-        if option.falling:
-            told = len(options[key]) - 1
-            if draft.steps not in (None, told):
-                raise InvalidValue(f"steps must be {told}, one less than the number of {key}, or be left out.", param="steps")
-            return told
-    return draft.steps
-
-
-def _ends_open(schedule: ScheduleInfo, options: Mapping[str, Any]) -> bool:
-    """Whether the last step lands above zero noise."""
-    given = [options[key] for key, option in schedule.options.items() if option.falling]
-    return bool(given[0][-1] > 0) if given else schedule.ends_open
-
-
-def _steps(wanted: int | None, card: ModelCard, sampler: SamplerInfo, schedule: ScheduleInfo, settings: Settings) -> int:
-    low = max(1, sampler.min_steps, schedule.min_steps)
-    high = min(settings.max_steps, card.max_steps, sampler.max_steps, schedule.max_steps)
-    if low > high:
-        raise InvalidValue(f"{sampler.id} and {schedule.id} have no number of steps in common here.", param="steps")
-    if wanted is None:  # a default of the model is no request: it bends to the sampler's limits
-        return min(max(card.defaults.steps, low), high)
-    if not low <= wanted <= high:
-        raise InvalidValue(f"steps must be from {low} to {high} for {sampler.id} on {schedule.id}.", param="steps")
-    return wanted
 
 
 def _seed(wanted: int | None) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,16 @@ LONG = {"steps": 60, "sampler": "heun", "num_images": 4}  # hundreds of evaluati
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "toy"
     write_toy(folder, prediction="v_prediction", seed=1)
+    (folder / "solvers").mkdir()
+    (folder / "solvers" / "learned.json").write_text(json.dumps(learned(folder)))
     return folder
+
+
+def learned(folder: Path) -> dict[str, Any]:
+    """A solver file: what explain prints of UniPC, under a name of its own."""
+    command = [sys.executable, "-m", "celadon", "explain", "--model", str(folder), "--json"]
+    said = subprocess.run([*command, "--sampler", "unipc", "--steps", "4"], capture_output=True, text=True, check=True, timeout=60)
+    return {"schema": 1, "id": "learned", "name": "Learned", "tables": [json.loads(said.stdout)]}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +120,16 @@ def test_a_picture_carries_what_draws_it_again(fleet: Fleet, output_format: str)
     assert record["request"]["guidance_options"].items() >= options.items()
     assert record["request"]["prompt"] == 'grün "apple" 苹果'
     assert fleet.picture(fleet.finished(fleet.submit(**record["request"])["id"])) == first
+
+
+def test_a_solver_from_a_file_draws_what_its_table_says(fleet: Fleet) -> None:
+    [entry] = [s for s in fleet.client.get("/samplers").json() if s["id"] == "learned"]
+    assert entry["only_steps"] == [4] and entry["only_schedules"] == ["auto"]
+    jobs = [fleet.submit(sampler=sampler, steps=4, seed=8) for sampler in ("learned", "unipc")]
+    pictures = [Image.open(io.BytesIO(fleet.picture(done := fleet.finished(job["id"])))) for job in jobs]
+    assert pictures[0].tobytes() == pictures[1].tobytes() and done["progress"]["steps_total"] == 4
+    refused = fleet.client.post("/generate", json={"prompt": "", "sampler": "learned", "steps": 5})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "steps"
 
 
 def test_prefer_wait_answers_with_the_picture(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import torch
@@ -41,10 +42,13 @@ def open_model(settings: WorkerSettings) -> Model:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    solvers = Path(settings.solvers) if settings.solvers else None
+    if solvers and not solvers.is_dir():
+        raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     try:
-        checkpoint = load(settings.model, device=device, dtype=dtype)
+        checkpoint = load(settings.model, device=device, dtype=dtype, solvers=solvers)
     except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
         raise ModelRefused(f"CELADON_MODEL: {error}") from error
     denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype)

@@ -22,6 +22,7 @@ class WorkerSettings(BaseSettings):
     shards: int = Field(default=0, ge=0, le=1024, description="of the queue; 0: six on a Cluster, else one")
     data_dir: Path = Path(".celadon")
     model: str = str(DEFAULT_MODEL)
+    solvers: str = Field(default="", description="folder of solver files")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     slots: int = Field(default=16, ge=1, le=1024, description="images in flight at once")

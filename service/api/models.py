@@ -68,7 +68,8 @@ async def samplers(gateway: Current, query: Annotated[ModelQuery, Query()]) -> l
     """A request may use the id, the name or any alias.
 
     n steps cost `evals_per_step` * n + `evals_offset` U-Net evaluations, or entry n of `evals_first` where it has one,
-    and `evals_open` more where the levels end above zero.
+    and `evals_open` more where the levels end above zero. A sampler that was learned takes `only_steps` and `only_schedules`,
+    where they are not empty.
     """
     return list((await gateway.catalog.card(query.model)).samplers)
 
