@@ -26,6 +26,7 @@ class Class:
 
     cases: tuple[Case, ...]
     defaults: Mapping[str, object]
+    schedule: str = ""  # where the class has one only
 
 
 def _one(id: str, **defaults: object) -> Class:
@@ -96,12 +97,13 @@ CLASSES: Mapping[str, Class] = {
     "TCD": _one("tcd", original_inference_steps=50),
     "IPNDM": _one("ipndm"),
     "EDMEuler": _one("edm_euler"),
+    "FlowMatchEulerDiscrete": Class((Case({}, "euler"),), {}, "flow"),
+    "FlowMatchHeunDiscrete": Class((Case({}, "heun"),), {}, "flow"),
 }
 
-_FLOW = "it is made for rectified-flow models"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
-        ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "FlowMapEulerDiscrete", "LTXEulerAncestralRF", "Piflow"), _FLOW
+        ("FlowMatchLCM", "FlowMapEulerDiscrete", "LTXEulerAncestralRF", "Piflow"), "it belongs to rectified-flow models of one kind"
     ),
     **dict.fromkeys(("Helios", "HeliosDMD", "MiniMaxH3", "CogVideoXDDIM", "CogVideoXDPM"), "it belongs to a video model"),
     **dict.fromkeys(("DDIMInverse", "DPMSolverMultistepInverse"), "it turns pictures into noise"),
@@ -120,12 +122,12 @@ FLAGS: Mapping[str, str] = {
     "use_lu_lambdas": "exponential",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta_sigma",
+    "use_flow_sigmas": "flow",
 }
 SPACING = "timestep_spacing"  # linspace, leading, trailing: ids of ours
 
 # Options that have one value here; another one is refused.
 FIXED: Mapping[str, object] = {
-    "use_flow_sigmas": False,
     "thresholding": False,
     "clip_sample": False,
     "final_sigmas_type": "zero",
@@ -150,5 +152,7 @@ OF_THE_MODEL = frozenset(
         "sigma_min",
         "sigma_max",
         "sigma_data",
+        "shift",
+        "flow_shift",
     }
 )

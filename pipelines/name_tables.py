@@ -36,6 +36,9 @@ _SA: Mapping[str, Value] = {"predictor_order": 3, "corrector_order": 4, "second_
 _BH1: Mapping[str, Value] = {"solver_type": "bh1", "order": 3}
 _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
 
+# What some ids need, for models that lack it.
+NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW, "edm_euler": "it is made for models in EDM's space"}
+
 A1111_SAMPLERS = (
     Name("DPM++ 2M", "dpmpp_2m", also=("k_dpmpp_2m",), auto="karras"),
     Name("DPM++ SDE", "dpmpp_sde", also=("k_dpmpp_sde",), auto="karras", differs=_BROWNIAN),
@@ -200,6 +203,6 @@ SDCPP_SCHEDULES = (
     Name("beta", "beta"),
     Name("ltx2", refused=_FLOW),
     Name("logit_normal", refused=_FLOW),
-    Name("flux", refused=_FLOW),
+    Name("flux", "flux"),
     Name("flux2", refused=_FLOW),
 )

@@ -18,6 +18,7 @@ from pipelines.name_tables import (
     A1111_SCHEDULES,
     COMFY_SAMPLERS,
     COMFY_SCHEDULES,
+    NEEDS,
     SDCPP_SAMPLERS,
     SDCPP_SCHEDULES,
     Name,
@@ -72,14 +73,14 @@ _CLASSES = {fold(one): name for name in (*CLASSES, *REFUSED) for one in (name, f
 
 
 def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mapping[str, object] = MappingProxyType({})) -> Choice:
-    """What a sampler's name means in whichever dialect knows it; the canonical `ids` come first, then A1111, ComfyUI, diffusers.
+    """What a sampler's name means in whichever dialect knows it; our ids (and `ids`) come first, then A1111, ComfyUI, diffusers.
 
     `options` are what was asked for beside the name, and win over what the name says; where it is a diffusers class, the
     options of that class among them are translated. A schedule that the sampler's name says ("DPM++ 2M Karras",
     use_karras_sigmas) must agree with `schedule`, unless that is None or automatic.
     Raises UnknownName, UnknownSetting.
     """
-    canonical = {fold(id): id for id in ids}
+    canonical = {fold(id): id for id in (*ids, *IDS["sampler"])}
     if fold(sampler) in canonical:
         return Choice(sampler=canonical[fold(sampler)], sampler_options=options, schedule=schedule)
     if fold(sampler) in _CLASSES:
@@ -96,8 +97,8 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
 
 
 def find_schedule(name: str, ids: Iterable[str]) -> str:
-    """The canonical id of a schedule's name in any dialect; canonical `ids` come first. Raises UnknownName."""
-    canonical = {fold(id): id for id in ids}
+    """The canonical id of a schedule's name in any dialect; our ids (and `ids`) come first. Raises UnknownName."""
+    canonical = {fold(id): id for id in (*ids, *IDS["schedule"])}
     if fold(name) in canonical:
         return canonical[fold(name)]
     if fold(name) in AUTOMATIC:
@@ -143,7 +144,7 @@ def diffusers(name: str, options: Mapping[str, object] = MappingProxyType({})) -
     mine = {option: options.get(option, default) for option, default in of_class.defaults.items()}
     rest = {option: value for option, value in options.items() if option not in mine and not _is_fixed(known, option, value)}
     id, own = _case(known, of_class, mine)
-    return Choice(sampler=id, sampler_options={**own, **rest}, schedule=_flagged(options))
+    return Choice(sampler=id, sampler_options={**own, **rest}, schedule=_flagged(options) or of_class.schedule or None)
 
 
 def names_of(kind: str, id: str) -> dict[str, tuple[str, ...]]:
@@ -152,7 +153,9 @@ def names_of(kind: str, id: str) -> dict[str, tuple[str, ...]]:
     rows = {dialect: dict.fromkeys(n for n in names.values() if n.id == id) for dialect, names in tables.items()}
     found = {dialect: tuple(one for n in of_id for one in (n.name, *n.also)) for dialect, of_id in rows.items()}
     if kind == "sampler":
-        found["diffusers"] = tuple(f"{c}{SUFFIX}" for c, of in CLASSES.items() if any(case.id == id for case in of.cases))
+        found["diffusers"] = tuple(
+            f"{c}{SUFFIX}" for c, of in CLASSES.items() if not of.schedule and any(case.id == id for case in of.cases)
+        )
     else:
         found["diffusers"] = tuple(flag for flag, schedule in FLAGS.items() if schedule == id)
     return {dialect: names for dialect, names in found.items() if names}
@@ -168,6 +171,11 @@ def aliases(kind: str, id: str, name: str = "", own: Iterable[str] = ()) -> tupl
     return tuple(found.values())
 
 
+def needs(id: str) -> str:
+    """Why a model may lack a sampler or schedule that there is; empty for what every model can run."""
+    return NEEDS.get(id, "")
+
+
 def nearest(kind: str, name: str, ids: Iterable[str]) -> list[str]:
     """Up to three known names that look like this one, ids first among equals."""
     wanted, known = fold(name), {fold(one): one for id in ids for one in (*aliases(kind, id), id)}
@@ -175,7 +183,7 @@ def nearest(kind: str, name: str, ids: Iterable[str]) -> list[str]:
 
 
 def _means(kind: str, name: str) -> str:
-    return find(name, None, IDS[kind]).sampler if kind == "sampler" else find_schedule(name, IDS[kind])
+    return find(name, None, ()).sampler if kind == "sampler" else find_schedule(name, ())
 
 
 def _ids(tables: Mapping[str, Mapping[str, Name]], *more: str) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ def _pair(draft: Draft, card: ModelCard) -> tuple[SamplerInfo, Mapping[str, Any]
         raise InvalidValue(f"{error}.", param=param) from error
     sampler = card.sampler(choice.sampler)
     if sampler is None:
-        raise _unknown(names.UnknownName("sampler", asked, f"{card.id} has no {choice.sampler}"), card)
+        raise _unknown(names.UnknownName("sampler", asked, names.needs(choice.sampler) or f"{card.id} has no {choice.sampler}"), card)
     return sampler, choice.sampler_options, _beside(sampler, card, choice.schedule)
 
 
@@ -164,7 +164,7 @@ def schedule_of(card: ModelCard, name: str) -> ScheduleInfo:
             raise _unknown(error, card) from error
         return own
     if (info := card.schedule(id)) is None:
-        raise _unknown(names.UnknownName("schedule", name, f"{card.id} has no {id}"), card)
+        raise _unknown(names.UnknownName("schedule", name, names.needs(id) or f"{card.id} has no {id}"), card)
     return info
 
 

@@ -27,11 +27,8 @@ LADDER = Ladder.from_config(sd_ladder_config())
 
 # Canonical ids that have names and are on their way into the registry.
 PENDING_SAMPLERS = {
-    "dpm2_a", "dpm_fast", "dpmpp_1s", "dpmpp_2m_cfgpp", "dpmpp_2m_sde_heun", "dpmpp_2s", "dpmpp_2s_a", "dpmpp_2s_a_cfgpp", "dpmpp_3m",
-    "dpmpp_3m_sde", "dpmpp_sde", "deis", "edm_euler", "er_sde", "euler_a_cfgpp", "euler_cfgpp", "exp_heun_2_x0", "exp_heun_2_x0_sde",
-    "gradient_estimation", "gradient_estimation_cfgpp", "heunpp2", "ipndm", "ipndm_v", "lms", "pndm", "res_multistep",
-    "res_multistep_ancestral", "res_multistep_ancestral_cfgpp", "res_multistep_cfgpp", "restart", "sa_solver", "sa_solver_pece",
-    "seeds_2", "seeds_3", "tcd",
+    "deis", "dpm_fast", "dpmpp_1s", "dpmpp_2m_sde_heun", "dpmpp_2s", "dpmpp_3m", "dpmpp_3m_sde", "edm_euler", "ipndm", "ipndm_v", "lms",
+    "pndm", "restart",
 }  # fmt: skip
 ONLY_OURS = {
     "auto",
@@ -108,7 +105,7 @@ def test_every_class_of_diffusers_has_a_meaning_or_a_reason() -> None:
             other.add(name)
             assert error.reason, f"{name} is not known"
     assert {"EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "SASolverScheduler"}.isdisjoint(other)
-    assert {"FlowMatchEulerDiscreteScheduler", "RePaintScheduler"} <= other
+    assert {"FlowMatchLCMScheduler", "RePaintScheduler"} <= other
 
 
 def test_every_id_that_a_name_means_is_in_the_registry() -> None:
@@ -205,7 +202,7 @@ def test_options_of_a_diffusers_class_choose_sampler_and_schedule() -> None:
     [
         ({"prediction_type": "v_prediction"}, "belongs to the model"),
         ({"thresholding": True}, "can only be False"),
-        ({"use_flow_sigmas": True}, "can only be False"),
+        ({"flow_shift": 3.0}, "belongs to the model"),
         ({"use_karras_sigmas": "yes"}, "true or false"),
         ({"timestep_spacing": "quadratic"}, "linspace, leading or trailing"),
         ({"timestep_spacing": "leading", "use_karras_sigmas": True}, "together"),
@@ -282,6 +279,10 @@ def test_a_draft_takes_any_name_and_its_params_hold_the_canonical_pair() -> None
         ({"sampler": "DPM adaptive"}, errors.UnknownSampler, "sampler", "cannot run here: it chooses its steps"),
         ({"sampler": "EulerDiscreteScheduller"}, errors.UnknownSampler, "sampler", "Did you mean EulerDiscreteScheduler"),
         ({"schedule": "karas"}, errors.UnknownSchedule, "schedule", "Did you mean karras"),
+        ({"sampler": "FlowMatchEulerDiscreteScheduler"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
+        ({"sampler": "UniPCMultistep", "sampler_options": {"use_flow_sigmas": True}}, errors.UnknownSchedule, "schedule", "rectified-flow"),
+        ({"sampler": "EDMEuler"}, errors.UnknownSampler, "sampler", "EDM"),
+        ({"schedule": "flux2"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
         ({"schedule": "flux"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
         ({"sampler": "LMS Karras", "schedule": "simple"}, errors.InvalidValue, "schedule", "says karras"),
         (
