@@ -12,7 +12,6 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
 from benchmarks.drawing import Result, compare, workload
-from benchmarks.machine import commit, machine
 from benchmarks.serving import Gateway, first_picture_seconds, measure_gateway
 from benchmarks.stamp import commit, machine
 from pipelines.loading import load

@@ -26,7 +26,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from benchmarks.machine import commit, machine
+from benchmarks.stamp import commit, machine
 from pipelines.engine.engine import Engine
 from pipelines.engine.sample import Sample
 from pipelines.ladder import Ladder

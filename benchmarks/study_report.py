@@ -6,8 +6,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import commit, machine
 from benchmarks.sampler_docs import PAGE, section
+from benchmarks.stamp import commit, machine
 
 COMMAND = "python -m benchmarks.sampler_study"
 PLOT = PAGE.parent / "pictures" / "sampler-study.svg"
