@@ -56,5 +56,10 @@ class Held:
         left_s = (now - self.since) / new * (self.job.steps_total - self.steps_done)
         return left_s > interval_s / 2
 
+    def undone(self, record: Job, worker: str) -> bool:
+        """Whether Redis has forgotten that this worker claimed the job, as a failover can make it. Another may draw the very same
+        attempt, under the same keys, so nobody but the sweep deletes them."""
+        return record.attempt < self.job.attempt or (record.attempt == self.job.attempt and record.worker not in (None, worker))
+
     def ordered(self) -> tuple[ImageRef, ...]:
         return tuple(self.images[i] for i in sorted(self.images))

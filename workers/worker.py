@@ -208,7 +208,7 @@ class Worker:
         held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])
         self._room.set()
         if self._held.get(job.id) is not held:
-            await self._store.delete(key)  # lost, cancelled or released while it was written
+            await self._discard(held)  # lost, cancelled or released while it was written
         elif held.complete:
             await self._finish(held)
 
@@ -232,9 +232,9 @@ class Worker:
         The record has the last word: an answer may have been lost, and the job may have ended with these very pictures.
         """
         record = await insist(self._queue.get, held.job.id)
-        kept = {image.key for image in record.images} if record else set()
-        if not all_of_them:
-            kept |= held.saved
+        if record and held.undone(record, self._info.id):
+            return
+        kept = {image.key for image in (record.images if record else ())} | (set() if all_of_them else held.saved)
         for image in held.images.values():
             if image.key not in kept:
                 await self._store.delete(image.key)
