@@ -61,6 +61,13 @@ class Fleet:
         assert process.poll() is None, (self.folder / "log").read_text()[-4000:]
         return process
 
+    def crew(self, count: int, **environment: str) -> None:
+        """So many workers, started at once and ready to draw."""
+        ready = len(self.workers()) + count
+        for _ in range(count):
+            self.start("worker", **environment)
+        self.until(lambda: len(self.workers()) >= ready, count * TIMEOUT_S)
+
     def workers(self) -> set[str]:
         """Ids of the workers whose heart beats."""
         return {w["id"] for w in self.client.get("/workers").json()}
@@ -104,9 +111,9 @@ class Fleet:
         assert answer.status_code == 200, answer.text
         return answer.content
 
-    def until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool], limit_s: float = TIMEOUT_S) -> None:
         """Asks again and again; fails loudly after a minute."""
-        limit = time.monotonic() + TIMEOUT_S
+        limit = time.monotonic() + limit_s
         while time.monotonic() < limit:
             with contextlib.suppress(httpx2.TransportError):
                 if condition():
