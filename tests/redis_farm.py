@@ -116,9 +116,10 @@ class SentinelFarm:
 
 
 class ClusterFarm:
-    """Three primaries with a replica each."""
+    """Three primaries with a replica each; who is silent for `down_ms` is taken for dead."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, down_ms: int = DOWN_MS) -> None:
+        self._timeout = ("--cluster-node-timeout", str(down_ms), "--cluster-require-full-coverage", "no")
         self.nodes = [Node(folder, *SERVER, *self._options()) for _ in range(6)]
         for node in self.nodes:
             until(lambda asked=node: asked.ask("PING"), "a node did not start")
@@ -136,8 +137,7 @@ class ClusterFarm:
         self.url = f"redis+cluster://:{ENCODED}@" + ",".join(node.name for node in self.nodes)
 
     def _options(self) -> tuple[str, ...]:
-        timeout = ("--cluster-node-timeout", str(DOWN_MS), "--cluster-require-full-coverage", "no")
-        return ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), *timeout)
+        return ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), *self._timeout)
 
     def _bus(self, node: Node) -> str:
         with node.client() as client:
@@ -151,7 +151,8 @@ class ClusterFarm:
     def _sees_all(self, node: Node) -> bool:
         with node.client() as client:
             rows = client.execute_command("CLUSTER", "SLOTS")
-        return sum(row[1] - row[0] + 1 for row in rows) == 16384 and all(len(row) == 4 for row in rows)
+            ok = "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+        return ok and sum(row[1] - row[0] + 1 for row in rows) == 16384 and all(len(row) == 4 for row in rows)
 
     def primary_of(self, key: str) -> Node:
         """Who serves this key, as the first node that answers says."""

@@ -29,7 +29,7 @@ URL = "https://example.org/hook"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterFarm]:
-    farm = ClusterFarm(tmp_path_factory.mktemp("cluster"))
+    farm = ClusterFarm(tmp_path_factory.mktemp("cluster"), down_ms=30_000)  # nobody dies here
     yield farm
     farm.close()
 
