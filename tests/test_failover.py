@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from jobs.look import look
 from tests.customer import SENT_BACK, accepted, ended, judge, shopping, submit
 from tests.fleet import Fleet
-from tests.redis_farm import SentinelFarm, until
+from tests.redis_farm import ENCODED, PASSWORD, PRIMARY, SentinelFarm, until
 from training.toy import write_toy
 
 pytestmark = pytest.mark.timeout(240)  # whole processes start here, on whatever machine this is
@@ -60,6 +61,12 @@ def kill_under_load(stage: Stage, name: str) -> None:
     judge(stage.fleet, customer)
 
 
+async def test_what_is_seen_of_sentinels(stage: Stage) -> None:
+    seen = await look(stage.farm.url)
+    assert seen.text.endswith(f", the primary {PRIMARY} at {stage.farm.primary.name} with {REPLICAS} replicas, by Sentinel")
+    assert "min-replicas-to-write" in seen.remedy
+
+
 def test_what_a_failover_forgets_the_key_brings_back_and_a_setting_prevents(stage: Stage) -> None:
     """Replicas that hear nothing: the primary accepts what only it knows, and dies."""
     fleet, old = stage.fleet, stage.farm.primary
@@ -88,6 +95,8 @@ def test_what_a_failover_forgets_the_key_brings_back_and_a_setting_prevents(stag
 def test_a_primary_that_dies_under_load_stops_nobody_for_good(stage: Stage) -> None:
     stage.bind(1)
     kill_under_load(stage, "once")
+    log = (stage.fleet.folder / "log").read_text()
+    assert PASSWORD not in log and ENCODED not in log
     assert len(stage.fleet.workers()) == 2, "the workers were to go on by themselves"
 
 

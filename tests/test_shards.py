@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.connection import ServerUnfit, connect
@@ -16,6 +17,8 @@ from jobs.events import EventLog
 from jobs.hooks import HookQueue
 from jobs.job import Job, JobError, JobStatus, JobWarning, Webhook
 from jobs.job_queue import ALONE_FROM, IdempotencyConflict, JobQueue, QueueFull, Standing
+from jobs.look import look
+from jobs.primary import NotPrimary
 from jobs.registry import Registry
 from jobs.scripts import sources
 from jobs.shards import Shards, make_id, open_shards, shard_of
@@ -312,6 +315,51 @@ async def test_a_server_and_a_cluster_are_told_apart(cluster: ClusterFarm, tmp_p
             with pytest.raises(ServerUnfit, match=said):
                 await shards.check()
     plain.kill()
+
+
+async def test_what_is_seen_of_a_cluster(cluster: ClusterFarm, redis_url: str) -> None:
+    cluster.empty()
+    seen = await look(cluster.url)
+    assert seen.text.endswith(", a Cluster of 3 primaries and 3 replicas, 6 shards") and "min-replicas-to-write" in seen.remedy
+    alone = await look(redis_url)
+    assert alone.text.startswith("Valkey 9.") and "shard" not in alone.text and not alone.remedy
+
+
+@pytest.fixture
+async def client(cluster: ClusterFarm) -> AsyncIterator[tuple[JobQueue, str, ClusterFarm]]:
+    """A queue on an empty Cluster, and a client whose jobs are in shard 0."""
+    cluster.empty()
+    async with aclosing(open_shards(cluster.url)) as shards:
+        yield JobQueue(shards), client_of(shards, 0), cluster
+
+
+async def test_who_asks_a_node_that_became_a_replica_is_answered_by_the_primary(client: tuple[JobQueue, str, ClusterFarm]) -> None:
+    queue, name, cluster = client
+    first = await submitted(queue, name)
+    old = cluster.primary_of("{q0}")
+    replica = next(node for node in cluster.nodes if node.info("master_port") == old.port)
+    replica.ask("CLUSTER", "FAILOVER")
+    until(lambda: cluster.whole() and cluster.primary_of("{q0}") is replica, "the replica did not take over")
+    second = await submitted(queue, name)
+    assert [job.id for job in await queue.claim("w1", [MODEL], 2)] == [first.id, second.id]
+
+
+async def test_a_shard_goes_along_with_its_slot(client: tuple[JobQueue, str, ClusterFarm]) -> None:
+    queue, name, cluster = client
+    job = await submitted(queue, name)
+    slot, old = key_slot(b"{q0}"), cluster.primary_of("{q0}")
+    new = cluster.primary_of("{q1}")
+    assert new is not old
+    there, here = str(new.ask("CLUSTER", "MYID")), str(old.ask("CLUSTER", "MYID"))
+    new.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", here)
+    old.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", there)
+    with pytest.raises(NotPrimary):  # key by key: whatever it would be, it would be half a shard
+        await queue.claim("w1", [MODEL], 1)
+    for node in (new, old):
+        node.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+    old.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", there)
+    until(lambda: cluster.primary_of("{q0}") is new, "the slot did not move")
+    assert [found.id for found in await queue.claim("w1", [MODEL], 1)] == [job.id]
 
 
 def test_the_number_from_which_a_job_runs_alone_is_that_of_the_scripts() -> None:
