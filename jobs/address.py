@@ -40,7 +40,6 @@ class Address:
     """One server (`url`), the primary called `primary` that the sentinels at `hosts` know, or the cluster that `hosts` are part of."""
 
     kind: Literal["server", "sentinel", "cluster"]
-    shown: str  # the URL without secrets, fit for logs
     url: str = field(default="", repr=False)
     hosts: tuple[Host, ...] = ()
     primary: str = ""
@@ -61,7 +60,7 @@ def parse(url: str) -> Address:
         _options(query, frozenset())
         if path not in ("", "0"):
             raise ValueError("a Cluster has database 0 only: nothing may follow the hosts")
-        return Address(kind="cluster", shown=without_secret(url), hosts=_hosts(hosts, PORT), login=_login(user))
+        return Address(kind="cluster", hosts=_hosts(hosts, PORT), login=_login(user))
     if scheme != SENTINEL:
         raise ValueError(f"must begin with redis://, rediss://, unix://, {SENTINEL}:// or {CLUSTER}://")
     primary, _, db = path.partition("/")
@@ -72,7 +71,6 @@ def parse(url: str) -> Address:
     options = _options(query, SENTINEL_OPTIONS)
     return Address(
         kind="sentinel",
-        shown=without_secret(url),
         hosts=_hosts(hosts, SENTINEL_PORT),
         primary=unquote(primary),
         db=int(db or 0),
@@ -95,7 +93,7 @@ def _one_server(url: str, hosts: str) -> Address:
         ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError):
         raise ValueError("host, port, database or an option behind the question mark is no good") from None
-    return Address(kind="server", shown=without_secret(url), url=url)
+    return Address(kind="server", url=url)
 
 
 def _options(query: str, known: frozenset[str]) -> Mapping[str, str]:

@@ -25,7 +25,9 @@ class Seen:
 async def look(url: str, count: int = 0) -> Seen:
     """Raises ServerUnfit if what is there cannot keep jobs, RedisError or OSError if nothing answers."""
     async with aclosing(open_shards(url, count)) as shards:
-        await shards.check()
+        await shards.each(shards.check_server)
+        if (await shards.laid_out()) not in (0, len(shards.all)):
+            await shards.agree()  # says why not; where nothing is kept, looking keeps nothing
         infos: list[dict[str, Any]] = await asyncio.gather(*(client.info() for client in shards.clients))
         text = f"{_version(infos[0])}{await _layout(shards, infos[0])}"
     bound = all("min_slaves_good_slaves" in info for info in infos)  # told only where a number is set

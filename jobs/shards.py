@@ -109,22 +109,26 @@ class Shards:
 
     async def check(self) -> None:
         """Raises ServerUnfit where a server may lose jobs or the queue has another number of shards, RedisError where one is away."""
-        in_cluster = isinstance(self.guide, Cluster)
-        await asyncio.gather(*(check_server(client, in_cluster=in_cluster) for client in self.clients))
+        await self.each(self.check_server)
         await self.agree()
+
+    async def check_server(self, shard: Scripts) -> None:
+        """Raises ServerUnfit, RedisError."""
+        await check_server(shard.redis, in_cluster=isinstance(self.guide, Cluster))
 
     async def agree(self) -> None:
         """All processes must mean the same by a shard, so the first one keeps the number. Raises ServerUnfit, RedisError."""
         if self._agreed:
             return
-        redis, key = self.first.redis, self.first.key("shards")
-        if await redis.get(key) is None:
-            older = await redis.exists(self.first.key("seq"))  # jobs came before the number was kept: that was one shard
-            await redis.set(key, 1 if older else len(self.all), nx=True)
-        kept = int(await redis.get(key) or 0)
-        if kept != len(self.all):
+        await self.first.redis.set(self.first.key("shards"), await self.laid_out() or len(self.all), nx=True)
+        if (kept := await self.laid_out()) != len(self.all):
             raise ServerUnfit(f"The queue was laid out in {kept} shards, and here are {len(self.all)}: set CELADON_SHARDS={kept}.")
         self._agreed = True
+
+    async def laid_out(self) -> int:
+        """The number that was kept, 0 if none was; jobs from before there was a number are of one shard."""
+        number, older = await self.first.redis.mget(self.first.key("shards"), self.first.key("seq"))
+        return int(number or (1 if older else 0))
 
     @property
     def clients(self) -> tuple[Redis, ...]:

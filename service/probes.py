@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from redis.exceptions import RedisError
 
 from jobs.job_queue import ServerUnfit
+from jobs.scripts import Scripts
 from jobs.shards import Shards
 from service.error_answers import translate
 from service.errors import ApiError, NoModel, QueueOutOfMemory, QueueReadOnly
@@ -33,8 +34,13 @@ async def takes_writes(shards: Shards) -> None:
     Setting no bytes makes no key, but a server that is full, read-only or without its replicas refuses it as it would
     refuse a job.
     """
-    await shards.each(lambda shard: shard.redis.setrange(shard.key(NOTHING), 0, ""))
-    await shards.check()  # another server may have come in the place of the one that was checked at the start
+
+    async def ask(shard: Scripts) -> None:
+        await shard.redis.setrange(shard.key(NOTHING), 0, "")
+        await shards.check_server(shard)  # another may have come in the place of the one that was checked at the start
+
+    await shards.some(ask, shards.all)  # while one shard fails over, the clients of the others are served
+    await shards.agree()
 
 
 async def observe_queue(gateway: Gateway) -> None:

@@ -22,6 +22,7 @@ from jobs.primary import NotPrimary
 from jobs.registry import Registry
 from jobs.scripts import sources
 from jobs.shards import Shards, make_id, open_shards, shard_of
+from service.probes import takes_writes
 from tests.job_samples import MODEL, sample_image, sample_job
 from tests.redis_farm import ENCODED, ClusterFarm, Node, until
 from tests.test_registry import CARD, worker
@@ -257,6 +258,9 @@ async def test_a_shard_that_is_away_leaves_the_others_at_work(redis_url: str, tm
         await submitted(queue, near)
         with pytest.raises(RedisConnectionError):
             await queue.reap()
+        await takes_writes(shards)  # ready for some is ready
+        with pytest.raises(RedisConnectionError):
+            await takes_writes(Shards([away, away]))
 
 
 async def test_all_processes_mean_the_same_number_of_shards(redis_url: str, redis: Redis) -> None:
@@ -321,6 +325,7 @@ async def test_what_is_seen_of_a_cluster(cluster: ClusterFarm, redis_url: str) -
     cluster.empty()
     seen = await look(cluster.url)
     assert seen.text.endswith(", a Cluster of 3 primaries and 3 replicas, 6 shards") and "min-replicas-to-write" in seen.remedy
+    assert (await look(cluster.url, 4)).text.endswith(", 4 shards"), "to look at it decides nothing"
     alone = await look(redis_url)
     assert alone.text.startswith("Valkey 9.") and "shard" not in alone.text and not alone.remedy
 
