@@ -78,7 +78,7 @@ class Convention:
     finite: bool = False  # finite there, too, but capped by diffusers; flow models, which all end there, start at it
     full_range: bool = False  # karras and exponential span the ladder, not the chosen levels
     scaled_init: bool = False  # starts at sigma * noise for linspace and trailing, in variance-preserving space
-    ends_low: bool = False  # lands at the first training level, where the last chosen one lies above it (TCD, SA-Solver)
+    ends_low: bool = False  # lands at the first training level, where the last chosen one lies above it (TCD, SA-Solver, DEIS)
     strided: bool = False  # a step goes down T // n timesteps, wherever the next level lies (DDIM)
     karras_time: str = "fraction"  # or nearest, floor
     floors_squared_cosine: bool = False  # karras timesteps are floored on a squared cosine ladder

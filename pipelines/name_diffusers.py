@@ -39,7 +39,7 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _MULTISTEP = (
     Case(_ODE | {"solver_order": 1}, "dpmpp_1s"),
     Case(_ODE | {"solver_order": 2, "solver_type": "midpoint"}, "dpmpp_2m"),
-    Case(_ODE | {"solver_order": 2, "solver_type": "heun"}, "dpmpp_2m_sde_heun", {"eta": 0.0}),
+    Case(_ODE | {"solver_order": 2, "solver_type": "heun"}, "dpmpp_2m", {"solver_type": "heun"}),
     Case(_ODE | {"solver_order": 3}, "dpmpp_3m"),
     Case(_SDE | {"solver_order": 2, "solver_type": "midpoint"}, "dpmpp_2m_sde"),
     Case(_SDE | {"solver_order": 2, "solver_type": "heun"}, "dpmpp_2m_sde_heun"),
@@ -65,8 +65,11 @@ CLASSES: Mapping[str, Class] = {
     "DPMSolverSinglestep": Class(
         (
             Case(_ODE | {"solver_order": 1}, "dpmpp_1s"),
-            Case(_ODE | {"solver_order": 2, "solver_type": "midpoint"}, "dpmpp_2s"),
-            Case(_ODE, refused="of its forms only dpmsolver++ of order 1 and of order 2 with the midpoint have tables"),
+            *(
+                Case(_ODE | {"solver_order": order, "solver_type": kind}, f"dpmpp_{order}s", {"solver_type": kind})
+                for order in (2, 3)
+                for kind in ("midpoint", "heun")
+            ),
             Case({"algorithm_type": "dpmsolver"}, refused=_NOISE),
             Case({"algorithm_type": "sde-dpmsolver++"}, refused="its stochastic form has no table; DPM++ 2M SDE has"),
         ),

@@ -1,18 +1,18 @@
-"""The samplers themselves: each is one short function from levels to rows.
+"""What a row is, the building blocks of samplers, and the samplers of one or two stages without history.
 
-A row is written in the names of BASIS. `move` is the one formula behind most of them: keep the direction of the noise
-and go to another level. Formulas in sigma/alpha (k-diffusion's sigma) carry over by x = alpha * x_k.
+A sampler is one short function from levels to rows. A row is written in the names of BASIS. `move` is the one formula
+behind most of them: keep the direction of the noise and go to another level. Formulas in sigma/alpha (k-diffusion's
+sigma) carry over by x = alpha * x_k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import exp, expm1, inf, sqrt
+from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 
-from pipelines.ladder import Float
 from pipelines.level import Level, Levels
 
 Terms = Mapping[str, float]  # a linear combination, by the names of BASIS
@@ -63,6 +63,12 @@ def slope(level: Level) -> dict[str, float]:
     return {"x": 1.0 / level.sigma, "denoised": -1.0 / level.ratio}
 
 
+def lifted(row: Row, at: Level, to: Level, s_noise: float) -> Row:
+    """The row that ends at a level, and fresh noise up to a higher one: q(x' | x) where s_noise is 1."""
+    fresh = to.alpha * sqrt(to.ratio**2 - at.ratio**2) * s_noise
+    return replace(row, x=combine((to.alpha / at.alpha, row.x), (fresh, {"noise": 1.0})), noisy=row.noisy or fresh > 0.0)
+
+
 # --- samplers ---------------------------------------------------------------------------------------------------------
 
 
@@ -100,20 +106,21 @@ def heun(levels: Levels) -> list[Row]:
     With zero terminal SNR, which the reference does not know, sigma starts at 4096. A slope would then multiply an error
     of the denoised by sigma / sigma', so steps of more than 8 average the denoised instead: the trapezoid in 1 / sigma.
     """
-    rows = []
-    for i, to in enumerate(levels.landing):
-        now = levels[i]
-        if to.sigma == 0.0:
-            rows.append(Row(i, now, move(now, to)))
-            continue
-        first, half = move(now, to), 0.5 * to.alpha * (to.ratio - now.ratio)
-        anchor = combine((to.alpha / now.alpha, {"x": 1.0}), (half, slope(now)))
-        second: Terms = combine((1.0, {"anchor": 1.0}), (half, slope(to)))
-        if levels.ladder.zero_snr and now.ratio > 8.0 * to.ratio:
-            anchor = {"x": first["x"], "denoised": 0.5 * first["denoised"]}
-            second = {"anchor": 1.0, "denoised": 0.5 * first["denoised"]}
-        rows += [Row(i, now, first, anchor=anchor), Row(i, to, second)]
-    return rows
+    return [row for i, to in enumerate(levels.landing) for row in heun_step(levels, i, levels[i], to)]
+
+
+def heun_step(levels: Levels, step: int, now: Level, to: Level) -> list[Row]:
+    """Two rows, or one where the step ends clean."""
+    first = move(now, to)
+    if to.sigma == 0.0:
+        return [Row(step, now, first)]
+    half = 0.5 * to.alpha * (to.ratio - now.ratio)
+    anchor = combine((to.alpha / now.alpha, {"x": 1.0}), (half, slope(now)))
+    second: Terms = combine((1.0, {"anchor": 1.0}), (half, slope(to)))
+    if levels.ladder.zero_snr and now.ratio > 8.0 * to.ratio:
+        anchor = {"x": first["x"], "denoised": 0.5 * first["denoised"]}
+        second = {"anchor": 1.0, "denoised": 0.5 * first["denoised"]}
+    return [Row(step, now, first, anchor=anchor), Row(step, to, second)]
 
 
 def dpm2(levels: Levels) -> list[Row]:
@@ -127,27 +134,6 @@ def dpm2(levels: Levels) -> list[Row]:
         middle, whole = levels.between(now, to), to.alpha * (to.ratio - now.ratio)
         rows.append(Row(i, now, move(now, middle), anchor={"x": 1.0}))
         rows.append(Row(i, middle, combine((to.alpha / now.alpha, {"anchor": 1.0}), (whole, slope(middle)))))
-    return rows
-
-
-def dpmpp_2m(levels: Levels) -> list[Row]:
-    """DPM-Solver++(2M), arXiv 2211.01095, algorithm 2; first order at both ends."""
-    return dpmpp_2m_sde(levels, eta=0.0, s_noise=0.0)
-
-
-def dpmpp_2m_sde(levels: Levels, eta: float, s_noise: float) -> list[Row]:
-    """SDE-DPM-Solver++(2M), arXiv 2211.01095, appendix; eta = 0 is the ODE. m1 is the last denoised."""
-    rows = []
-    for i, to in enumerate(levels.landing):
-        now = levels[i]
-        h = to.half_logsnr - now.half_logsnr
-        gain = -to.alpha * expm1(-(1.0 + eta) * h)
-        noise = to.sigma * sqrt(-expm1(-2.0 * eta * h)) * s_noise if eta * s_noise > 0.0 else 0.0
-        x = {"x": to.sigma / now.sigma * exp(-eta * h) if to.sigma else 0.0, "denoised": gain, "noise": noise}
-        if i > 0 and h < inf:
-            ratio = (now.half_logsnr - levels[i - 1].half_logsnr) / h
-            x = combine((1.0, x), (0.5 * gain / ratio, {"denoised": 1.0, "m1": -1.0}))
-        rows.append(Row(i, now, x, push={"denoised": 1.0}, noisy=noise > 0.0))
     return rows
 
 
@@ -178,51 +164,3 @@ def tcd(levels: Levels, gamma: float) -> list[Row]:
         noise = to.alpha * sqrt(max(to.ratio**2 - below.ratio**2, 0.0))
         rows.append(Row(i, now, combine((to.alpha / below.alpha, move(now, below)), (noise, {"noise": 1.0})), noisy=True))
     return rows
-
-
-def unipc(levels: Levels, order: int, solver_type: str) -> list[Row]:
-    """UniPC, arXiv 2302.04867, algorithms 5 and 6, with data prediction. The anchor is the corrected x of the last step."""
-    rows, n = [], len(levels)
-    orders = [min(order, n - i, i + 1) for i in range(n)]
-    for i in range(n):
-        corrected: Terms = {"x": 1.0}
-        if i > 0:
-            corrected = _unified(levels, i - 1, orders[i - 1], solver_type, corrects=True)
-        predicted = _unified(levels, i, orders[i], solver_type, corrects=False)
-        now_x = predicted.pop("anchor")
-        x = combine((1.0, predicted), (now_x, corrected))
-        rows.append(Row(i, levels[i], x, anchor=corrected, push={"denoised": 1.0}))
-    return rows
-
-
-def _unified(levels: Levels, i: int, order: int, solver_type: str, *, corrects: bool) -> dict[str, float]:
-    """From level i to i + 1, starting at the anchor.
-
-    Predicting, the outputs at levels i, i - 1 ... are denoised, m1 ...; correcting, one evaluation later, they are
-    m1, m2 ..., and denoised is the output at level i + 1.
-    """
-    now, to = levels[i], levels.landing[i]
-    h = to.half_logsnr - now.half_logsnr
-    outputs = [f"m{k + 1}" for k in range(order)] if corrects else ["denoised", *(f"m{k}" for k in range(1, order))]
-    base = {"anchor": to.sigma / now.sigma, outputs[0]: -to.alpha * expm1(-h)}
-    nodes = [(levels[i - k].half_logsnr - now.half_logsnr) / h for k in range(1, order)]
-    if corrects:
-        nodes, outputs = [*nodes, 1.0], [*outputs, "denoised"]
-    if not nodes:
-        return base
-    scale = -h if solver_type == "bh1" else expm1(-h)
-    weights = _unified_weights(np.array(nodes), h, scale)
-    terms = ((-to.alpha * scale * w / r, {name: 1.0, outputs[0]: -1.0}) for w, r, name in zip(weights, nodes, outputs[1:], strict=True))
-    return combine((1.0, base), *terms)
-
-
-def _unified_weights(nodes: Float, h: float, scale: float) -> Float:
-    """rho of equation 3.8, with phi_k(-h) in place of phi_k(h). A single node takes 1/2, as the authors do."""
-    if len(nodes) == 1:
-        return np.array([0.5])
-    phi, factorial, right = expm1(-h) / -h - 1.0, 1.0, []
-    for k in range(1, len(nodes) + 1):
-        right.append(phi * factorial / scale)
-        factorial *= k + 1
-        phi = phi / -h - 1.0 / factorial
-    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(right))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 
 from pipelines import names
 from pipelines.card import SamplerInfo
+from pipelines.churn import churned, with_churn
 from pipelines.ladder import Float, Ladder
 from pipelines.options import Option, Options, checked_options
 from pipelines.params import kept_steps
@@ -76,7 +78,12 @@ def _compiled(
 ) -> StepTable:
     entry = SAMPLERS[sampler]
     chosen = levels(ladder, entry.convention, schedule, steps, dict(of_schedule)).part(*kept)
-    return assembled(ladder, chosen.init, entry.rows(chosen, **dict(of_sampler)))
+    own = dict(of_sampler)
+    if not entry.churns:
+        return assembled(ladder, chosen.init, entry.rows(chosen, **own))
+    s_churn, s_tmin, s_tmax, s_noise = (cast(float, own.pop(name)) for name in ("s_churn", "s_tmin", "s_tmax", "s_noise"))
+    lifted = churned(chosen, s_churn, s_tmin, s_tmax)
+    return assembled(ladder, lifted.init, with_churn(entry.rows(lifted, **own), lifted, s_noise))
 
 
 def assembled(ladder: Ladder, init: float, made: Sequence[Row]) -> StepTable:

@@ -47,10 +47,10 @@ def _meant(ladder: Ladder, convention: Convention) -> str:
 
 
 def _final(ladder: Ladder, convention: Convention, last: float) -> float:
-    """gamma after the last step: 1, but for TCD and SA-Solver, and for DDIM on a checkpoint that ends at its first training level."""
+    """gamma after the last step: 1, but for TCD, SA-Solver and DEIS, and for DDIM on a checkpoint that ends at its first training level."""
     first = float(ladder.alphas_cumprod[0])
     low = convention.ends_low or (convention.strided and not ladder.final_alpha_one)
-    return first if low and first > last else 1.0
+    return first if low and first - last > 1e-3 * (1.0 - first) else 1.0  # more than what float32 rounds
 
 
 def _strided(ladder: Ladder, timestep: int) -> Level:

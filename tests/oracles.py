@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -54,6 +55,14 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm2": ("KDPM2DiscreteScheduler", {}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_heun": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+    "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "dpmpp_1s": ("DPMSolverSinglestepScheduler", {"solver_order": 1}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {"solver_order": 2}),
+    "dpmpp_3s": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 2}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
@@ -73,11 +82,12 @@ def scheduler(sampler: str, config: dict[str, Any], **settings: Any) -> Any:
     wanted = {**config, **own, **settings}
     ladder = Ladder.from_config(config)
     patched = ladder.zero_snr and not accepts(sampler, "rescale_betas_zero_snr")
-    if patched:  # Heun and KDPM2 do not know zero terminal SNR: they get the cap that the others write
+    if patched:  # many do not know zero terminal SNR: they get the cap that the others write
         wanted |= {"trained_betas": [*config["trained_betas"][:-1], 0.999]}
     made = getattr(diffusers, name)(**{k: v for k, v in wanted.items() if accepts(sampler, k)})
     if patched:
         made.alphas_cumprod = torch.tensor(ladder.capped, dtype=torch.float32)
+        made.sigmas = ((1 - made.alphas_cumprod) / made.alphas_cumprod) ** 0.5
     return made
 
 
@@ -204,12 +214,33 @@ class Mixture:
             return (x - alpha * denoised) / sigma
         return (alpha * x - denoised) / sigma
 
-    def network(self, ladder: Ladder) -> Model:
-        """The same as a network sees it: by timestep, in float32."""
+    def network(self, ladder: Ladder, *, rounds: bool = True) -> Model:
+        """The same as a network sees it: by timestep, in float32 (as diffusers keeps it) where it `rounds`."""
 
         def model(x: Float, timestep: float) -> Float:
-            ratio = float(ladder.ratio_at(np.float32(timestep)))
+            ratio = float(ladder.ratio_at(np.float32(timestep) if rounds else np.float64(timestep)))
             alpha = 1.0 / math.sqrt(1.0 + ratio**2)
             return self.output(x, alpha, ratio * alpha, ladder.prediction_type)
 
         return model
+
+
+@cache
+def tiny_unet(*, rounds: bool = True) -> Model:
+    """A random U-Net of diffusers, as a model of timesteps; float64."""
+    torch.manual_seed(0)
+    blocks = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+    }
+    unet = diffusers.UNet2DConditionModel(sample_size=8, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, **blocks)
+    unet, words = unet.double().eval(), torch.randn(1, 3, 8, dtype=torch.float64)
+
+    @torch.inference_mode()
+    def model(x: Float, timestep: float) -> Float:
+        told = torch.tensor(timestep, dtype=torch.float32 if rounds else torch.float64)
+        return unet(torch.from_numpy(x), told, encoder_hidden_states=words).sample.numpy()
+
+    return model

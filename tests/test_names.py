@@ -263,14 +263,14 @@ WHOLE_CARD = card(samplers=catalog(LADDER), schedules=schedules.catalog(LADDER))
 
 
 def test_a_draft_takes_any_name_and_its_params_hold_the_canonical_pair() -> None:
-    assert resolved(sampler="DPM++ 2M Karras") == ("dpmpp_2m", {}, "karras")
+    assert resolved(sampler="DPM++ 2M Karras") == ("dpmpp_2m", {"solver_type": "midpoint"}, "karras")
     assert resolved(sampler="Euler a", schedule="Uniform") == ("euler_a", {"eta": 1.0, "s_noise": 1.0}, "linspace")
     assert resolved(sampler="dpmpp_2m_sde_gpu") == ("dpmpp_2m_sde", {"eta": 1.0, "s_noise": 1.0}, "auto")
     assert resolved(sampler="uni_pc") == ("unipc", {"order": 3, "solver_type": "bh1"}, "auto")
     assert resolved(sampler="uni_pc", sampler_options={"order": 1}) == ("unipc", {"order": 1, "solver_type": "bh1"}, "auto")
     options = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, "eta": 0.5}
     assert resolved(sampler="DPMSolverMultistepScheduler", sampler_options=options)[0::2] == ("dpmpp_2m_sde", "karras")
-    assert resolved(sampler="Dpm++ 2m", schedule="Automatic") == ("dpmpp_2m", {}, "auto")
+    assert resolved(sampler="Dpm++ 2m", schedule="Automatic") == ("dpmpp_2m", {"solver_type": "midpoint"}, "auto")
 
 
 @pytest.mark.parametrize(

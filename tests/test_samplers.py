@@ -102,6 +102,11 @@ def levels_of(table) -> np.ndarray:
     return table.sigma[first] / np.maximum(table.alpha[first], 1e-300)
 
 
+def rises(table) -> int:
+    """Steps that do not start below the one before."""
+    return int(np.sum(np.diff(levels_of(table)) >= 0))
+
+
 @pytest.mark.parametrize("ladder", CONFIGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_listed_pair_works(ladder, sampler):
@@ -111,7 +116,7 @@ def test_every_listed_pair_works(ladder, sampler):
         table = compile_table(model, sampler, schedule.id, steps, {}, schedule_options(schedule.id, steps))
         assert info.min_steps <= 3 and min(info.max_steps, schedule.max_steps) >= 25
         assert len(table) == info.evaluations(steps, ends_open=schedule.ends_open) and table.step[-1] == steps - 1
-        assert np.all(np.diff(levels_of(table)) < 0), (schedule.id, steps)
+        assert rises(table) <= (2 if sampler == "restart" else 0), (schedule.id, steps)
         end = run_table(table, network, noises((1, 4, 2, 2)))
         assert np.isfinite(end).all(), (schedule.id, steps)
         assert steps < 3 or abs(end[-1]).max() < 50, (schedule.id, steps)  # the data stays within 3; 14 is the noise
@@ -146,19 +151,20 @@ def test_no_legal_request_gives_infinities(request):
         return
     for column in (table.alpha, table.sigma, table.timestep, table.c_skip, table.c_out, table.update, [table.init]):
         assert np.isfinite(column).all()
-    assert np.all(np.diff(levels_of(table)) < 0)
+    lifts = 2 if request[1] == "restart" else request[3] if request[4].get("s_churn") else 0
+    assert rises(table) <= lifts
     assert table.timestep.min() >= 0 and table.timestep.max() <= 999
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_prediction_types_agree(sampler, prediction_type):
-    """The same denoiser behind another output draws the same picture."""
+    """The same denoiser behind another output draws the same picture; but PLMS extrapolates whatever the model says, as in diffusers."""
     paths = []
     for kind in ("epsilon", prediction_type):
         ladder = Ladder.from_config(EPSILON | {"prediction_type": kind})
         paths.append(run_table(compile_table(ladder, sampler, "trailing", 8), Mixture().network(ladder), noises(SHAPE)))
-    assert difference(*paths) < 1e-6
+    assert (difference(*paths) < 1e-6) != ((sampler, prediction_type) == ("pndm", "v_prediction"))
 
 
 def test_equal_requests_share_one_read_only_table():
@@ -180,7 +186,8 @@ def test_memories_shift_in_the_update():
     (("eulr", "auto", 5), "unknown sampler 'eulr'.*dpmpp_2m"),
     (("euler", "kerras", 5), "unknown schedule 'kerras'.*karras"),
     (("euler", "auto", 0), "steps must be at least 1"),
-    (("euler", "auto", 5, {"eta": 1.0}), "sampler 'euler' has no option 'eta': it has none"),
+    (("ddpm", "auto", 5, {"eta": 1.0}), "sampler 'ddpm' has no option 'eta': it has none"),
+    (("euler", "auto", 5, {"eta": 1.0}), "sampler 'euler' has no option 'eta': its options are s_churn"),
     (("euler_a", "auto", 5, {"et": 1.0}), "no option 'et': its options are eta, s_noise"),
     (("ddim", "auto", 5, {"eta": 1.5}), "'eta'.*between 0.0 and 1.0"),
     (("ddim", "auto", 5, {"eta": float("nan")}), "'eta'.*must be a number"),

@@ -1,0 +1,147 @@
+"""Loops of multistep and single-step samplers, from papers and published programs, in the form of `oracles_loops`."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+
+from oracles_loops import Case, of_k_diffusion
+from oracles_sigma import k_diffusion
+from pipelines.schedule_list import SCHEDULES
+
+
+def ipndm(denoise, x, sigmas, noise, max_order):
+    """diff-sampler's ipndm_sampler: weights of Adams and Bashforth for equal steps; the last step ends in the denoised."""
+    table = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}
+    past = []
+    for i, (now, to) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, now)
+        past.insert(0, (x - denoised) / now)
+        weights = table[min(max_order, i + 1)]
+        step = sum(w * d for w, d in zip(weights, past, strict=False)) / sum(weights)
+        x = denoised if to == 0 else x + (to - now) * step
+    return x
+
+
+def ipndm_v(denoise, x, sigmas, noise, max_order):
+    """diff-sampler's ipndm_v_sampler, coefficient by coefficient as published (its slips included)."""
+    t, past = sigmas, []
+    for i in range(len(t) - 1):
+        denoised = denoise(x, t[i])
+        d, order, h = (x - denoised) / t[i], min(max_order, i + 1), t[i + 1] - t[i]
+        h1, h2, h3 = (t[i - k] - t[i - k - 1] if i > k else math.nan for k in range(3))
+        c1, c2, c3, c4 = 1.0, 0.0, 0.0, 0.0
+        if order >= 2:
+            c1, c2 = (2 + h / h1) / 2, -(h / h1) / 2
+        if order >= 3:
+            temp = (1 - h / (3 * (h + h1)) * (h * (h + h1)) / (h1 * (h1 + h2))) / 2
+            c1, c2, c3 = c1 + temp, c2 - (1 + h1 / h2) * temp, temp * h1 / h2
+        if order == 4:
+            temp = (1 - h / (3 * (h + h1))) / 2 + (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))
+            temp *= (h * (h + h1) * (h + h1 + h2)) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+            b = h1 * (h1 + h2) / (h2 * (h2 + h3))
+            c1, c2 = c1 + temp, c2 - (1 + h1 / h2 + b) * temp
+            c3, c4 = c3 + (h1 / h2 + b * (1 + h2 / h3)) * temp, -temp * b * h1 / h2
+        terms = [(c1, d), *zip((c2, c3, c4)[: order - 1], past, strict=False)]
+        x = denoised if t[i + 1] == 0 else x + h * sum(c * e for c, e in terms)
+        past.insert(0, d)
+    return x
+
+
+def lms_to_denoised(denoise, x, sigmas, noise, order):
+    """k-diffusion's LMS, its last step replaced by the denoised where it ends clean."""
+    last = []
+
+    def remembering(x, sigma):
+        last[:] = [denoise(x, sigma)]
+        return last[0]
+
+    x = k_diffusion().sample_lms(remembering, x, sigmas, disable=True, order=order)
+    return last[0] if sigmas[-1] == 0 else x
+
+
+def restart(denoise, x, sigmas, noise, s_noise=1.0):
+    """Algorithm 1 of arXiv 2306.14878 with Heun steps, one interval, and the numbers that A1111 chooses by the number of steps."""
+    karras, steps, plan = k_diffusion().get_sigmas_karras, len(sigmas) - 1, None
+    if steps >= 20:
+        length, times = (steps // 4, 2) if steps >= 36 else (9, 1)
+        sigmas = karras(steps - length * times, float(sigmas[-2]), float(sigmas[0]))
+        bottom, top = (int((sigmas - value).abs().argmin()) for value in (0.1, 2.0))
+        plan = bottom, times, karras(length + 1, float(sigmas[bottom]), float(sigmas[top]))[:-1]
+    for i, (now, to) in enumerate(pairwise(sigmas), 1):
+        x = _heun(denoise, x, now, to)
+        if plan and i == plan[0]:
+            for _ in range(plan[1]):
+                high, low = plan[2][0], plan[2][-1]
+                x = x + noise() * s_noise * (high**2 - low**2) ** 0.5
+                for a, b in pairwise(plan[2]):
+                    x = _heun(denoise, x, a, b)
+    return x
+
+
+def _heun(denoise, x, now, to):
+    d = (x - denoise(x, now)) / now
+    guess = x + (to - now) * d
+    return guess if to == 0 else x + (to - now) * (d + (guess - denoise(guess, to)) / to) / 2
+
+
+def dpm_fast(denoise, x, sigmas, noise, eta=0.0, s_noise=1.0):
+    """k-diffusion's, from the first sigma to the last above zero."""
+    module, ends = k_diffusion(), [float(s) for s in (sigmas[-2] if sigmas[-1] == 0 else sigmas[-1], sigmas[0])]
+    draw = (lambda *_: noise()) if eta else (lambda *_: torch.zeros_like(x))
+    return module.sample_dpm_fast(denoise, x, *ends, len(sigmas) - 1, disable=True, eta=eta, s_noise=s_noise, noise_sampler=draw)
+
+
+def churning(name):
+    """k-diffusion's Euler, Heun or DPM2 with churn, given the normals that a table draws.
+
+    The table's first noise is that of the lifted level; k-diffusion's first lift gets what makes them equal. A step that is
+    not lifted draws all the same there.
+    """
+
+    def loop(denoise, x, sigmas, noise, s_churn, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+        gamma = min(s_churn / (len(sigmas) - 1), 2**0.5 - 1)
+        lifts = [s_tmin <= float(s) <= s_tmax for s in sigmas[:-1]]
+        lift = sigmas[0] * ((gamma + 1) ** 2 - 1) ** 0.5
+        normals = iter([x / sigmas[0] * sigmas[0] * gamma / (lift * s_noise), *lifts[1:]])
+
+        def draw():
+            normal = next(normals)
+            return normal if isinstance(normal, torch.Tensor) else noise() if normal else torch.zeros_like(x)
+
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        return of_k_diffusion(name)(denoise, x, sigmas, draw, **options)
+
+    loop.__name__ = name
+    return loop
+
+
+SCALED = [s for s in SCHEDULES if s != "leading"]  # these start at sigma * noise
+CHURNS = [{"s_churn": 15.0}, {"s_churn": 1000.0, "s_noise": 1.1}, {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 0.8}]
+EVERY_ORDER = [{"order": k} for k in (1, 2, 3, 4)]
+
+CASES = [
+    *(Case("lms", of_k_diffusion("sample_lms"), o, o) for o in EVERY_ORDER),
+    *(Case("ipndm", ipndm, o, {"max_order": o["order"]}) for o in EVERY_ORDER),
+    *(Case("ipndm_v", ipndm_v, o | {"weights": "published"}, {"max_order": o["order"]}) for o in EVERY_ORDER),
+    *(Case("ipndm_v", lms_to_denoised, o, o) for o in EVERY_ORDER),
+    Case("dpmpp_2m", of_k_diffusion("sample_dpmpp_2m")),
+    *(
+        Case(f"dpmpp_2m_sde{end}", of_k_diffusion("sample_dpmpp_2m_sde", tree=True), o, {"solver_type": kind, **o}, least=2)
+        for end, kind in (("", "midpoint"), ("_heun", "heun"))
+        for o in ({}, {"eta": 0.4, "s_noise": 1.3}, {"eta": 0.0})
+    ),
+    *(
+        Case("dpmpp_3m_sde", of_k_diffusion("sample_dpmpp_3m_sde", tree=True), o, o, least=2)
+        for o in ({}, {"eta": 0.4, "s_noise": 1.3}, {"eta": 0.0})
+    ),
+    *(Case("dpm_fast", dpm_fast, o, o, ("exponential",), 2) for o in ({}, {"eta": 0.7, "s_noise": 1.2}, {"eta": 1.0})),
+    *(
+        Case(id, churning(f"sample_{name}"), o, o, SCALED)
+        for id, name in (("euler", "euler"), ("heun", "heun"), ("dpm2", "dpm_2"))
+        for o in CHURNS
+    ),
+    *(Case("restart", restart, o, o, ("karras",)) for o in ({}, {"s_noise": 1.1})),
+]

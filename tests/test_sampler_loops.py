@@ -1,0 +1,82 @@
+"""Every sampler's table against loops that others wrote or that follow a paper: `oracles_loops.Case`, one list per family.
+
+Each on every schedule that both mean alike, in float64, over whole trajectories. A new sampler adds its Case to its family's list.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+import oracles_multistep
+from oracles import CONFIGS, REFERENCES, Mixture, difference, noises, run_table, tiny_unet
+from oracles_loops import Case, drive_loop
+from pipelines import schedule_list
+from pipelines.ladder import Ladder
+from pipelines.options import checked_options
+from pipelines.sampler_list import SAMPLERS
+from pipelines.samplers import compile_table
+from pipelines.schedules import levels
+from test_stage_parity import CASES as STAGES
+from tests.fakes import schedule_options
+
+CASES = [*oracles_multistep.CASES]
+SCHEDULES = {id: schedule for id, schedule in schedule_list.SCHEDULES.items() if not schedule.for_flow}
+SOME = ("trailing", "karras", "exponential", "kl_optimal_open")  # even in time, in sigma and in its logarithm; one that ends above zero
+# Plain Heun divides by small numbers at zero terminal SNR; these take a step of their own there.
+OWN_WAY_FROM_ZERO_SNR = ("heun", "restart", "pndm")
+
+
+@cache
+def mixture(ladder: str):
+    return Mixture().network(Ladder.from_config(CONFIGS[ladder]), rounds=False)
+
+
+def differs(case: Case, ladder_name: str, schedule: str, steps: int, network, shape) -> float:
+    """The largest relative difference on a trajectory of equally many evaluations."""
+    ladder = Ladder.from_config(CONFIGS[ladder_name])
+    convention = SAMPLERS[case.sampler].convention
+    options = schedule_options(schedule, steps)
+    chosen = levels(ladder, convention, schedule, steps, checked_options("schedule", schedule, options, SCHEDULES[schedule].options))
+    theirs = drive_loop(case, chosen, network, noises(shape))
+    ours = run_table(compile_table(ladder, case.sampler, schedule, steps, case.options, options), network, noises(shape))
+    assert len(ours) == len(theirs)
+    return difference(ours, theirs)
+
+
+def found(case: Case, ladder: str, schedules, counts, network, shape=(1, 4, 4, 4)) -> dict[tuple[str, int], float]:
+    legal = [s for s in schedules if not case.schedules or s in case.schedules]
+    pairs = [(s, n) for s in legal for n in counts if case.least <= n <= (SCHEDULES[s].most or n)]
+    return {(s, n): differs(case, ladder, s, n, network, shape) for s, n in pairs}
+
+
+def ladders(case: Case) -> list[str]:
+    return ["epsilon"] if case.sampler in OWN_WAY_FROM_ZERO_SNR else list(CONFIGS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_table_equals_its_loop(case):
+    for ladder in ladders(case):
+        apart = found(case, ladder, SOME, (1, 2, 3, 7, 20), mixture(ladder)) | found(case, ladder, SCHEDULES, (4,), mixture(ladder))
+        assert apart and all(d <= 1e-6 for d in apart.values()), (ladder, apart)
+
+
+@pytest.mark.parametrize("case", {case.sampler: case for case in CASES}.values(), ids=lambda case: case.id)
+def test_table_equals_its_loop_on_a_unet(case):
+    apart = found(case, "epsilon", case.schedules or ("trailing", "karras"), (3, 7), tiny_unet(rounds=False), (1, 4, 8, 8))
+    assert apart and all(d <= 1e-6 for d in apart.values()), apart
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_table_equals_its_loop_at_every_length(case):
+    for ladder in ladders(case):
+        apart = found(case, ladder, SOME, range(1, 61), mixture(ladder))
+        assert apart and all(d <= 1e-6 for d in apart.values()), (ladder, {k: d for k, d in apart.items() if d > 1e-6})
+
+
+def test_every_sampler_is_held_against_someone_elses():
+    held = {case.sampler for case in CASES} | set(STAGES) | set(REFERENCES)
+    assert held <= set(SAMPLERS) and set(SAMPLERS) - held <= {"sa_solver_pece"}  # that one: by its order alone
