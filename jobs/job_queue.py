@@ -144,11 +144,12 @@ class JobQueue:
                 raise IdempotencyConflict("The idempotency key was used for a different request.")
         return Submitted(_job(rest[0]), outcome == "created")
 
-    async def forecast(self, job: Job, *, deadline_s: float | None = None) -> Forecast:
+    async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:
         """What the job would meet if it were submitted now; nothing is written. With `deadline_s` its `eta_s` is the one
         by which submit decides. Raises ValueError as submit does."""
+        reuse = fingerprint_of(reuse_fingerprint) if job.reuse else ""
         shard = self._shards.of_client(job.client)
-        predicted, position, eta = await shard.run("forecast", *place(job), seconds_of(deadline_s))
+        predicted, position, eta = await shard.run("forecast", *place(job), seconds_of(deadline_s), reuse)
         return Forecast(float(predicted), int(position), float(eta))
 
     async def retry(self, job_id: str) -> Job | None:

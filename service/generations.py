@@ -45,15 +45,16 @@ class Generations:
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint,
                 deadline_s=terms.deadline_s,
-                reuse_fingerprint=reuse_fingerprint(job.params, card) if terms.reuse else "",
+                reuse_fingerprint=reuse_fingerprint(job.params, card),
             )
         except (QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict) as refusal:
             raise refused(refusal, terms, self._settings) from refusal
 
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
         """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""
-        job, _ = await self._job(draft, terms, client)
-        forecast = await self._queue.forecast(job, deadline_s=terms.deadline_s)
+        job, card = await self._job(draft, terms, client)
+        equal = reuse_fingerprint(job.params, card)
+        forecast = await self._queue.forecast(job, deadline_s=terms.deadline_s, reuse_fingerprint=equal)
         if terms.deadline_s is not None and forecast.eta_s > terms.deadline_s:
             raise deadline_unmeetable(forecast.eta_s, terms)
         return job, forecast

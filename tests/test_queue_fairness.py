@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from redis.asyncio import Redis
 
 from benchmarks.depth import commands
@@ -123,3 +124,23 @@ async def test_a_claim_stays_short_when_many_clients_were_served_elsewhere(queue
         assert await commands(redis) - before < 100
     [unserved] = [job.client for job in await queue.claim("w1", ["common"], 1)]
     assert unserved in {job.client for job in served}
+
+
+@pytest.mark.parametrize("others", [["ada"], ["ada", "abe"]])
+async def test_a_slow_lane_starves_no_client(queue: JobQueue, others: list[str]) -> None:
+    """Better classes get eight turns of nine. Who comes back to the batch lane before its next turn waits for those who are there."""
+    for _ in range(100):
+        await queue.submit(sample_job("cyd", service_class="interactive"))
+    for client in ("bob", "bob", *others):
+        await queue.submit(sample_job(client, service_class="batch"))
+    served: list[str] = []
+    for turn in range(90):
+        [job] = await queue.claim("w", [MODEL], 1)
+        await queue.finish("w", job.attempt, job.id, [])
+        if job.service_class == "batch":
+            served.append(job.client)
+        if turn % 9 == 4 and served and served[-1] != "bob":
+            await queue.submit(sample_job(served[-1], service_class="batch"))
+    assert Counter(served[: len(others) + 1]) == Counter(["bob", *others])
+    assert Counter(served[len(others) + 1 :])["bob"] == 1
+    assert served.index("bob", served.index("bob") + 1) <= 2 * len(others) + 1

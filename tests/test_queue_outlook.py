@@ -70,9 +70,9 @@ async def test_who_follows_another_job_ends_with_it(measured: JobQueue, clock: C
     for _ in range(4):
         (job,) = await measured.claim("w", [MODEL], 1)
         await measured.progress("w", job.attempt, job.id, 15)
-    outlook = await measured.outlook(follower.id)  # its leader runs, three quarters of it are done
+    outlook = await measured.outlook(follower.id)  # a quarter of its leader is left, and so of the three beside it
     assert outlook is not None and outlook.position == 0
-    assert outlook.eta_s == pytest.approx(WORK_S / 4)
+    assert outlook.eta_s == pytest.approx(4 * WORK_S / 4)
 
 
 async def test_nobody_else_has_an_outlook(measured: JobQueue) -> None:

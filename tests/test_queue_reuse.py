@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
 
 from jobs.events import EventLog
 from jobs.job import Job, JobError, JobStatus, JobWarning
-from jobs.job_queue import JobQueue, QueueFull
+from jobs.job_queue import DeadlineUnmeetable, JobQueue, QueueFull
 from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 QUEUED, SUCCEEDED, CANCELED = JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.CANCELED
@@ -114,9 +116,14 @@ async def test_a_follower_survives_the_cancel_of_a_running_leader(queue: JobQueu
     else:
         assert await getattr(queue, how)("w1", 1, leader.id)
     assert await states(queue, leader, first, second) == [CANCELED, QUEUED, QUEUED]
-    assert await queue.load_checkpoint(first.id) is None  # the worker that stopped deletes those images
-    assert [job.id for job in await run_all(queue)] == [first.id]
+    assert await queue.load_checkpoint(leader.id) is None
+    kept = await queue.load_checkpoint(first.id)  # nothing that was done is done again
+    assert kept is not None and (kept.data, kept.images, kept.steps_done) == (b"state", (sample_image(leader),), 9)
+    [heir] = await queue.claim("w2", [MODEL], 9)
+    assert (heir.id, heir.attempt, heir.steps_done) == (first.id, 1, 9)
+    assert await queue.finish("w2", 1, first.id, [sample_image(first)])
     assert await states(queue, first, second) == [SUCCEEDED, SUCCEEDED]
+    assert await queue.load_checkpoint(first.id) is None
 
 
 async def test_nobody_follows_a_job_that_is_about_to_be_canceled(queue: JobQueue) -> None:
@@ -163,13 +170,115 @@ async def test_the_deadline_of_one_is_not_that_of_the_others(queue: JobQueue, cl
     assert [job.id for job in await run_all(queue)] == [patient.id]
 
 
-async def test_nobody_waits_for_a_job_of_a_lower_class(queue: JobQueue) -> None:
-    slow = await asked(queue, service_class="batch")
-    fast = await asked(queue, service_class="interactive")
-    follower = await asked(queue)
-    assert [job.id for job in await queue.claim("w1", [MODEL], 1)] == [fast.id]
-    await queue.finish("w1", 1, fast.id, [sample_image(fast)])
-    assert await states(queue, slow, follower) == [QUEUED, SUCCEEDED]
+def better(other: str) -> dict[str, Any]:
+    """What a follower asks for, so that it would go before the job of somebody else on its own."""
+    return {"priority": {"priority": 1}, "class": {"service_class": "normal"}, "deadline": {"deadline_s": 8}}[other]
+
+
+PLACES = ["priority", "class", "deadline"]
+
+
+async def led(queue: JobQueue) -> Job:
+    """A leader of the batch class that stands behind a job of its client, which stands behind nobody."""
+    await queue.submit(sample_job(id="other", service_class="batch"))
+    return await asked(queue, service_class="batch")
+
+
+@pytest.mark.parametrize("how", PLACES)
+async def test_one_run_takes_the_best_place_of_all_who_wait_for_it(queue: JobQueue, clock: Clock, how: str) -> None:
+    leader = await led(queue)
+    plain = await asked(queue, service_class="batch")
+    follower = await asked(queue, **{"service_class": "batch", **better(how)})
+    assert [job.id for job in await queue.claim("w1", [MODEL], 1)] == [leader.id]
+    assert [job.id for job in await queue.claim("w1", [MODEL], 9)] == ["other"], "one run for all of them"
+    assert await queue.finish("w1", 1, leader.id, [sample_image(leader)])
+    assert await states(queue, plain, follower) == [SUCCEEDED, SUCCEEDED]
+
+
+@pytest.mark.parametrize("back", ["released", "paused", "reaped"])
+@pytest.mark.parametrize("how", PLACES)
+async def test_a_run_that_is_given_back_stands_there_too(queue: JobQueue, clock: Clock, how: str, back: str) -> None:
+    """Also where the follower came while it ran; and it goes on from its checkpoint."""
+    leader = await asked(queue, service_class="batch", priority=-1)
+    await queue.claim("w1", [MODEL], 1)
+    await queue.submit(sample_job(id="other", service_class="batch"))
+    follower = await asked(queue, **{"service_class": "batch", **better(how) | ({"deadline_s": 25} if how == "deadline" else {})})
+    assert await queue.checkpoint("w1", 1, leader.id, b"state", steps_done=9)
+    await clock.advance(15)
+    if back == "reaped":
+        assert await queue.reap() == 1
+    else:
+        assert await queue.release("w1", 1, leader.id, reason=back)
+    await queue.submit(sample_job("bob", service_class="batch"))
+    [again] = await queue.claim("w2", [MODEL], 1)
+    assert (again.id, again.steps_done) == (leader.id, 9)
+    assert await queue.finish("w2", 2, leader.id, [sample_image(leader)])
+    assert await states(queue, follower) == [SUCCEEDED]
+
+
+@pytest.mark.parametrize("how", PLACES)
+async def test_who_leaves_takes_the_better_place_along(queue: JobQueue, redis: Redis, clock: Clock, how: str) -> None:
+    leader = await led(queue)
+    before = await everything(redis, leader)
+    follower = await asked(queue, **{"service_class": "batch", **better(how)})
+    assert await everything(redis, leader) != before
+    if how == "deadline":
+        await clock.advance(8)
+        assert await queue.reap() == 1
+    else:
+        await queue.cancel(follower.id)
+    assert await everything(redis, leader) == before
+    assert [job.id for job in await run_all(queue)] == ["other", leader.id]
+
+
+async def everything(redis: Redis, leader: Job) -> dict[str, Any]:
+    """Where the jobs stand, and what forecasts read."""
+    sets = [key for key in await redis.keys("{q0}:*") if key.split(":")[1] in ("r", "slack", "pending", "ring", "deadline")]
+    kept: dict[str, Any] = {key: await redis.zrange(key, 0, -1) for key in sorted(sets)}
+    return kept | {key: await redis.hgetall(key) for key in ("{q0}:work", "{q0}:queued", "{q0}:ready")}
+
+
+@pytest.mark.parametrize("follower", [{"service_class": "interactive"}, {"deadline_s": 60}])
+async def test_a_run_that_somebody_urgent_waits_for_is_not_paused(queue: JobQueue, clock: Clock, follower: dict[str, Any]) -> None:
+    leader = await asked(queue, service_class="batch")
+    await queue.claim("w1", [MODEL], 1)
+    await queue.submit(sample_job("bob", service_class="interactive"))
+    assert (await queue.renew("w1", {leader.id: 1})).pausable == (leader.id,)
+    await asked(queue, **{"service_class": "batch", **follower})
+    assert (await queue.renew("w1", {leader.id: 1})).pausable == ()
+
+
+async def test_a_follower_is_promised_what_is_left_of_its_leader(queue: JobQueue, clock: Clock) -> None:
+    """20 evaluations take 10 s, 18 of them are done: it is not refused as if it began anew, nor promised too much."""
+    await queue.report_cost(MODEL, 64, 64, 0.5)
+    leader = await asked(queue)
+    await queue.claim("w1", [MODEL], 1)
+    await queue.progress("w1", 1, leader.id, 18)
+    forecast = await queue.forecast(sample_job(reuse=True), deadline_s=2, reuse_fingerprint="f")
+    assert (forecast.position, forecast.eta_s) == (0, pytest.approx(1.0))
+    with pytest.raises(DeadlineUnmeetable) as refused:
+        await asked(queue, deadline_s=0.9)
+    assert refused.value.eta_s == pytest.approx(1.0)
+    await asked(queue, deadline_s=1.1)
+    await queue.checkpoint("w1", 1, leader.id, b"state", steps_done=18)
+    await queue.release("w1", 1, leader.id)
+    await asked(queue, deadline_s=1.1)  # given back, but what is done is done
+    assert await queue.finish("w2", (await queue.claim("w2", [MODEL], 1))[0].attempt, leader.id, [sample_image(leader)])
+    ready = await queue.forecast(sample_job(reuse=True), deadline_s=2, reuse_fingerprint="f")
+    assert (ready.position, ready.eta_s) == (0, 0.0)
+
+
+async def test_the_deadline_of_a_follower_ends_its_wait_and_not_the_run(queue: JobQueue, clock: Clock) -> None:
+    """As with any job: one whose run has begun is not failed by its deadline, one that comes back late is."""
+    leader = await asked(queue)
+    follower = await asked(queue, deadline_s=5)
+    await queue.claim("w1", [MODEL], 1)
+    await clock.advance(6)
+    assert await queue.reap() == 0
+    assert await states(queue, leader, follower) == [JobStatus.RUNNING, QUEUED]
+    await queue.release("w1", 1, leader.id)
+    assert await queue.reap() == 1
+    assert await states(queue, leader, follower) == [QUEUED, JobStatus.FAILED]
 
 
 async def test_followers_count_in_the_bounds_of_the_queue(redis: Redis) -> None:

@@ -135,6 +135,61 @@ async def test_a_checkpoint_that_holds_every_picture_only_has_to_be_recorded(red
     assert not any(isinstance(c, Draw) for c in bench.puppet.commands)
 
 
+@pytest.mark.parametrize("there", [True, False])
+async def test_who_takes_over_from_a_canceled_equal_job_goes_on_with_its_pictures(redis: Redis, tmp_path: Path, there: bool) -> None:
+    """Under its own name: the other's pictures go when its time of keeping is over. One that went already is drawn anew."""
+    queue = JobQueue(redis)
+    params = replace(job("x").params, num_images=2)
+    for name in ("leader", "heir"):
+        await queue.submit(job(name, params=params, reuse=True, steps_total=40), reuse_fingerprint="f")
+    [leader] = await queue.claim("lost", [CARD.id], 1)
+    picture = sample_image(leader)
+    if there:
+        await LocalImageStore(tmp_path).put(picture.key, b"drawn before")
+    assert await queue.checkpoint("lost", 1, "leader", checkpoint.dump({}), [picture], steps_done=20)
+    await queue.cancel("leader")
+    assert await queue.cancel_running("lost", 1, "leader")
+
+    def react(command: Command) -> list[Report]:
+        if not isinstance(command, Draw):
+            return []
+        return [Drawn(command.job, index, PIXELS, 0.1) for index in {0, 1} - command.drawn]
+
+    bench = Bench(queue, redis, tmp_path, react)
+    done = await bench.ended("heir")
+    await bench.stop()
+    assert done.status is JobStatus.SUCCEEDED
+    assert [image.key for image in done.images] == ["heir/1-0.png", "heir/1-1.png"]
+    drawn = [c.drawn for c in bench.puppet.commands if isinstance(c, Draw)]
+    assert drawn == [frozenset({0} if there else set())]
+    assert ((tmp_path / "heir/1-0.png").read_bytes() == b"drawn before") is there
+
+
+async def test_a_cancel_leaves_the_checkpoint_whole_for_who_takes_over(redis: Redis, tmp_path: Path) -> None:
+    queue = JobQueue(redis)
+    params = replace(job("x").params, num_images=2)
+    for name in ("leader", "heir"):
+        await queue.submit(job(name, params=params, reuse=True, steps_total=40), reuse_fingerprint="f")
+    [leader] = await queue.claim("lost", [CARD.id], 1)
+    picture = sample_image(leader)
+    await LocalImageStore(tmp_path).put(picture.key, b"drawn before")
+    assert await queue.checkpoint("lost", 1, "leader", checkpoint.dump({}), [picture], steps_done=20)
+    assert await queue.release("lost", 1, "leader")
+    drawing: dict[str, asyncio.Event] = {"leader": asyncio.Event(), "heir": asyncio.Event()}
+
+    def react(command: Command) -> list[Report]:
+        if isinstance(command, Draw):
+            drawing[command.job.id].set()
+        return []
+
+    bench = Bench(queue, redis, tmp_path, react)
+    await asyncio.wait_for(drawing["leader"].wait(), TIMEOUT_S)
+    await queue.cancel("leader")
+    await asyncio.wait_for(drawing["heir"].wait(), TIMEOUT_S)
+    await bench.stop()
+    assert picture.key in bench.files()
+
+
 class Forgetful(JobQueue):
     """Renewals do not get through until the test lets them, so leases run out under a worker that lives."""
 

@@ -21,18 +21,19 @@ from jobs.connection import heed_cancel
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore, image_key
 from jobs.job import ImageRef, Job, JobError
-from jobs.job_queue import Checkpoint, CheckpointTooLarge, JobQueue, Standing
+from jobs.job_queue import CheckpointTooLarge, JobQueue, Standing
 from jobs.registry import Registry, WorkerInfo
 from pipelines.card import ModelCard
 from pipelines.engine import checkpoint
 from pipelines.engine.sample import Saved
-from pipelines.params import EXTENSIONS, MEDIA_TYPES, SEED_LIMIT
+from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from workers import encode
 from workers.drawing import DrawingThread
 from workers.held import Held
 from workers.insist import insist
 from workers.log import where
 from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
+from workers.resume import resume
 from workers.settings import WorkerSettings
 from workers.webhooks import HookSettings, deliver
 
@@ -135,29 +136,14 @@ class Worker:
             self._thread.put(Drop(earlier.job))
             self._forget(earlier)
         held, saved = Held.of(job), dict[int, Saved]()
-        if job.attempt > 1 and (found := await insist(self._queue.load_checkpoint, job.id)):
-            saved = self._resume(held, found)
+        if (job.attempt > 1 or job.steps_done) and (found := await insist(self._queue.load_checkpoint, job.id)):
+            saved = await resume(held, found, self._store)
         log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps, resumed=held.began_with)
         self._held[job.id] = held
         if held.complete:  # the earlier attempt was lost between its last picture and the record
             self._spawn(self._finish(held))
         else:
             self._thread.put(Draw(job, saved, frozenset(held.images)))
-
-    def _resume(self, held: Held, found: Checkpoint) -> dict[int, Saved]:
-        """Take over pictures and states of the earlier attempt; what cannot be read is drawn anew."""
-        params = held.job.params
-        try:
-            saved = checkpoint.load(found.data)
-        except ValueError as error:
-            log.warning("checkpoint_unreadable", job=held.job.id, error=str(error))
-            return {}
-        held.images = {(image.seed - params.seed) % SEED_LIMIT: image for image in found.images}
-        held.saved = frozenset(image.key for image in found.images)
-        whole = held.evaluations_per_image
-        held.done = [whole if i in held.images else saved[i].row if i in saved else 0 for i in range(params.num_images)]
-        held.began_with = held.saved_done = held.steps_done
-        return saved
 
     # pictures out
 
@@ -332,7 +318,7 @@ class Worker:
         self._forget(held)
         won = wished and await insist(self._queue.cancel_running, self._info.id, held.job.attempt, held.job.id)
         log.info("canceled" if won else "lost", job=held.job.id, attempt=held.job.attempt)
-        await self._discard(held, all_of_them=won)
+        await self._discard(held, all_of_them=won and not held.job.reuse)  # an equal job may go on with the checkpoint
 
     async def _beat(self) -> None:
         await insist(self._registry.announce, self._card)

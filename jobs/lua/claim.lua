@@ -81,18 +81,18 @@ local function urgent()
     end
   end
   if not id then return nil end
-  local f = call('HMGET', job(id), 'client', 'service_class')
-  if not f[1] then
+  local client = call('HGET', job(id), 'client')
+  if not client then
     call('ZREM', q .. 'slack:' .. ARGV[place], id) -- the record is gone
     return urgent()
   end
-  local name = lane_of(ARGV[place], f[2] or 'normal')
+  local name = lane_of(ARGV[place], (place_of(id)))
   for _, lane in ipairs(lanes) do
     if lane.name == name then
       local _, _, shift = head(name)
-      local at = tonumber(call('ZSCORE', q .. 'ring:' .. name, f[1]) or 0) + shift
-      local start = math.max(at, tonumber(call('ZSCORE', q .. 'spent', f[1]) or 0), present())
-      return { lane = lane, client = f[1], start = start, shift = shift, id = id }
+      local at = tonumber(call('ZSCORE', q .. 'ring:' .. name, client) or 0) + shift
+      local start = math.max(at, tonumber(call('ZSCORE', q .. 'spent', client) or 0), present())
+      return { lane = lane, client = client, start = start, shift = shift, id = id }
     end
   end
 end
@@ -131,9 +131,13 @@ local function serve(at)
   local lane = at.lane
   local id = at.id or call('ZRANGE', q .. 'r:' .. lane.name .. ':' .. at.client, 0, 0)[1]
   local record, charge = take(id, { queue = lane.queue, lane = lane.name, client = at.client })
-  local finish = at.start + charge
+  local finish, lead = at.start + charge, q .. 'lead:' .. lane.name
   call('ZADD', q .. 'spent', finish, at.client)
   call('ZADD', q .. 'ring:' .. lane.name, 'XX', finish - at.shift, at.client)
+  if call('EXISTS', q .. 'ring:' .. lane.name) == 1 then
+    call('ZADD', lead, finish - at.shift, at.client)
+    call('ZREMRANGEBYSCORE', lead, '-inf', present() - at.shift)
+  end
   if at.vt and at.start > present() then call('SET', q .. 'vt', at.start) end
   return record
 end

@@ -14,7 +14,26 @@ local function same_key(id)
   return f[2] and f[2] ~= '' and q .. 'same:' .. f[1] .. ':' .. f[2]
 end
 
--- A job that ends without a result leaves its followers the first of them to follow, at the better of both places.
+local MAX_FOLLOWERS = 100 -- of one job
+
+-- The earlier job that asked for the same, and whether it has the answer already.
+local function leader(client, reuse_key)
+  local first = reuse_key ~= '' and call('GET', q .. 'same:' .. client .. ':' .. reuse_key)
+  local f = first and call('HMGET', job(first), 'status', 'images', 'cancel_requested') or {}
+  if f[1] == 'succeeded' and f[2] ~= '[]' then return first, true end
+  local open = (f[1] == 'queued' or f[1] == 'running') and f[3] ~= '1'
+  if open and call('ZCARD', q .. 'f:' .. first) < MAX_FOLLOWERS then return first, false end
+end
+
+-- A follower whose leader has ended waits for it no more.
+local function unfollow(id)
+  local f = call('HMGET', job(id), 'client', 'deadline_at')
+  count_out(id, f[1], f[2] and f[2] ~= '')
+  call('HDEL', job(id), 'follows')
+end
+
+-- A job that ends without a result leaves its followers the first of them to follow: at the better of both places, and with
+-- what the checkpoint holds.
 local function hand_over(id)
   local same, group = same_key(id), q .. 'f:' .. id
   local heir = call('ZPOPMIN', group)[1]
@@ -23,11 +42,17 @@ local function hand_over(id)
     return
   end
   local place, own = call('HGET', job(id), 'score'), call('HGET', job(heir), 'score')
-  withdraw(heir)
+  unfollow(heir)
   call('HSET', job(heir), 'score', tonumber(place) < tonumber(own) and place or own)
   if same then call('SET', same, heir) end
   for _, follower in ipairs(call('ZRANGE', group, 0, -1)) do call('HSET', job(follower), 'follows', heir) end
   if call('EXISTS', group) == 1 then call('RENAME', group, q .. 'f:' .. heir) end
+  if call('EXISTS', q .. 'k:' .. id) == 1 then
+    call('RENAME', q .. 'k:' .. id, q .. 'k:' .. heir)
+    call('HSET', job(heir), 'steps_done', call('HGET', q .. 'k:' .. heir, 'steps'))
+  end
+  local class, score, due = best_place(heir)
+  call('HSET', job(heir), 'as_class', class, 'as_score', score, 'as_due', due)
   enqueue(heir)
 end
 
@@ -47,9 +72,10 @@ local RESULT_S = 3600 -- for which they are
 local function share(id, status, retention)
   local group, same = q .. 'f:' .. id, same_key(id)
   for _, follower in ipairs(call('ZRANGE', group, 0, -1)) do
-    withdraw(follower)
+    unfollow(follower)
     copy_end(id, follower, retention)
   end
+  call('DEL', group)
   if not same or call('GET', same) ~= id then return end
   if status ~= 'succeeded' then return call('DEL', same) end
   call('EXPIRE', same, math.min(tonumber(retention), RESULT_S))
@@ -63,13 +89,12 @@ settle = function(id, status, retention)
   call('HSET', job(id), 'status', status, 'finished_at', stamp(now()))
   local f = call('HMGET', job(id), 'error', 'client', 'reuse')
   emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
-  call('DEL', q .. 'k:' .. id)
   call('EXPIRE', job(id), retention)
   call('EXPIRE', q .. 'e:' .. id, retention)
   call('SET', q .. 't:' .. id, 1, 'EX', retention + KEPT_S)
   if call('HEXISTS', q .. 'queued', f[2]) == 0 then call('EXPIRE', q .. 'c:' .. f[2], retention + KEPT_S) end
-  if f[3] ~= '1' then return end
-  if status == 'canceled' then hand_over(id) else share(id, status, retention) end
+  if f[3] == '1' and status == 'canceled' then hand_over(id) elseif f[3] == '1' then share(id, status, retention) end
+  call('DEL', q .. 'k:' .. id)
 end
 
 -- Back into the queue, or canceled if that was wished meanwhile. Work behind the checkpoint is gone, and that is said.

@@ -34,6 +34,15 @@ local function head(lane)
   return first[1], tonumber(first[2]) + shift, shift
 end
 
+-- A client enters a lane's ring. Who comes back after a pause starts at the present: idling saves nothing up. What it was
+-- served ahead of those who still wait here is remembered beside the ring, since their lane may stand still meanwhile.
+local function enter(lane, client)
+  local _, _, shift = head(lane)
+  local spent, lead = call('ZSCORE', q .. 'spent', client), call('ZSCORE', q .. 'lead:' .. lane, client)
+  local at = math.max(present(), tonumber(spent or 0)) - shift
+  call('ZADD', q .. 'ring:' .. lane, 'NX', math.max(at, tonumber(lead) or at), client)
+end
+
 -- What waits in a lane, in all and of each client: jobs and work. What is empty is forgotten, and errors with it.
 local function tally(lane, client, count, work)
   call('HINCRBY', q .. 'ready', lane, count)
@@ -43,6 +52,7 @@ local function tally(lane, client, count, work)
   call('HDEL', q .. 'work', lane .. ':' .. client)
   call('ZREM', q .. 'ring:' .. lane, client)
   if call('EXISTS', q .. 'ring:' .. lane) == 1 then return end
+  call('DEL', q .. 'lead:' .. lane)
   call('HDEL', q .. 'work', lane)
   call('HDEL', q .. 'ready', lane)
   call('HDEL', q .. 'passed', lane)
@@ -61,52 +71,84 @@ local function count_out(id, client, timed)
   if call('HINCRBY', q .. 'queued', client, -1) <= 0 then call('HDEL', q .. 'queued', client) end
 end
 
+-- Where a job stands: class, score and deadline. They are the best of its own and of all who follow it, since its run is
+-- theirs; then the record names them beside its own.
+local function place_of(id)
+  local f = call('HMGET', job(id), 'as_class', 'as_score', 'as_due', 'service_class', 'score', 'deadline_at')
+  return f[1] or f[4] or 'normal', f[2] or f[5], f[3] or f[6] or ''
+end
+
+local function best_place(id)
+  local f = call('HMGET', job(id), 'service_class', 'score', 'deadline_at')
+  local class, score, due = f[1] or 'normal', f[2], f[3] or ''
+  for _, follower in ipairs(call('ZRANGE', q .. 'f:' .. id, 0, -1)) do
+    f = call('HMGET', job(follower), 'service_class', 'score', 'deadline_at')
+    if RANK[f[1] or 'normal'] < RANK[class] then class = f[1] or 'normal' end
+    if tonumber(f[2]) < tonumber(score) then score = f[2] end
+    if (tonumber(f[3]) or math.huge) < (tonumber(due) or math.huge) then due = f[3] end
+  end
+  return class, score, due
+end
+
 -- Puts a queued job where claim finds it. A job that comes back keeps its score: it stands before everything that
 -- still waits at its priority. Suspicious jobs wait apart, for a worker that holds nothing else.
 local function enqueue(id)
-  local f = call('HMGET', job(id), 'queue', 'client', 'score', 'failures', 'created_at', 'service_class', 'predicted_s', 'deadline_at')
-  local queue, client, score, deadline = f[1], f[2], f[3], f[8] or ''
-  if tonumber(f[4]) >= ALONE_FROM then
+  local f = call('HMGET', job(id), 'queue', 'client', 'failures', 'created_at', 'predicted_s', 'deadline_at')
+  local queue, client = f[1], f[2]
+  local class, score, due = place_of(id)
+  if tonumber(f[3]) >= ALONE_FROM then
     call('ZADD', q .. 'alone:' .. queue, score, id)
   else
-    local lane = lane_of(queue, f[6] or 'normal')
+    local lane = lane_of(queue, class)
     call('ZADD', q .. 'r:' .. lane .. ':' .. client, score, id)
-    -- Who comes back after a pause starts at the present: idling saves nothing up.
-    local _, _, shift = head(lane)
-    local spent = tonumber(call('ZSCORE', q .. 'spent', client) or 0)
-    call('ZADD', q .. 'ring:' .. lane, 'NX', math.max(present(), spent) - shift, client)
-    tally(lane, client, 1, micros(f[7]))
-    if deadline ~= '' then
-      call('ZADD', q .. 'slack:' .. queue, tonumber(deadline) - (tonumber(f[7]) or 0), id)
-      call('HINCRBY', q .. 'work', 'promised:' .. queue, micros(f[7]))
+    enter(lane, client)
+    tally(lane, client, 1, micros(f[5]))
+    if due ~= '' then
+      call('ZADD', q .. 'slack:' .. queue, tonumber(due) - (tonumber(f[5]) or 0), id)
+      call('HINCRBY', q .. 'work', 'promised:' .. queue, micros(f[5]))
     end
   end
-  count_in(id, client, f[5], deadline)
+  count_in(id, client, f[4], f[6])
   call('LPUSH', q .. 'wake:' .. queue, 1)
   call('LTRIM', q .. 'wake:' .. queue, 0, MAX_WAKES - 1)
 end
 
+local regroup
+
 -- Takes a queued job out of wherever it waits; the client leaves the ring with its last job. `found` says where it
 -- stood, for a job whose record is gone.
 local function withdraw(id, found)
-  local f = call('HMGET', job(id), 'queue', 'client', 'service_class', 'predicted_s', 'follows', 'deadline_at')
+  local f = call('HMGET', job(id), 'queue', 'client', 'predicted_s', 'follows', 'deadline_at')
   local queue, client = f[1] or found.queue, f[2] or found.client
-  local lane = f[1] and lane_of(queue, f[3] or 'normal') or found.lane
-  local timed = f[6] and f[6] ~= ''
-  count_out(id, client, timed)
-  if f[5] and f[5] ~= '' then
-    call('ZREM', q .. 'f:' .. f[5], id)
+  count_out(id, client, f[5] and f[5] ~= '')
+  if f[4] then
+    call('ZREM', q .. 'f:' .. f[4], id)
     call('HDEL', job(id), 'follows')
-  elseif not client or call('ZREM', q .. 'r:' .. lane .. ':' .. client, id) == 0 then
+    return regroup(f[4])
+  end
+  local class, _, due = place_of(id)
+  local lane = f[1] and lane_of(queue, class) or found.lane
+  if not client or call('ZREM', q .. 'r:' .. lane .. ':' .. client, id) == 0 then
     call('ZREM', q .. 'alone:' .. queue, id)
   else
-    tally(lane, client, -1, -micros(f[4]))
-    if timed then
+    tally(lane, client, -1, -micros(f[3]))
+    if due ~= '' then
       call('ZREM', q .. 'slack:' .. queue, id)
-      call('HINCRBY', q .. 'work', 'promised:' .. queue, -micros(f[4]))
+      call('HINCRBY', q .. 'work', 'promised:' .. queue, -micros(f[3]))
       if call('EXISTS', q .. 'slack:' .. queue) == 0 then call('HDEL', q .. 'work', 'promised:' .. queue) end
     end
   end
+end
+
+-- Moves a job to the best place of its group, after a follower came or went; one that runs will come back there.
+regroup = function(id)
+  local class, score, due = best_place(id)
+  local was_class, was_score, was_due = place_of(id)
+  if class == was_class and score == was_score and due == was_due then return end
+  local waits = call('HGET', job(id), 'status') == 'queued'
+  if waits then withdraw(id) end
+  call('HSET', job(id), 'as_class', class, 'as_score', score, 'as_due', due)
+  if waits then enqueue(id) end
 end
 
 -- The client's virtual time moves by `work` of its own, which its weight makes small.

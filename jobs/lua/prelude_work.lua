@@ -36,12 +36,12 @@ local function backlog(queue)
 end
 
 -- Seconds that a job spends with a worker, which shares its device among all it holds. Where others wait, slots that
--- become free are filled again; where none do, it is the last to be left.
-local function residence(queue, predicted, others_wait)
+-- become free are filled again; where none do, it is the last to be left. `own` is the work of a job that runs already.
+local function residence(queue, left, others_wait, own)
   local held = sharing() * call('ZCARD', q .. 'lease') / math.max(call('ZCOUNT', q .. 'beats', '(' .. stamp(now()), '+inf'), 1)
-  if others_wait then return predicted * math.max(held, 1) end
-  local running = math.max(tonumber(call('HGET', q .. 'work', 'running:' .. queue) or 0), 0) / 1e6
-  return predicted + math.min(predicted * held, running / 2 / workers_of(queue))
+  if others_wait then return left * math.max(held, 1) end
+  local running = math.max(tonumber(call('HGET', q .. 'work', 'running:' .. queue) or 0) / 1e6 - (own or 0), 0)
+  return left + math.min(left * math.max(held - (own and 1 or 0), 0), running / 2 / workers_of(queue))
 end
 
 -- How many of the client's ready jobs go before one of this score, and in how many seconds it will be done.
@@ -63,6 +63,22 @@ local function estimate(queue, class, client, score, predicted, deadline)
   return before, ahead / 1e6 / workers_of(queue) + residence(queue, predicted, ahead > 0)
 end
 
+-- The same of a job that stands in its place, or runs: predicted seconds, position, seconds until it will be done. `more` is
+-- the class and score, and whether there is a deadline, of somebody who would follow it.
+local function remaining(id, more)
+  local f = call('HMGET', job(id), 'status', 'queue', 'client', 'predicted_s', 'steps_done', 'steps_total')
+  local queue, predicted = f[2], tonumber(f[4]) or 0
+  local left = predicted * (1 - tonumber(f[5]) / math.max(tonumber(f[6]), 1))
+  if f[1] == 'running' then return predicted, 0, residence(queue, left, backlog(queue) > 0, predicted) end
+  local class, score, due = place_of(id)
+  local timed = due ~= '' or (more and more.timed)
+  if more and RANK[more.class] < RANK[class] then class = more.class end
+  score = more and math.min(tonumber(score), more.score) or tonumber(score)
+  local position, eta = estimate(queue, class, f[3], score, left, timed)
+  if due ~= '' then eta = eta - predicted / workers_of(queue) end -- its own work is among what was promised
+  return predicted, call('ZRANK', q .. 'alone:' .. queue, id) or position, math.max(eta, left)
+end
+
 -- The client was charged what was predicted; now it is known what it was. Nothing saves up below the present.
 local function correct(id, seconds)
   local f = call('HMGET', job(id), 'queue', 'client', 'charged', 'size', 'steps_done')
@@ -71,6 +87,8 @@ local function correct(id, seconds)
   local client, before = f[2], present()
   local error = charge_of(client, micros(real)) - tonumber(f[3])
   local spent = tonumber(call('ZSCORE', q .. 'spent', client))
+  local lead = q .. 'lead:' .. lane_of(f[1], (place_of(id)))
+  if call('ZSCORE', lead, client) then call('ZINCRBY', lead, error, client) end
   if error == 0 or (error < 0 and not spent) or call('EXISTS', q .. 'pending') == 0 then return end
   spent = math.max(math.max(spent or before, before) + error, before)
   call('ZADD', q .. 'spent', spent, client)

@@ -33,16 +33,16 @@ local function expire(id)
   settle(id, 'failed', retention)
 end
 
--- Records of a newer schema are left to processes that know it.
+-- Records of a newer schema are left to processes that know it. Who follows a job that runs, waits no more.
 local function move_on(index, status, move, moved)
   local passed = 0
   while moved < limit do
     local id = call('ZRANGEBYSCORE', q .. index, '-inf', t, 'LIMIT', passed, 1)[1]
     if not id then break end
-    local f = call('HMGET', job(id), 'status', 'schema')
+    local f = call('HMGET', job(id), 'status', 'schema', 'follows')
     if f[1] ~= status then
       call('ZREM', q .. index, id) -- the record is gone
-    elseif tonumber(f[2]) > schema then
+    elseif tonumber(f[2]) > schema or (f[3] and call('HGET', job(f[3]), 'status') == 'running') then
       passed = passed + 1
     else
       move(id)

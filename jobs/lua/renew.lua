@@ -27,9 +27,10 @@ end
 local function pausable()
   local queues, found = {}, {}
   for _, id in ipairs(held) do
-    local f = call('HMGET', job(id), 'queue', 'service_class', 'pauses', 'deadline_at')
-    local rank, pauses = RANK[f[2] or 'normal'], tonumber(f[3] or 0)
-    if rank > 1 and pauses < MAX_PAUSES and (f[4] or '') == '' then
+    local f = call('HMGET', job(id), 'queue', 'pauses')
+    local class, _, due = place_of(id)
+    local rank, pauses = RANK[class], tonumber(f[2] or 0)
+    if rank > 1 and pauses < MAX_PAUSES and due == '' then
       if queues[f[1]] == nil then queues[f[1]] = makes_room(f[1]) end
       if queues[f[1]] then found[#found + 1] = { id, rank, pauses } end
     end

@@ -6,7 +6,6 @@
 -- The one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
 local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
 local reuse_key, max_queued, max_per_client, rate, burst, retention = unpack(ARGV, 12, 17)
-local MAX_FOLLOWERS = 100 -- of one job
 local idem, same = q .. 'idem:' .. client .. ':' .. key, q .. 'same:' .. client .. ':' .. reuse_key
 local t = now()
 
@@ -38,16 +37,6 @@ local function full()
   return { 'full', retry_after(queue, own * math.max(call('ZCARD', q .. 'ring:' .. lane), 1)), 'client' }
 end
 
--- The earlier job that asked for the same and has, or will have, the answer. One of a lower class is not waited for.
-local function leader()
-  if reuse_key == '' then return nil end
-  local first = call('GET', same)
-  local f = first and call('HMGET', job(first), 'status', 'images', 'service_class', 'cancel_requested') or {}
-  if f[1] == 'succeeded' and f[2] ~= '[]' then return first, true end
-  local open = (f[1] == 'queued' or f[1] == 'running') and f[4] ~= '1' and RANK[f[3] or 'normal'] <= RANK[class]
-  if open and call('ZCARD', q .. 'f:' .. first) < MAX_FOLLOWERS then return first, false end
-end
-
 local function forget_expired(index)
   for _, old in ipairs(call('ZRANGE', index, 0, 1)) do
     if call('EXISTS', job(old)) == 0 then call('ZREM', index, old) end
@@ -58,7 +47,7 @@ local answer = known()
 if answer then return answer end
 local refusal, accept = limited()
 if refusal then return refusal end
-local first, ready = leader()
+local first, ready = leader(client, reuse_key)
 refusal = not ready and full()
 if refusal then return refusal end
 
@@ -66,7 +55,12 @@ local place = next_place()
 local score = place - tonumber(priority) * PRIORITY_US
 local predicted = predict(queue, size, steps)
 if deadline_s ~= '' and not ready then
-  local _, eta = estimate(queue, class, client, score, predicted, true)
+  local _, eta
+  if first then
+    _, _, eta = remaining(first, { class = class, score = score, timed = true })
+  else
+    _, eta = estimate(queue, class, client, score, predicted, true)
+  end
   if eta > tonumber(deadline_s) then return { 'unmeetable', string.format('%.3f', eta) } end
 end
 
@@ -92,6 +86,7 @@ elseif first then
   call('HSET', job(id), 'follows', first)
   call('ZADD', q .. 'f:' .. first, score, id)
   count_in(id, client, stamp(t), deadline)
+  regroup(first)
 else
   if reuse_key ~= '' then call('SET', same, id) end
   enqueue(id)
