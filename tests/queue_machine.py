@@ -1,8 +1,6 @@
 """Hypothesis plays clients, workers, crashes and zombies against the real scripts; a model in Python says what must hold.
 
-After every move: the stored states are the model's, terminal states never change, each queued job waits in exactly one
-place, each running job has one lease, and each ended job has told its end exactly once. At the end every job that was
-accepted ends.
+After every move tests/queue_checks.py looks. At the end every job that was accepted ends.
 """
 
 from __future__ import annotations

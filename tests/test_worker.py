@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,11 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Unreachable
 
+import jobs.valkey
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
 from jobs.job import Job, JobStatus
-from jobs.job_queue import JobQueue, Renewal
+from jobs.job_queue import JobQueue, Renewal, connect
 from jobs.registry import Registry, WorkerInfo
 from pipelines.engine import checkpoint
 from tests.cards import card
@@ -26,7 +29,7 @@ from tests.job_samples import sample_image, sample_job
 from workers import encode
 from workers.insist import insist, unless
 from workers.log import configure
-from workers.messages import Broken, Command, Draw, Drawn, Drop, Report
+from workers.messages import Broken, Command, Draw, Drawn, Drop, Exported, Report, Save
 from workers.settings import WorkerSettings
 from workers.worker import Doors, Worker
 
@@ -48,6 +51,8 @@ class Puppet:
 
     def put(self, command: Command) -> None:
         self.commands.append(command)
+        if isinstance(command, Save):
+            self.report(Exported(command.job, {}))
         for report in self._react(command):
             self.report(report)
 
@@ -326,6 +331,35 @@ async def test_a_worker_that_stops_hands_back_what_it_holds(redis: Redis, tmp_pa
     waiting = await queue.get("a")
     assert waiting is not None
     assert (waiting.status, waiting.failures) == (JobStatus.QUEUED, 0)
+
+
+async def test_a_silent_redis_does_not_keep_a_worker_that_is_told_to_go(tmp_path: Path) -> None:
+    """It takes connections and commands and answers nothing, as a machine that hangs: leases run out, and others go on."""
+    server = jobs.valkey.start(tmp_path / "server")
+    redis = connect(jobs.valkey.url(tmp_path / "server"))
+    try:
+        queue, claimed = JobQueue(redis), asyncio.Event()
+        for name in ("a", "b", "c"):
+            await queue.submit(job(name))
+
+        def react(command: Command) -> list[Report]:
+            if isinstance(command, Draw) and command.job.id == "c":
+                claimed.set()
+            return []
+
+        bench = Bench(queue, redis, tmp_path, react)
+        await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
+        server.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        await bench.stop()
+        assert time.monotonic() - began < 3, "less than one time-out of a command, which is 5 s"
+        server.send_signal(signal.SIGCONT)
+        assert sum((await queue.depth()).values()) == 3, "what was sent may still arrive; nothing is lost"
+    finally:
+        server.send_signal(signal.SIGCONT)
+        await redis.aclose()
+        server.kill()
+        server.wait()
 
 
 async def test_waiting_for_redis_ends_when_the_worker_is_told_to_stop() -> None:

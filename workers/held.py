@@ -26,6 +26,7 @@ class Held:
     saved_done: int = 0  # evaluations in the last checkpoint
     saved: frozenset[str] = frozenset()  # keys of pictures that belong to a checkpoint and outlive this attempt
     settling: bool = False  # its end is being written down: whatever else is heard of it meanwhile comes too late
+    exported: bool = False  # where it stands has been told since it was asked to leave
     leaving: str | None = None  # why it is handed on after its next checkpoint: released or paused
 
     @classmethod

@@ -44,7 +44,9 @@ NOT_ENCODED = JobError("encode_failed", "The picture was drawn but could not be 
 RETRYABLE = frozenset({"out_of_memory", "engine_error"})
 PREVIEW_SCALE = 4
 BEAT_S = 5.0
-LEAVE_S = 1.5  # for the checkpoints of a drain
+TICK_S = 60.0  # after which a tick that a drain waits for is given up
+LEAVE_S = 0.5  # for what is on its way to Redis when a worker goes: one that is silent must not keep it
+LAST_S = 0.2  # for handing back what could not be saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,11 @@ class Worker:
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({serving, claiming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            until = time.monotonic() + self._settings.drain_s
             claiming.cancel()
             await asyncio.wait({claiming})
             if not serving.done():
-                await self._drain(serving)
+                await self._drain(serving, until)
         finally:
             for task in (serving, claiming, stopping):
                 task.cancel()
@@ -166,6 +169,8 @@ class Worker:
                     held.preview = encode.data_url(message.pixels, PREVIEW_SCALE)
                     held.dirty = True
                 case Exported():
+                    held.exported = True
+                    self._room.set()
                     self._spawn(self._keep(held, message))
                 case Warned():
                     held.warnings.append(message.warning)
@@ -338,29 +343,37 @@ class Worker:
 
     # the end
 
-    async def _drain(self, serving: asyncio.Task[None]) -> None:
-        """Finish what runs within `drain_s`; whatever is left is saved and goes back to the front of the queue."""
+    async def _drain(self, serving: asyncio.Task[None], until: float) -> None:
+        """Finish what runs `until` then; save the rest, which takes a tick, and hand it back. Redis gets less than a second for that."""
         log.info("draining", jobs=len(self._held), seconds=self._settings.drain_s)
-        await self._until_empty(self._settings.drain_s, serving)
+        await self._wait(self._empty, until - time.monotonic(), serving)
         for held in self._held.values():
             if not held.settling:
-                held.leaving = "released"
+                held.leaving, held.exported = "released", False
                 self._thread.put(Save(held.job))
-        await self._until_empty(LEAVE_S, serving)
+        await self._wait(lambda: all(h.exported or h.settling for h in self._held.values()), TICK_S, serving)
+        await self._wait(self._empty, LEAVE_S, serving)
         try:
-            for held in [h for h in self._held.values() if not h.settling]:  # a long tick: without a checkpoint of this moment
-                self._thread.put(Drop(held.job))
-                await self._release(held)
-                self._forget(held)
-                await self._discard(held)
-            await self._registry.leave(self._info.id)
-        except (RedisError, OSError) as error:
+            async with asyncio.timeout(LAST_S):
+                await asyncio.gather(*(self._abandon(h) for h in self._held.values() if not h.settling))
+                await self._registry.leave(self._info.id)
+        except (RedisError, OSError) as error:  # TimeoutError is one
             log.warning("not_released", jobs=len(self._held), error=type(error).__name__)  # their leases will expire
 
-    async def _until_empty(self, seconds: float, serving: asyncio.Task[None]) -> None:
-        """Wait until no job is held, at most so long."""
+    async def _abandon(self, held: Held) -> None:
+        """Back to the queue as it was saved last."""
+        self._thread.put(Drop(held.job))
+        await self._release(held)
+        self._forget(held)
+        await self._discard(held)
+
+    def _empty(self) -> bool:
+        return not self._held
+
+    async def _wait(self, enough: Callable[[], bool], seconds: float, serving: asyncio.Task[None]) -> None:
+        """Until it is enough, at most so long."""
         deadline = time.monotonic() + seconds
-        while self._held and not serving.done() and (left := deadline - time.monotonic()) > 0:
+        while not enough() and not serving.done() and (left := deadline - time.monotonic()) > 0:
             self._room.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._room.wait(), timeout=min(left, 0.5))
