@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 
@@ -146,6 +147,27 @@ class ModelCard:
     def variant(self, name: str) -> GuidanceInfo | None:
         """The guidance of that id, name or alias (case does not matter), or None."""
         return _find(self.guidances, name)
+
+
+LOWEST_GIVEN = 1e-4  # of falling numbers but a last zero; lower ones, and ones nearer to each other than
+CLOSEST_GIVEN = 1e-6  # this, relatively, would be equal levels in double precision
+
+
+def falling_fault(values: object, option: OptionInfo) -> str | None:
+    """What a list for a `falling` option should have been, or None when it is good."""
+    low, high = option.minimum or 0.0, 1e9 if option.maximum is None else option.maximum
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) < 2 or not all(_is_number(x) and low <= x <= high for x in numbers):
+        return f"a list of two or more numbers from {low:g} to {high:g}, falling"
+    if any(two > one * (1.0 - CLOSEST_GIVEN) for one, two in pairwise(numbers)):
+        return f"falling: each number below the one before it, by {CLOSEST_GIVEN:g} of it or more"
+    if any(0.0 < x < LOWEST_GIVEN for x in numbers) or 0.0 in numbers[:-1]:
+        return f"numbers of {LOWEST_GIVEN:g} or more, but that the last may be 0"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 OF_TUPLES = ("evals_first", "only_steps", "only_schedules")

@@ -61,7 +61,7 @@ class Ladder:
             raise ValueError(f"input_scale must be a number above 0, not {input_scale!r}")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"normalize must be closed, measured or null, not {normalize!r}")
-        alphas_cumprod = _scaled(_alphas_cumprod(config), input_scale)
+        alphas_cumprod = _scaled(_alphas_cumprod(config).astype(np.float64), input_scale)
         zero_snr = bool(alphas_cumprod[-1] == 0.0)
         prediction_type = config.get("prediction_type") or "epsilon"
         spacing = config.get("timestep_spacing")
@@ -72,7 +72,7 @@ class Ladder:
         if zero_snr and prediction_type == "epsilon":
             raise ValueError("a model that predicts epsilon cannot have zero terminal SNR: at alpha = 0 noise says nothing of the picture")
         return cls(
-            alphas_cumprod=alphas_cumprod.astype(np.float64),
+            alphas_cumprod=alphas_cumprod,
             prediction_type=prediction_type,
             spacing=spacing,
             steps_offset=int(config.get("steps_offset", 0)),
@@ -95,7 +95,7 @@ class Ladder:
     @cached_property
     def ratios(self) -> Float:
         """[T] sigma/alpha, rising; the sigma of k-diffusion and of diffusers' Euler family. Finite."""
-        if self.space != "vp":
+        if self.space != "vp" or self.input_scale != 1.0:
             return np.asarray(np.sqrt((1.0 - self.capped) / self.capped), dtype=np.float64)
         a = self.capped.astype(np.float32)  # in diffusers' precision; in the others, 1 - a is too small for it
         return np.asarray(np.sqrt((np.float32(1.0) - a) / a), dtype=np.float64)
@@ -143,10 +143,9 @@ class Ladder:
         return hash(self._key)
 
 
-def _scaled(alphas_cumprod: Float32, b: float) -> Float32:
+def _scaled(a: Float, b: float) -> Float:
     """logSNR + 2 ln b: x = sqrt(a) b x0 + sqrt(1 - a) noise over its deviation (arXiv 2301.10972, section 2.2)."""
-    a = alphas_cumprod.astype(np.float64)
-    return alphas_cumprod if b == 1.0 else np.asarray(b * b * a / ((b * b - 1.0) * a + 1.0), dtype=np.float32)
+    return a if b == 1.0 else b * b * a / ((b * b - 1.0) * a + 1.0)
 
 
 def _flow(config: Mapping[str, Any]) -> Ladder:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
-from pipelines.card import OptionInfo
+from pipelines.card import OptionInfo, falling_fault
 
 Option = float | int | str | tuple[float, ...]
 Options = Mapping[str, Option]
@@ -43,13 +42,10 @@ def _checked(subject: str, value: Any, info: OptionInfo) -> Option:
     return _number(subject, value, info)
 
 
-def _falling(subject: str, values: object, info: OptionInfo) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or len(values) < 2:
-        raise ValueError(f"{subject} must be a list of two or more numbers")
-    numbers = tuple(float(_number(subject, value, info)) for value in values)
-    if any(one <= two for one, two in pairwise(numbers)):
-        raise ValueError(f"{subject} must fall: each number must lie below the one before it")
-    return numbers
+def _falling(subject: str, values: Any, info: OptionInfo) -> tuple[float, ...]:
+    if fault := falling_fault(values, info):
+        raise ValueError(f"{subject} must be {fault}")
+    return tuple(map(float, values))
 
 
 def _number(subject: str, value: object, info: OptionInfo) -> float | int:

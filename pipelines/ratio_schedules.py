@@ -136,12 +136,19 @@ def tabulated(ladder: Ladder, convention: Convention, steps: int, *, table: Sequ
 def flow(ladder: Ladder, convention: Convention, steps: int, *, shift: float = 1.0) -> Points:
     """FlowMatchEulerDiscreteScheduler's levels; `shift` comes on top of the checkpoint's, and two shifts multiply."""
     lowest = ladder.shift / (len(ladder) + ladder.shift - 1.0)  # where 1/T is shifted to; diffusers shifts what is shifted
-    return _shifted(ladder, convention, np.linspace(1.0, lowest, steps), ladder.shift * shift)
+    whole = ladder.shift * shift
+    return _shifted(ladder, convention, np.linspace(_highest_time(ladder, convention, whole), lowest, steps), whole)
 
 
 def flux(ladder: Ladder, convention: Convention, steps: int, *, mu: float = 1.15) -> Points:
     """FLUX: linspace(1, 1/n) under a shift of e^mu; mu grows with the picture there (256 tokens: 0.5, 4096: 1.15)."""
-    return _shifted(ladder, convention, 1.0 - np.arange(steps) / steps, float(np.exp(mu)))
+    shift = float(np.exp(mu))
+    return _shifted(ladder, convention, _highest_time(ladder, convention, shift) * (1.0 - np.arange(steps) / steps), shift)
+
+
+def _highest_time(ladder: Ladder, convention: Convention, shift: float) -> float:
+    """1, or where the shifted level meets the cap of samplers that cannot start at alpha = 0."""
+    return 1.0 if convention.keeps_zero(ladder) else float(ladder.ratios[-1] / (ladder.ratios[-1] + shift))
 
 
 def _shifted(ladder: Ladder, convention: Convention, t: Float, shift: float) -> Points:

@@ -36,7 +36,7 @@ def _number(default: float, minimum: float, maximum: float) -> OptionInfo:
 
 # Ranges in which every combination has distinct levels at any number of steps: what the gateway accepts can be drawn.
 _RHO = {"rho": _number(7.0, 0.5, 100.0)}
-_BETA = {"alpha": _number(0.6, 0.3, 5.0), "beta": _number(0.6, 0.3, 5.0)}
+_BETA = {"alpha": _number(0.6, 0.5, 5.0), "beta": _number(0.6, 0.5, 5.0)}
 _VP = {"beta_d": _number(19.9, 1.0, 100.0), "beta_min": _number(0.1, 0.01, 10.0), "eps": _number(1e-3, 1e-5, 1e-2)}
 _LAPLACE = {"mu": _number(0.0, -1.0, 1.0), "beta": _number(0.5, 0.2, 1.0)}
 _SCALE = {"input_scale": _number(1.0, 0.1, 2.0)}

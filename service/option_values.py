@@ -6,10 +6,9 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
-from pipelines.card import GuidanceInfo, OptionInfo, SamplerInfo, ScheduleInfo
+from pipelines.card import GuidanceInfo, OptionInfo, SamplerInfo, ScheduleInfo, falling_fault
 from service.errors import InvalidValue, UnknownOption, shown
 
 
@@ -52,7 +51,7 @@ def _option_fault(value: object, option: OptionInfo) -> str | None:
     if option.choices:
         return None if isinstance(value, str) and value in option.choices else f"one of {', '.join(option.choices)}"
     if option.falling:
-        return _falling_fault(value, option)
+        return falling_fault(value, option)
     kinds = int if option.integer else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
         return "a whole number" if option.integer else "a finite number"
@@ -61,13 +60,6 @@ def _option_fault(value: object, option: OptionInfo) -> str | None:
     if option.maximum is not None and value > option.maximum:
         return f"at most {option.maximum:g}"
     return None
-
-
-def _falling_fault(value: object, option: OptionInfo) -> str | None:
-    number = replace(option, falling=False)
-    if not isinstance(value, list) or len(value) < 2 or any(_option_fault(one, number) for one in value):
-        return f"a list of two or more numbers from {option.minimum:g} to {option.maximum:g}, falling"
-    return "falling: each number below the one before it" if any(one <= two for one, two in pairwise(value)) else None
 
 
 def _is_finite(value: int | float) -> bool:

@@ -49,6 +49,7 @@ def test_levels_that_end_above_zero_cost_what_is_announced() -> None:
     (drafted([3.0, 1.0, 2.0]), "schedule_options.sigmas", "must be falling"),
     (drafted([15.0, 1.0]), "schedule_options.sigmas", "numbers from 0 to 14.6293"),
     (drafted([3.0, -1.0]), "schedule_options.sigmas", "numbers from 0"),
+    (drafted([3.0, 1e-5, 0.0]), "schedule_options.sigmas", "0.0001 or more"),
     (drafted([3.0]), "schedule_options.sigmas", "two or more"),
     (drafted(3.0), "schedule_options.sigmas", "a list of two"),
     (drafted("3, 0"), "schedule_options.sigmas", "a list of two"),

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from oracles import EPSILON, ZERO_SNR, scheduler
 from pipelines import schedules
+from pipelines.card import CLOSEST_GIVEN, LOWEST_GIVEN, falling_fault
 from pipelines.ladder import Ladder
 from pipelines.level import Convention
 from pipelines.options import checked_options
@@ -304,16 +305,40 @@ def test_custom_sigmas_are_the_levels() -> None:
 
 @pytest.mark.parametrize(("steps", "options", "message"), [
     (3, {"sigmas": [3.0, 2.0, 0.0]}, "3 steps need 4 sigmas, not 3"),
-    (2, {"sigmas": [3.0, 3.0, 0.0]}, "must fall"),
-    (2, {"sigmas": [3.0, 1.0, -1.0]}, "must lie between 0.0"),
+    (2, {"sigmas": [3.0, 3.0, 0.0]}, "must be falling"),
+    (2, {"sigmas": [3.0, 1.0, -1.0]}, "numbers from 0"),
+    (2, {"sigmas": [3.0, 1e-9, 0.0]}, "0.0001 or more"),
+    (2, {"sigmas": [3.0, 2.9999999, 0.0]}, "by 1e-06 of it"),
     (1, {"sigmas": [3.0]}, "two or more"),
     (1, {"sigmas": 3.0}, "two or more"),
-    (1, {"sigmas": [3.0, "0"]}, "must be a number"),
+    (1, {"sigmas": [3.0, "0"]}, "two or more numbers"),
+    (1, {"sigmas": [10**400, 0]}, "two or more numbers"),
     (1, {}, "two or more"),
 ])  # fmt: skip
 def test_custom_sigmas_that_cannot_be_are_refused(steps: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compile_table(LADDERS["sd"], "euler", "custom", steps, {}, options)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from(list(LADDERS)), st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=40), st.booleans())
+def test_whatever_the_gateway_takes_has_levels(name: str, numbers: list[float], sort: bool) -> None:
+    """What clients give is refused by the rule of the card or drawn: there is nothing in between."""
+    [info] = [info for info in schedules.catalog(LADDERS[name]) if info.id == "custom"]
+    wanted = sorted(numbers, reverse=True) if sort else numbers
+    if falling_fault(wanted, info.options["sigmas"]) is None:
+        for convention in (Convention(), Convention(exact=True, full_range=True, strided=True)):
+            made = schedules.levels(LADDERS[name], convention, "custom", len(wanted) - 1, {"sigmas": tuple(wanted)})
+            np.testing.assert_allclose(made.sigma / made.alpha, wanted, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_numbers_as_near_as_may_be_are_levels(name: str) -> None:
+    [info] = [info for info in schedules.catalog(LADDERS[name]) if info.id == "custom"]
+    for first in (info.options["sigmas"].maximum, 1.0, LOWEST_GIVEN * 1.001):
+        wanted = [first * (1 - 1.01 * CLOSEST_GIVEN) ** i for i in range(50)]
+        assert falling_fault(wanted, info.options["sigmas"]) is None
+        assert len(sigmas(LADDERS[name], "custom", 49, {"sigmas": wanted})) == 50
 
 
 # --- every schedule, every option --------------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from oracles import CONFIGS, EPSILON, REFERENCES, ZERO_SNR, accepts, scheduler
 from pipelines import schedules
 from pipelines.gamma import deviation, forward_process, gamma_cosine, gamma_sigmoid, gamma_simple_linear, logsnr
 from pipelines.ladder import Ladder
+from pipelines.level import Convention
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
+from pipelines.schedule_list import SCHEDULES
 from tests import schedule_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # the reference, on numpy 2
@@ -271,15 +273,16 @@ def test_references_know_every_setting_that_is_compared():
     assert accepts("euler", "use_karras_sigmas") and not accepts("ddim", "use_karras_sigmas")
 
 
-@pytest.mark.parametrize("steps", [1, 2, 20, 150, 300])
-@pytest.mark.parametrize("name", ["karras", "cosine", "sigmoid"])
+@pytest.mark.parametrize("steps", [1, 2, 20, 300, 998])
+@pytest.mark.parametrize("name", [id for id, one in SCHEDULES.items() if one.options and not one.for_flow and id != "custom"])
 def test_every_corner_of_the_options_has_distinct_levels(name: str, steps: int) -> None:
     """What the gateway accepts can be drawn: the card's ranges are the whole rule."""
     [info] = [s for s in schedules.catalog(SD) if s.id == name]
-    corners = itertools.product(*((o.minimum, o.default, o.maximum) for o in info.options.values()))
+    corners = itertools.product(*(o.choices or (o.minimum, o.default, o.maximum) for o in info.options.values()))
     for corner in corners:
         for ladder in (SD, FLAWLESS):
-            compile_table(ladder, "euler", name, steps, {}, dict(zip(info.options, corner, strict=True)))
+            for convention in (Convention(), Convention(exact=True, full_range=True)):
+                schedules.levels(ladder, convention, name, steps, dict(zip(info.options, corner, strict=True)))
 
 
 def test_the_page_lists_every_schedule_with_its_options() -> None:
