@@ -115,7 +115,8 @@ def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:
     phi = rows.column("rescale")[:, 0]  # [S]
     if not bool(xp.any(phi > 0)):
         return guided
-    ratio = xp.std(rows.cond, axis=1, correction=1) / xp.std(guided, axis=1, correction=1)  # [S]
+    spread = xp.where(phi > 0, xp.std(guided, axis=1, correction=1), 1)  # [S]; a row of variant `zero` has none
+    ratio = xp.std(rows.cond, axis=1, correction=1) / spread  # [S]
     factor = 1 + phi * (ratio - 1)  # [S]
     return xp.where((phi > 0)[:, None], guided * factor[:, None], guided)
 

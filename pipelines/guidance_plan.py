@@ -32,6 +32,10 @@ class Plan:
         """Whether the row needs the unconditional output too."""
         return bool(self.columns[row, 0] != 1)
 
+    def unet_rows(self, row: int) -> int:
+        """What the row costs."""
+        return 2 if self.guided(row) else 1
+
     @property
     def ever_guided(self) -> bool:
         return bool((self.columns[:, 0] != 1).any())

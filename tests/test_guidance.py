@@ -135,6 +135,8 @@ def test_outputs_that_are_zero_or_equal_give_no_nan() -> None:
         for variant in ("cfg_zero_star", "tcfg", "apg", "zero"):
             raw, _ = guidance.combine(XP, nothing, [variant] * 3)
             assert np.isfinite(raw).all()
+    rows.columns[0, COLUMNS.index("rescale")] = 0.7
+    assert np.isfinite(guidance.combine(XP, rows, ["cfg", "zero", "cfg"])[0]).all()  # beside a row that is rescaled
 
 
 @pytest.mark.parametrize(("start", "end", "steps"), [(0.0, 1.0, 7), (0.2, 0.8, 10), (0.0, 0.5, 3), (0.33, 0.34, 20), (0.7, 1.0, 10)])

@@ -102,7 +102,7 @@ class InFlight:
     @property
     def rows(self) -> int:
         """U-Net rows of the next tick."""
-        return 2 if self.guided else 1
+        return self.sample.plan.unet_rows(self.row)
 
     @property
     def variant(self) -> str:
