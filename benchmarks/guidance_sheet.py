@@ -52,6 +52,14 @@ LINES: dict[str, list[tuple[str, float, dict[str, Any]]]] = {
         ("apg, momentum -0.5", 6.0, {"variant": "apg", "momentum": -0.5}),
         ("norm_threshold 5", 6.0, {"variant": "apg", "momentum": -0.5, "norm_threshold": 5.0}),
     ],
+    "guidance away from a disturbed U-Net": [
+        ("1, pag_scale 2", 1.0, {"pag_scale": 2.0}),
+        ("1, seg_scale 2", 1.0, {"seg_scale": 2.0}),
+        ("3, pag_scale 2", 3.0, {"pag_scale": 2.0}),
+        ("3, seg_scale 2", 3.0, {"seg_scale": 2.0}),
+        ("the same to 0.5", 3.0, {"seg_scale": 2.0, "end": 0.5}),
+        ("with rescale 0.7", 3.0, {"seg_scale": 2.0, "rescale": 0.7}),
+    ],
 }
 
 

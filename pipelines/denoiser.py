@@ -1,11 +1,13 @@
 """Denoiser: the model behind one door. Rows in, raw model outputs out; backends differ, the engine does not.
 
 A backend takes x [R, C, h, w] float32, timestep [R] float32 (may be fractional) and context [R, L, E], and returns the raw
-output [R, C, h, w] in float32, all as arrays of its namespace `xp`. This file needs no torch; `denoiser_torch` is a backend.
+output [R, C, h, w] in float32, all as arrays of its namespace `xp`. Where rows are to be disturbed (PAG, SEG) it is also given
+`marks`, one word a row (pag, seg, or empty). This file needs no torch; `denoiser_torch` is a backend.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -22,7 +24,7 @@ class Denoiser(Protocol):
     xp: ModuleType
     device: Any
 
-    def __call__(self, x: Array, timestep: Array, context: Array) -> Array: ...
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), /) -> Array: ...
 
 
 def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array) -> bool:

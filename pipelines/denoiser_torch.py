@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
 import array_api_compat.numpy
 import array_api_compat.torch
 import torch
+
+from pipelines.perturbation import disturbed
 
 Array = Any
 
@@ -22,8 +26,9 @@ class TorchDenoiser:
         self.device: Any = "cpu" if on_cpu else device
 
     @torch.inference_mode()
-    def __call__(self, x: Array, timestep: Array, context: Array) -> Array:
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = ()) -> Array:
         x, timestep, context = (torch.as_tensor(a, device=self._torch_device) for a in (x, timestep, context))
-        out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False)[0]
+        with disturbed(self._unet, marks) if any(marks) else nullcontext():
+            out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False)[0]
         out = out.float()
         return out.numpy() if self.xp is array_api_compat.numpy else out

@@ -25,10 +25,11 @@ class Rows:
 
     cond: Array  # [S, D] raw output
     uncond: Array  # [S, D] raw output; `cond` again where the row is not guided
+    perturbed: Array | None  # [S, D] raw output, `cond` again where the row has none; None where no row has one
     x: Array  # [S, D]
     c_skip: Array  # [S, 1]
     c_out: Array  # [S, 1]
-    columns: Array  # [S, 5], those of a Plan
+    columns: Array  # [S, 6], those of a Plan
     average: Array | None  # [S, D], what APG's momentum keeps of earlier rows; None where no row has momentum
 
     def column(self, name: str) -> Array:
@@ -50,7 +51,7 @@ def combine(xp: ModuleType, rows: Rows, variants: Sequence[str]) -> tuple[Array,
     for variant in sorted(set(variants) - {"cfg"}):
         index = xp.asarray([i for i, v in enumerate(variants) if v == variant], dtype=xp.int64, device=rows.x.device)
         guided[index] = VARIANTS[variant](xp, rows.take(xp, index))
-    return rescaled(xp, guided, rows), rows.average
+    return rescaled(xp, away(xp, guided, rows), rows), rows.average
 
 
 def cfg(xp: ModuleType, rows: Rows) -> Array:
@@ -108,6 +109,14 @@ def apg(xp: ModuleType, rows: Rows) -> Array:
     along = _dot(xp, delta, clean) / (_dot(xp, clean, clean) + TINY) * clean
     update = (delta - along) + rows.column("eta") * along
     return rows.cond + (rows.column("scale") - 1) * update / rows.c_out
+
+
+def away(xp: ModuleType, guided: Array, rows: Rows) -> Array:
+    """w (c - p) more, where p is the disturbed output: arXiv 2403.17377, equation 15; arXiv 2408.00760."""
+    if rows.perturbed is None:
+        return guided
+    weight = rows.column("perturbed")
+    return xp.where(weight != 0, guided + weight * (rows.cond - rows.perturbed), guided)
 
 
 def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:

@@ -20,6 +20,7 @@ OF_ALL: Mapping[str, OptionInfo] = {
     "final": _number(1.0, 0.0, MAX_SCALE, needs="curve"),
     "scales": OptionInfo(default=(), minimum=0.0, maximum=MAX_SCALE, many=True),
 }
+PERTURBATIONS: Mapping[str, OptionInfo] = {"pag_scale": _number(0.0, 0.0, MAX_SCALE), "seg_scale": _number(0.0, 0.0, MAX_SCALE)}
 OWN: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, OptionInfo]]] = {
     "cfg": ("CFG", ("classifier_free_guidance", "ClassifierFreeGuidance"), {}),
     "cfg_zero_star": (
@@ -36,7 +37,7 @@ OWN: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, OptionInfo]]] = {
 }
 
 
-def catalog(rescale: float = 0.0) -> tuple[GuidanceInfo, ...]:
-    """Every variant, `cfg` first; `rescale` is the model's own."""
-    common = {"rescale": _number(rescale, 0.0, 1.0), **OF_ALL}
+def catalog(rescale: float = 0.0, *, perturbable: bool = True) -> tuple[GuidanceInfo, ...]:
+    """Every variant, `cfg` first; `rescale` is the model's own, `perturbable` whether it has layers that PAG and SEG disturb."""
+    common = {"rescale": _number(rescale, 0.0, 1.0), **OF_ALL, **(PERTURBATIONS if perturbable else {})}
     return tuple(GuidanceInfo(id=id, name=name, aliases=aliases, options={**own, **common}) for id, (name, aliases, own) in OWN.items())

@@ -24,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
 from pipelines.ladder import Ladder
+from pipelines.perturbation import self_attentions
 from pipelines.solver_files import Solver, SolverError, read_solvers
 
 LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
@@ -80,7 +81,8 @@ def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, solver
     text_encoder = _module(CLIPTextModel, folder / "text_encoder", device, rest)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    card = build_card(folder, extra, ladder, unet.config.sample_size * factor, factor, tokenizer.model_max_length - 2)
+    perturbable, trained_px = bool(self_attentions(unet)), unet.config.sample_size * factor
+    card = build_card(folder, extra, ladder, trained_px, factor, tokenizer.model_max_length - 2, perturbable=perturbable)
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     known = _solvers(folder, solvers, ladder)
@@ -125,7 +127,9 @@ def resolve(source: str | Path) -> Path:
     return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
 
 
-def build_card(folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int) -> ModelCard:
+def build_card(
+    folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int, *, perturbable: bool
+) -> ModelCard:
     """The card of a checkpoint: `celadon.json` where it speaks, the configs where it does not."""
     if extra.get("schema", 1) != 1:
         raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
@@ -148,7 +152,7 @@ def build_card(folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_p
         defaults=defaults,
         samplers=samplers.catalog(ladder),
         schedules=schedules.catalog(ladder),
-        guidances=guidance_list.catalog(defaults.guidance_rescale),
+        guidances=guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable),
         words=tuple(extra.get("words", ())),
     )
 

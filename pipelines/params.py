@@ -83,17 +83,24 @@ def step_scales(guidance: float, options: Mapping[str, Any], steps: int) -> tupl
     `guidance` is the scale of the first step. `start` and `end` are fractions of the steps, cut to whole steps as diffusers'
     guiders do; curves run over all steps, guided or not. Raises ValueError where the options contradict each other.
     """
-    start, end, curve = options.get("start", 0.0), options.get("end", 1.0), options.get("curve", "constant")
-    if start >= end:
-        raise ValueError("start must be less than end")
+    curve = options.get("curve", "constant")
+    if options.get("pag_scale") and options.get("seg_scale"):
+        raise ValueError("pag_scale and seg_scale disturb the same layers; give one of them")
     if options.get("scales") and curve != "constant":
         raise ValueError("scales and curve both say how the scale goes on; give one of them")
     scales = options.get("scales") or _curve(curve, guidance, options.get("final", 1.0), steps)
     if len(scales) != steps:
         raise ValueError(f"scales must hold one number for each of the {steps} steps, not {len(scales)}")
-    first, last = int(start * steps), int(end * steps)
-    off = int(options.get("zero_init", 0))  # the output of these steps is replaced by zero
-    return tuple(float(scale) if max(first, off) <= i < last else 1.0 for i, scale in enumerate(scales))
+    within = guided_steps(options, steps)
+    return tuple(float(scale) if i in within else 1.0 for i, scale in enumerate(scales))
+
+
+def guided_steps(options: Mapping[str, Any], steps: int) -> range:
+    """The steps from `start` to `end` on which guidance acts, without those whose output is replaced by zero."""
+    start, end = options.get("start", 0.0), options.get("end", 1.0)
+    if start >= end:
+        raise ValueError("start must be less than end")
+    return range(max(int(start * steps), int(options.get("zero_init", 0))), int(end * steps))
 
 
 def _curve(curve: str, first: float, last: float, steps: int) -> list[float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 
 from pipelines.guidance_plan import COLUMNS, Plan
+from pipelines.perturbation import self_attentions
 
 Tensor = Any
 
@@ -17,20 +20,21 @@ def numbers(plan: Plan, row: int) -> dict[str, float]:
     return dict(zip(COLUMNS, plan.columns[row].tolist(), strict=True))
 
 
-def guide(variant: str, n: Mapping[str, float], c: Tensor, u: Tensor, delta: Tensor, clean: Tensor, c_out: float) -> Tensor:
-    """One raw output from the raw outputs `c` and `u` [C, h, w].
+def guide(variant: str, n: Mapping[str, float], c: Tensor, u: Tensor, p: Tensor, delta: Tensor, clean: Tensor, c_out: float) -> Tensor:
+    """One raw output from the raw outputs `c`, `u` and the disturbed `p` [C, h, w].
 
     APG reads the shortened or averaged difference `delta` of the denoised estimates, and the conditional one, `clean`.
     """
     if variant == "zero":
         return torch.zeros_like(c)
-    if n["scale"] == 1:
+    if n["scale"] == 1 and not n["perturbed"]:
         return c
     if variant == "cfg_zero_star":
         u = (c * u).sum() / (u * u).sum() * u
     elif variant == "tcfg":
         u = tangential(c, u)
     guided = c + (n["scale"] - 1) * projected(delta, clean, n) / c_out if variant == "apg" else u + n["scale"] * (c - u)
+    guided = guided + n["perturbed"] * (c - p)
     phi = n["rescale"]
     return phi * guided * c.std() / guided.std() + (1 - phi) * guided if phi else guided
 
@@ -48,3 +52,25 @@ def projected(delta: Tensor, clean: Tensor, n: Mapping[str, float]) -> Tensor:
     direction = clean / clean.norm()
     along = (delta * direction).sum() * direction
     return delta - along + n["eta"] * along
+
+
+@contextmanager
+def disturbed(unet: Any, mark: str) -> Iterator[None]:
+    """Within, the second of the two rows of a call is disturbed: by diffusers' own processor for PAG, by a hook for SEG."""
+    layers = self_attentions(unet)
+    kept = [layer.processor for layer in layers]
+    hooks = [layer.to_q.register_forward_hook(_one_question) for layer in layers] if mark == "seg" else []
+    try:
+        for layer in layers if mark == "pag" else ():
+            layer.processor = PAGIdentitySelfAttnProcessor2_0()
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, processor in zip(layers, kept, strict=True):
+            layer.processor = processor
+
+
+def _one_question(layer: Any, inputs: Any, queries: Tensor) -> Tensor:
+    """The second row [N, C] asks the mean of its queries everywhere."""
+    return torch.stack([queries[0], queries[1].mean(dim=0).expand_as(queries[1])])

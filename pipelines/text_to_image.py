@@ -92,12 +92,15 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) ->
     for row in range(len(table)):
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
         x = torch.from_numpy(registers["x"]).to(checkpoint.device)
-        c, u = _evaluate(checkpoint, x * float(c_in), table.timestep[row], cond, uncond, guidance.guided(row))
+        seen, timestep, mark = x * float(c_in), table.timestep[row], guidance.mark_at(row)
+        c, u = _evaluate(checkpoint, seen, timestep, [cond, uncond] if guidance.guided(row) else [cond])
+        with plain_guidance.disturbed(checkpoint.unet, mark):
+            p = _evaluate(checkpoint, seen, timestep, [cond, cond])[1] if mark else c
         c_skip, c_out = float(table.c_skip[row]), float(table.c_out[row])
         n = plain_guidance.numbers(guidance, row)
         delta = c_out * (c - u) + n["momentum"] * average
         average = delta if n["momentum"] else average
-        raw = plain_guidance.guide(guidance.variants[row], n, c, u, delta, c_skip * x + c_out * c, c_out)
+        raw = plain_guidance.guide(guidance.variants[row], n, c, u, p, delta, c_skip * x + c_out * c, c_out)
         denoised = c_skip * x + c_out * raw
         basis = registers | {
             "denoised": denoised.cpu().numpy(),
@@ -113,11 +116,8 @@ def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -
     return decode(checkpoint, denoise(checkpoint, params, index))
 
 
-def _evaluate(
-    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, cond: torch.Tensor, uncond: torch.Tensor, guided: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raw conditional and unconditional outputs [C, h, w]; without guidance they are one."""
-    contexts = [cond, uncond] if guided else [cond]
+def _evaluate(checkpoint: Checkpoint, x: torch.Tensor, timestep: float, contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw outputs [C, h, w] of the first and the last context, which may be one."""
     batch = x[None].repeat(len(contexts), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
     times = torch.full((len(contexts),), float(timestep), device=checkpoint.device)
     out = checkpoint.unet(batch, times, encoder_hidden_states=torch.stack(contexts).to(checkpoint.dtype), return_dict=False)[0].float()

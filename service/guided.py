@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.job import JobWarning
 from pipelines.card import GuidanceInfo, ModelCard
-from pipelines.params import GenerationParams, step_scales
+from pipelines.params import GenerationParams, guided_steps, step_scales
 from service.errors import InvalidValue, shown
 from service.option_values import checked_options, nearest
 
@@ -36,11 +36,13 @@ def guided(wanted: float | None, given: Mapping[str, Any], card: ModelCard, step
 
 def guidance_warnings(params: GenerationParams, card: ModelCard) -> Iterator[JobWarning]:
     """What of the guidance that was asked for changes nothing."""
-    if any(scale != 1.0 for scale in step_scales(params.guidance, params.guidance_options, params.steps)):
+    options = params.guidance_options
+    if any(scale != 1.0 for scale in step_scales(params.guidance, options, params.steps)):
         return
     if params.negative_prompt:
         yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")
-    if _chosen(params, card) and not params.guidance_options.get("zero_init"):
+    disturbs = guided_steps(options, params.steps) and (options.get("pag_scale") or options.get("seg_scale"))
+    if _chosen(params, card) and not options.get("zero_init") and not disturbs:
         yield JobWarning("guidance_options_unused", "No step is guided, so guidance_options have no effect.")
 
 

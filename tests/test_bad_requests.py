@@ -168,6 +168,8 @@ FIELDS = [
     fields("invalid_value", "guidance_options", guidance_options={"scales": [5, 4]}, steps=3),
     fields("invalid_value", "guidance_options", guidance_options={"scales": [5, 4], "curve": "linear"}, steps=2),
     fields("invalid_value", "guidance_options.scales", guidance_options={"scales": 5}),
+    fields("invalid_value", "guidance_options", guidance_options={"pag_scale": 1, "seg_scale": 1}),
+    fields("invalid_value", "guidance_options.pag_scale", guidance_options={"pag_scale": -1}),
     fields("invalid_value", "guidance_options.scales.1", guidance_options={"scales": [5, True]}, steps=2),
     fields("invalid_value", "guidance_options.scales.0", guidance_options={"scales": [51]}, steps=1),
     fields("invalid_value", "guidance", guidance_options={"scales": [5, 4]}, steps=2, guidance=4),

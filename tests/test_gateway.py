@@ -23,6 +23,7 @@ from live_gateway import Live, assert_error, depth, running
 PROMPT = {"prompt": "a red apple"}
 MODEL = "celadon-test"
 SECRET = "sesame"
+UNDISTURBED = {"pag_scale": 0.0, "seg_scale": 0.0}
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(gateway: Live) -> None:
         "height": 64,
         "steps": 20,
         "guidance": 5.0,
-        "guidance_options": {"variant": "cfg", "rescale": 0.7, "start": 0.0, "end": 1.0, "curve": "constant"},
+        "guidance_options": {"variant": "cfg", "rescale": 0.7, "start": 0.0, "end": 1.0, "curve": "constant"} | UNDISTURBED,
         "sampler": "dpmpp_2m",
         "sampler_options": {"solver": "midpoint", "order": 2},
         "schedule": "auto",
@@ -118,6 +119,7 @@ def test_every_field_is_honoured_and_names_may_be_aliases(gateway: Live) -> None
             "end": 1.0,
             "curve": "linear",
             "final": 1.0,
+            **UNDISTURBED,
         },
     }
     assert job["params"] == body | resolved | options

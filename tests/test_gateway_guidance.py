@@ -23,6 +23,7 @@ def test_what_a_job_says_of_guidance_can_be_posted_again(gateway: Live) -> None:
     for asked in (
         {"steps": 4, "guidance_options": {"scales": [4, 3, 2.5, 1], "variant": "tcfg"}},
         {"guidance": 1, "negative_prompt": "red", "guidance_options": {"curve": "cosine", "final": 4, "rescale": 0.2}},
+        {"guidance": 1, "guidance_options": {"pag_scale": 3}},
         {"guidance": 1},
     ):
         first = gateway.post(PROMPT | asked).json()
@@ -38,7 +39,7 @@ def test_what_a_job_says_of_guidance_can_be_posted_again(gateway: Live) -> None:
     [
         {"guidance": 1, "guidance_options": {"variant": "apg"}},
         {"guidance": 1, "guidance_options": {"rescale": 0.1}},
-        {"steps": 3, "guidance_options": {"start": 0.4, "end": 0.6}},
+        {"steps": 3, "guidance_options": {"start": 0.4, "end": 0.6, "seg_scale": 2}},
     ],
 )
 def test_options_that_no_step_uses_are_a_warning(gateway: Live, asked: dict[str, object]) -> None:

@@ -48,7 +48,7 @@ def some_rows(seed: int, options: dict[str, float], dtype: Any = np.float64) -> 
     columns[:, 0] = SCALES
     for name, value in options.items():
         columns[:, COLUMNS.index(name)] = value
-    return Rows(cond, cond + 0.4 * other, x, levels[:, :1], levels[:, 1:], columns, np.zeros_like(x))
+    return Rows(cond, cond + 0.4 * other, None, x, levels[:, :1], levels[:, 1:], columns, np.zeros_like(x))
 
 
 def reference(variant: str, scale: float, options: dict[str, float]) -> Any:
@@ -93,17 +93,20 @@ def test_the_slow_twin_says_the_same(variant: str, options: dict[str, float], to
         n = dict(zip(COLUMNS, rows.columns[i].tolist(), strict=True))
         c, u, x = (torch.from_numpy(a[i].reshape(SHAPE[1:])) for a in (rows.cond, rows.uncond, rows.x))
         skip, out = rows.c_skip[i, 0], rows.c_out[i, 0]
-        slow = plain_guidance.guide(variant, n, c, u, out * (c - u), skip * x + out * c, out)
+        slow = plain_guidance.guide(variant, n, c, u, c, out * (c - u), skip * x + out * c, out)
         np.testing.assert_allclose(slow.numpy().reshape(-1), raw[i], rtol=0, atol=1e-6 * abs(raw[i]).max())
     assert np.any(average) == ("momentum" in options)
 
 
 def test_rows_of_all_variants_at_once_are_those_of_each_alone_on_numpy_and_torch() -> None:
     """Bit for bit in float32, on either kind of array: sums over a picture are the same additions everywhere."""
-    names = [variant for variant, options, _ in VARIANTS if "rescale" not in options]
-    parts = [some_rows(i, options, np.float32) for i, (_, options, _) in enumerate(VARIANTS) if "rescale" not in options]
-    fields = ("cond", "uncond", "x", "c_skip", "c_out", "columns", "average")
+    wanted = [(variant, options) for variant, options, _ in VARIANTS if "rescale" not in options]
+    names = [variant for variant, _ in wanted]
+    parts = [some_rows(i, options, np.float32) for i, (_, options) in enumerate(wanted)]
+    parts = [replace(part, perturbed=some_rows(50 + i, {}, np.float32).cond) for i, part in enumerate(parts)]
+    fields = ("cond", "uncond", "perturbed", "x", "c_skip", "c_out", "columns", "average")
     crowd = Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+    crowd.columns[::2, COLUMNS.index("perturbed")] = 2.5
     variants = [name for name in names for _ in range(3)]
     together = guidance.combine(XP, crowd, variants)
     on_torch = guidance.combine(array_api_compat.torch, Rows(*(torch.from_numpy(getattr(crowd, name)) for name in fields)), variants)
@@ -119,7 +122,7 @@ def test_rows_without_a_variant_are_what_they_always_were() -> None:
     """Among rows of other variants, plain guidance and its rescale are the formula, operation by operation."""
     rows = some_rows(3, {"momentum": -0.5, "rescale": 0.7}, np.float32)
     rows.columns[1, 1:] = 0
-    rows.columns[2, :] = [1, 0, 0, 0, 0]
+    rows.columns[2, :] = [1, 0, 0, 0, 0, 0]
     rows.columns[0, COLUMNS.index("momentum")] = 0
     rows.columns[0, 0] = 3
     raw, _ = guidance.combine(XP, rows, ["cfg", "tcfg", "cfg"])
@@ -174,7 +177,7 @@ def test_curves_go_from_the_guidance_to_the_final_one() -> None:
 
 def test_rows_that_are_not_guided_are_neither_rescaled_nor_remembered() -> None:
     made = plan(5.0, 0.7, {"variant": "apg", "momentum": -0.5, "start": 0.5}, np.arange(4))
-    np.testing.assert_allclose(made.columns, [[1, 0, 0, 0, 0]] * 2 + [[5, 0.7, 0, 0, -0.5]] * 2, rtol=1e-7)
+    np.testing.assert_allclose(made.columns, [[1, 0, 0, 0, 0, 0]] * 2 + [[5, 0.7, 0, 0, 0, -0.5]] * 2, rtol=1e-7)
     assert made.variants == ("cfg", "cfg", "apg", "apg")
     assert made.remembers and made.ever_guided
     assert not plan(1.0, 0.7, {"variant": "apg", "momentum": -0.5}, np.arange(4)).remembers
@@ -195,6 +198,7 @@ def test_rows_that_are_not_guided_are_neither_rescaled_nor_remembered() -> None:
         ({"scales": [5, 5, 5, -1]}, "between 0.0 and 50.0"),
         ({"scales": [5, 5, 5, 5], "curve": "linear"}, "scales and curve"),
         ({"variant": "cfg_zero_star", "zero_init": 0.5}, "whole number"),
+        ({"pag_scale": 1.0, "seg_scale": 1.0}, "pag_scale and seg_scale disturb the same layers"),
     ],
 )
 def test_options_that_cannot_be_are_refused_with_the_reason(options: dict[str, Any], message: str) -> None:
@@ -207,3 +211,5 @@ def test_the_catalog_names_every_variant_once_and_carries_the_models_rescale() -
     names = [name.lower() for info in infos for name in {info.id, info.name.lower(), *info.aliases}]
     assert len(names) == len(set(names))
     assert all(info.options["rescale"].default == 0.7 for info in infos)
+    assert all("pag_scale" in info.options for info in infos)
+    assert not any("seg_scale" in info.options for info in catalog(perturbable=False))

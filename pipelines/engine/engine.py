@@ -120,41 +120,53 @@ class Engine:
                 events += self._report(flight, bool(finite[i]), registers[0][i], denoised[i], now)
         return events
 
-    def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array]:
-        """x [S, D], scalars [S, 9], and raw conditional and unconditional outputs [S, D]."""
+    def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array, Array | None]:
+        """x [S, D], scalars [S, 10], and raw conditional, unconditional and disturbed outputs [S, D]."""
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
         x = self._pools[shape].read(0, [f.slot for f in batch])  # [S, D]
-        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 9]
+        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 10]
         scalars = xp.asarray(told, device=device)
         guided = [i for i, f in enumerate(batch) if f.guided]
-        index = xp.asarray([*range(len(batch)), *guided], dtype=xp.int64, device=device)  # [R], cond rows, then uncond rows
+        marked = [i for i, f in enumerate(batch) if f.mark]
+        index = xp.asarray([*range(len(batch)), *guided, *marked], dtype=xp.int64, device=device)  # [R], cond rows first
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
         rows = xp.take(seen, index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
-        context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided]
-        out = self._call(xp.reshape(rows, (-1, *shape)), timestep, xp.stack(context))  # [R, D]
-        cond = out[: len(batch)]  # [S, D]
-        if not guided:
-            return x, scalars, cond, cond
-        uncond = cond + 0  # rows without guidance keep their own output
-        uncond[xp.asarray(guided, dtype=xp.int64, device=device)] = out[len(batch) :]
-        return x, scalars, cond, uncond
+        context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided] + [batch[i].sample.cond for i in marked]
+        marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
+        out = self._call(xp.reshape(rows, (-1, *shape)), timestep, xp.stack(context), marks)  # [R, D]
+        cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
+        uncond = self._among(cond, guided, rest[: len(guided)])
+        return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
 
-    def _call(self, x: Array, timestep: Array, context: Array) -> Array:
+    def _among(self, cond: Array, places: list[int], out: Array) -> Array:
+        """Outputs [S, D] that some rows have; the others keep their conditional one."""
+        if not places:
+            return cond
+        full = cond + 0
+        full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
+        return full
+
+    def _call(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
         """The model over R rows -> [R, D]: at once, or in calls of exactly `rows` rows."""
         xp, count = self._xp, x.shape[0]
         if self._rows is None:
-            return xp.reshape(self._denoiser(x, timestep, context), (count, -1))
+            return xp.reshape(self._ask(x, timestep, context, marks), (count, -1))
         padding = -count % self._rows
         index = xp.asarray([*range(count), *([0] * padding)], dtype=xp.int64, device=self._denoiser.device)
         x, timestep, context = (xp.take(a, index, axis=0) for a in (x, timestep, context))
         cuts = [slice(i, i + self._rows) for i in range(0, count + padding, self._rows)]
-        out = xp.concat([self._denoiser(x[c], timestep[c], context[c]) for c in cuts], axis=0)
+        marks = marks + [""] * padding
+        out = xp.concat([self._ask(x[c], timestep[c], context[c], marks[c]) for c in cuts], axis=0)
         return xp.reshape(out[:count], (count, -1))
 
+    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
+        """One call of the model; it hears of marks only where there are some, so that a backend may do without."""
+        return self._denoiser(x, timestep, context, marks) if any(marks) else self._denoiser(x, timestep, context)
+
     def _update(
-        self, batch: list[InFlight], x: Array, scalars: Array, cond: Array, uncond: Array
+        self, batch: list[InFlight], x: Array, scalars: Array, cond: Array, uncond: Array, disturbed: Array | None
     ) -> Iterator[tuple[list[InFlight], dict[int, Array], Array]]:
         """The fused update state' = rows . basis, by samples that move alike: their changed registers [s, D], denoised [s, D].
 
@@ -165,7 +177,8 @@ class Engine:
         for part, move in update.parts(batch, device):
             some, c_skip, c_out = batch[part], scalars[part, 2:3], scalars[part, 3:4]  # [s, 1]
             average = pool.read(AVERAGE, [f.slot for f in some]) if any(f.remembers for f in some) else None  # [s, D]
-            rows = guidance.Rows(cond[part], uncond[part], x[part], c_skip, c_out, scalars[part, 4:], average)
+            perturbed = None if disturbed is None else disturbed[part]
+            rows = guidance.Rows(cond[part], uncond[part], perturbed, x[part], c_skip, c_out, scalars[part, 4:], average)
             raw, average = guidance.combine(xp, rows, [f.variant for f in some])  # [s, D]
             denoised = c_skip * x[part] + c_out * raw  # [s, D]
             basis = {X: x[part], DENOISED: denoised}

@@ -100,6 +100,11 @@ class InFlight:
         return self.sample.plan.guided(self.row)
 
     @property
+    def mark(self) -> str:
+        """How the next row's third output is disturbed; empty where it has none."""
+        return self.sample.plan.mark_at(self.row)
+
+    @property
     def rows(self) -> int:
         """U-Net rows of the next tick."""
         return self.sample.plan.unet_rows(self.row)
