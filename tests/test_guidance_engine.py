@@ -36,6 +36,7 @@ GUIDED: list[tuple[str, str, int, float, dict[str, Any], int]] = [
     ("dpm2", "linspace", 4, 3.0, {"variant": "cfg_zero_star", "rescale": 1.0, "end": 0.8}, 3),
     ("ddim", "cosine", 6, 5.0, {"variant": "tcfg", "curve": "cosine", "final": 8.0}, 4),
     ("lcm", "auto", 4, 1.0, {"variant": "tcfg"}, 4),
+    ("euler_cfgpp", "karras", 6, 0.6, {"start": 0.2, "end": 0.7, "variant": "cfg_zero_star"}, 4),
 ]
 
 
