@@ -20,6 +20,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Failed, Finished
 from pipelines.engine.sample import Sample
 from pipelines.loading import Checkpoint, load
+from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
 from pipelines.text_to_image import decode, encode_prompt
 from workers.settings import DEFAULT_MODEL
@@ -31,7 +32,7 @@ MOST_BYTES = 400_000
 
 
 def draw(checkpoint: Checkpoint, ids: list[str], steps: tuple[int, ...], prompt: str, seed: int) -> dict[tuple[str, int], np.ndarray]:
-    """Pictures [H, W, 3] by sampler and number of steps, with the model's own schedule and guidance."""
+    """Pictures [H, W, 3] by sampler and number of steps, with the model's own schedule and guidance (CFG++ with its own)."""
     denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
     asked = [(id, n) for id in ids for n in steps]
     engine = Engine(denoiser, slots=len(asked), max_rows=32, preview_interval_s=float("inf"))
@@ -40,10 +41,11 @@ def draw(checkpoint: Checkpoint, ids: list[str], steps: tuple[int, ...], prompt:
     for number, (id, n) in enumerate(asked):
         table = compile_table(checkpoint.ladder, id, "auto", n)
         total += len(table)
+        scale = SAMPLERS[id].guidance or card.defaults.guidance
         engine.add(
             Sample(
                 id=str(number), table=table, shape=checkpoint.latent_shape(card.width, card.height), seed=seed, cond=cond, uncond=uncond,
-                guidance=card.defaults.guidance, guidance_rescale=card.defaults.guidance_rescale,
+                guidance=scale, guidance_rescale=card.defaults.guidance_rescale,
             )
         )  # fmt: skip
     pictures: dict[tuple[str, int], np.ndarray] = {}

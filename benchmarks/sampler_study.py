@@ -111,14 +111,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"), help="where judge and findings lie")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
-    parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no new point after this time; run again to go on")
     parser.add_argument("--budgets", type=int, nargs="+", help="only these numbers of evaluations")
+    parser.add_argument("--report", action="store_true", help="write tables and plot of what is known, though points are left")
     options = parser.parse_args()
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * options.minutes
     checkpoint = load(options.model, device=torch.device("cpu"), dtype=torch.float32)
-    notes = Notes(options.root / "study" / "found.json", {"model": checkpoint.card.hash, "scenes": options.scenes})
+    about = {"model": checkpoint.card.hash, "scenes": options.scenes}
+    notes = Notes(options.root / "study" / f"found-{checkpoint.card.hash}-{options.scenes}.json", about)
     todo = [cell for cell in cells() if not options.budgets or cell.budget in options.budgets]
     studio = Studio(checkpoint, options.root, options.scenes)
     for cell in study(notes, todo, studio.measure, until):
@@ -128,7 +130,8 @@ def main() -> None:
         )
     left = sum(Notes.key(cell) not in notes.found for cell in cells())
     print(f"{left} of {len(cells())} points are left" if left else "all points are known")
-    write(list(notes.found.values()), options.scenes, options.model.name)
+    if options.report or not left:
+        write(list(notes.found.values()), options.scenes, options.model.name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.sampler_list import SAMPLERS
 
-BUDGETS = (4, 6, 10, 16, 25)  # U-Net evaluations of one picture
+BUDGETS = (2, 3, 4, 6, 10, 20)  # U-Net evaluations of one picture
 STUDIED = ("euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "res_multistep", "sa_solver", "euler_a", "dpmpp_2m_sde")
 SOLVER = "dpmpp_2m"  # for the schedules, and with REFERENCE_STEPS for the pictures that deterministic samplers approach
 REFERENCE_STEPS = 100

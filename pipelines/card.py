@@ -46,6 +46,7 @@ class SamplerInfo:
     only_schedules: tuple[str, ...] = ()
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
     stochastic: bool = False
+    guidance: float | None = None  # the scale if none is asked for, where it means another strength than for most (CFG++)
 
     def evaluations(self, steps: int, *, ends_open: bool = False) -> int:
         """U-Net evaluations of one unguided picture; exact for every number of steps from 1 on."""

@@ -43,6 +43,7 @@ class Sampler:
     evals_open: int = 0
     most: int | None = None  # steps, where fewer than the ladder gives
     stochastic: bool = False
+    guidance: float | None = None  # as in SamplerInfo
     churns: bool = False  # its options s_churn, s_tmin, s_tmax and s_noise act on the levels (pipelines.churn)
 
 
@@ -81,6 +82,7 @@ def _adams(predictor: int, corrector: int, second: str) -> Mapping[str, OptionIn
     }
 
 
+_CFGPP = 0.6  # arXiv 2406.08070 goes from 0 to 1; the scales of other samplers burn its pictures
 _two = partial(Sampler, evals_per_step=2, evals_offset=-1, evals_open=1)  # but one where a step ends clean
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -170,13 +172,17 @@ SAMPLERS: Mapping[str, Sampler] = {
         stochastic=True,
     ),
     "seeds_3": Sampler("SEEDS-3", rows_sde.seeds_3, _EULER, (), _SDE, evals_per_step=3, evals_offset=-2, evals_open=2, stochastic=True),
-    "euler_cfgpp": Sampler("Euler CFG++", rows_cfgpp.euler_cfgpp, _EULER, ("euler_cfg_pp",)),
-    "euler_a_cfgpp": Sampler("Euler a CFG++", rows_cfgpp.euler_a_cfgpp, _EULER, ("euler_ancestral_cfg_pp",), _SDE, stochastic=True),
-    "dpmpp_2m_cfgpp": Sampler("DPM++ 2M CFG++", rows_cfgpp.dpmpp_2m_cfgpp, _DPM, ("dpmpp_2m_cfg_pp",)),
-    "dpmpp_2s_a_cfgpp": _two(
-        "DPM++ 2S a CFG++", rows_cfgpp.dpmpp_2s_a_cfgpp, _EULER, ("dpmpp_2s_ancestral_cfg_pp",), _SDE, stochastic=True
+    "euler_cfgpp": Sampler("Euler CFG++", rows_cfgpp.euler_cfgpp, _EULER, ("euler_cfg_pp",), guidance=_CFGPP),
+    "euler_a_cfgpp": Sampler(
+        "Euler a CFG++", rows_cfgpp.euler_a_cfgpp, _EULER, ("euler_ancestral_cfg_pp",), _SDE, stochastic=True, guidance=_CFGPP
     ),
-    "res_multistep_cfgpp": Sampler("Res Multistep CFG++", rows_cfgpp.res_multistep_cfgpp, _EULER, ("res_multistep_cfg_pp",)),
+    "dpmpp_2m_cfgpp": Sampler("DPM++ 2M CFG++", rows_cfgpp.dpmpp_2m_cfgpp, _DPM, ("dpmpp_2m_cfg_pp",), guidance=_CFGPP),
+    "dpmpp_2s_a_cfgpp": _two(
+        "DPM++ 2S a CFG++", rows_cfgpp.dpmpp_2s_a_cfgpp, _EULER, ("dpmpp_2s_ancestral_cfg_pp",), _SDE, stochastic=True, guidance=_CFGPP
+    ),
+    "res_multistep_cfgpp": Sampler(
+        "Res Multistep CFG++", rows_cfgpp.res_multistep_cfgpp, _EULER, ("res_multistep_cfg_pp",), guidance=_CFGPP
+    ),
     "res_multistep_ancestral_cfgpp": Sampler(
         "Res Multistep Ancestral CFG++",
         rows_cfgpp.res_multistep_ancestral_cfgpp,
@@ -184,8 +190,9 @@ SAMPLERS: Mapping[str, Sampler] = {
         ("res_multistep_ancestral_cfg_pp",),
         _SDE,
         stochastic=True,
+        guidance=_CFGPP,
     ),
     "gradient_estimation_cfgpp": Sampler(
-        "Gradient Estimation CFG++", rows_cfgpp.gradient_estimation_cfgpp, _EULER, ("gradient_estimation_cfg_pp",), _GAMMA
+        "Gradient Estimation CFG++", rows_cfgpp.gradient_estimation_cfgpp, _EULER, ("gradient_estimation_cfg_pp",), _GAMMA, guidance=_CFGPP
     ),
 }

@@ -36,6 +36,7 @@ def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
             evals_open=sampler.evals_open,
             options=sampler.options,
             stochastic=sampler.stochastic,
+            guidance=sampler.guidance,
         )
         for id, sampler in SAMPLERS.items()
     )

@@ -76,7 +76,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
     steps = number_of_steps(draft.steps, schedule_options, card, sampler, schedule, settings)
-    guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, steps)
+    guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, sampler, steps)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,

@@ -6,23 +6,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.job import JobWarning
-from pipelines.card import GuidanceInfo, ModelCard
+from pipelines.card import GuidanceInfo, ModelCard, SamplerInfo
 from pipelines.params import GenerationParams, guided_steps, step_scales
 from service.errors import InvalidValue, shown
 from service.option_values import checked_options, nearest
 
 MAX_GUIDANCE = 50.0  # far beyond what any model draws well; keeps float32 away from overflow
+STRONG = 2.0  # for samplers whose scale means another strength (CFG++)
 PIXEL_VARIANTS = ("dynamic_thresholding", "thresholding")  # of Imagen, arXiv 2205.11487: they need values that lie in [-1, 1]
 
 
-def guided(wanted: float | None, given: Mapping[str, Any], card: ModelCard, steps: int) -> tuple[float, dict[str, Any]]:
+def guided(
+    wanted: float | None, given: Mapping[str, Any], card: ModelCard, sampler: SamplerInfo, steps: int
+) -> tuple[float, dict[str, Any]]:
     """The scale of the first step, and every option of the variant that means something beside the others.
 
     Raises InvalidValue, UnknownOption.
     """
     options = _checked(given, card)
     scales = options.get("scales")
-    value = wanted if wanted is not None else scales[0] if scales else card.defaults.guidance
+    usual = card.defaults.guidance if sampler.guidance is None else sampler.guidance
+    value = wanted if wanted is not None else scales[0] if scales else usual
     if not 0.0 <= value <= MAX_GUIDANCE:  # also refuses NaN
         raise InvalidValue(f"guidance must be from 0 to {MAX_GUIDANCE:g}; 1 switches it off.", param="guidance")
     if scales and value != scales[0]:
@@ -35,9 +39,13 @@ def guided(wanted: float | None, given: Mapping[str, Any], card: ModelCard, step
 
 
 def guidance_warnings(params: GenerationParams, card: ModelCard) -> Iterator[JobWarning]:
-    """What of the guidance that was asked for changes nothing."""
-    options = params.guidance_options
-    if any(scale != 1.0 for scale in step_scales(params.guidance, options, params.steps)):
+    """What of the guidance that was asked for changes nothing, or too much."""
+    options, sampler = params.guidance_options, card.sampler(params.sampler)
+    scales = step_scales(params.guidance, options, params.steps)
+    if sampler and sampler.guidance is not None and max(scales) > STRONG:
+        usual = f"{sampler.id} takes scales around {sampler.guidance:g}"
+        yield JobWarning("guidance_too_strong", f"{usual}; above {STRONG:g} it burns pictures.")
+    if any(scale != 1.0 for scale in scales):
         return
     if params.negative_prompt:
         yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")

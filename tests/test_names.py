@@ -304,3 +304,17 @@ def test_a_name_that_the_model_has_no_sampler_for_says_so() -> None:
     few = card(samplers=WHOLE_CARD.samplers[:2], schedules=WHOLE_CARD.schedules)
     with pytest.raises(errors.UnknownSampler, match="celadon-test has no euler_a"):
         drafts.resolve(drafts.Draft(prompt="a cat", sampler="Euler a"), few, Settings())
+
+
+def test_a_cfgpp_sampler_has_a_guidance_of_its_own_and_warns_of_the_usual_ones() -> None:
+    def drawn(**asked: Any) -> tuple[float, list[str]]:
+        one = drafts.resolve(drafts.Draft(prompt="a red apple", **asked), WHOLE_CARD, Settings())
+        return one.params.guidance, [warning.code for warning in one.warnings]
+
+    assert drawn(sampler="euler_cfg_pp") == (0.6, [])
+    assert drawn(sampler="euler_cfg_pp", guidance=1.5) == (1.5, [])
+    assert drawn(sampler="euler_cfg_pp", guidance=7.5) == (7.5, ["guidance_too_strong"])
+    assert drawn(sampler="euler", guidance=7.5) == (7.5, [])
+    assert drawn(sampler="euler") == (WHOLE_CARD.defaults.guidance, [])
+    for info in WHOLE_CARD.samplers:
+        assert (info.guidance is not None) == info.id.endswith("_cfgpp")

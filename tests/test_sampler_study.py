@@ -57,5 +57,5 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     assert text.startswith("before\n") and text.endswith("after\n")
     line = next(line for line in text.splitlines() if line.startswith("| `euler_a`"))
     assert line == f"| `euler_a` | {' | '.join(f'**{0.01 * b:.3f}**, 0.50' for b in BUDGETS)} |"
-    assert "| `cosine (start 0.2)` | **0.040**, 0.50, 3.0 |" in text
+    assert "| `cosine (start 0.2)` | **0.020**, 0.50, 3.0 | **0.030**, 0.50, 3.0 |" in text
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
