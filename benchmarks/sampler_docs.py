@@ -22,7 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "samplers.md"
 COMMAND = "python -m benchmarks.sampler_docs"
 LADDER = Ladder.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
 COLUMNS = (
-    "id", "A1111", "ComfyUI", "diffusers, stable-diffusion.cpp", "evaluations of n steps", "order", "noise", "keeps",
+    "id", "A1111", "ComfyUI", "diffusers, others", "evaluations of n steps", "order", "noise", "keeps",
     "options: default (range)", "rule",
 )  # fmt: skip
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
@@ -49,7 +49,7 @@ def written() -> str:
 
 def _cells(info: SamplerInfo) -> list[str]:
     known = names.names_of("sampler", info.id)
-    others = (*known.get("diffusers", ()), *known.get("sdcpp", ()))
+    others = (*known.get("diffusers", ()), *known.get("sdcpp", ()), *known.get("others", ()))
     steps = min(12, info.max_steps)
     one = compile_table(LADDER, info.id, "auto", steps)
     return [

@@ -26,7 +26,7 @@ class Class:
 
     cases: tuple[Case, ...]
     defaults: Mapping[str, object]
-    schedule: str = ""  # where the class has one only
+    schedule: str = ""  # of a class that cannot choose the spacing of its timesteps
 
 
 def _one(id: str, **defaults: object) -> Class:
@@ -74,6 +74,7 @@ CLASSES: Mapping[str, Class] = {
             Case({"algorithm_type": "sde-dpmsolver++"}, refused="its stochastic form has no table; DPM++ 2M SDE has"),
         ),
         {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"},
+        "linspace",
     ),
     "DPMSolverSDE": _one("dpmpp_sde"),
     "DEISMultistep": Class(
@@ -99,12 +100,12 @@ CLASSES: Mapping[str, Class] = {
     "LCM": _one("lcm", original_inference_steps=50),
     "TCD": _one("tcd", original_inference_steps=50),
     "IPNDM": _one("ipndm"),
-    "EDMEuler": _one("edm_euler"),
     "FlowMatchEulerDiscrete": Class((Case({}, "euler"),), {}, "flow"),
     "FlowMatchHeunDiscrete": Class((Case({}, "heun"),), {}, "flow"),
 }
 
 REFUSED: Mapping[str, str] = {
+    "EDMEuler": "it is euler in EDM's space: ask a model of that space for euler with karras",
     **dict.fromkeys(
         ("FlowMatchLCM", "FlowMapEulerDiscrete", "LTXEulerAncestralRF", "Piflow"), "it belongs to rectified-flow models of one kind"
     ),
@@ -119,10 +120,13 @@ REFUSED: Mapping[str, str] = {
     "RePaint": "it goes up and down between levels of a masked picture",
 }
 
+LU = "use_lu_lambdas"
+LU_DIFFERS = "there, the timesteps of these levels are rounded; here they are cut down as with use_exponential_sigmas"
+
 # Options that choose the schedule, in the order in which diffusers asks for them.
 FLAGS: Mapping[str, str] = {
     "use_karras_sigmas": "karras",
-    "use_lu_lambdas": "exponential",
+    LU: "exponential",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta_sigma",
     "use_flow_sigmas": "flow",

@@ -37,7 +37,7 @@ _BH1: Mapping[str, Value] = {"solver_type": "bh1", "order": 3}
 _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
 
 # What some ids need, for models that lack it.
-NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW, "edm_euler": "it is made for models in EDM's space"}
+NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW}
 
 A1111_SAMPLERS = (
     Name("DPM++ 2M", "dpmpp_2m", also=("k_dpmpp_2m",), auto="karras"),
@@ -138,6 +138,28 @@ SDCPP_SAMPLERS = (
     Name("dpm++2m_sde", "dpmpp_2m_sde", also=("dpmpp2m_sde",)),
     Name("dpm++2m_sde_bt", "dpmpp_2m_sde", also=("dpmpp2m_sde_bt",), differs=_BROWNIAN),
     Name("lms", "lms"),
+)
+
+# SD.Next's further names.
+OTHER_SAMPLERS = (
+    Name("DPM++ 1S", "dpmpp_1s"),
+    Name("DPM++ 2S", "dpmpp_2s"),
+    Name("DPM++ 3M", "dpmpp_3m"),
+    Name("SA Solver", "sa_solver"),
+    Name("LMSD", "lms"),
+    Name("KDPM2", "dpm2"),
+    Name("KDPM2 a", "dpm2_a"),
+    Name("PNDM", "pndm"),
+    Name("Euler EDM", also=("edm_euler",), refused="it is euler in EDM's space: ask a model of that space for euler with karras"),
+    Name("DPM++ 2M EDM", also=("dpmpp_2m_edm",), refused="it is dpmpp_2m in EDM's space: ask a model of that space for it"),
+    Name("DPM++ Cosine", refused="it belongs to one model of sounds"),
+    Name("DC Solver", refused=_OTHER),
+    Name("TDD", refused=_OTHER),
+    Name("PeRFlow", refused="it belongs to models that were distilled with it"),
+    Name("UFOGen", refused="it belongs to models that were distilled with it"),
+    Name("CMSI", refused="it belongs to consistency models"),
+    Name("VDM Solver", refused=_OTHER),
+    Name("BDIA DDIM", refused=_OTHER),
 )
 
 A1111_SCHEDULES = (

@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from pipelines.name_diffusers import CLASSES, FIXED, FLAGS, OF_THE_MODEL, REFUSED, SPACING, SUFFIX, Class
+from pipelines.name_diffusers import CLASSES, FIXED, FLAGS, LU, LU_DIFFERS, OF_THE_MODEL, REFUSED, SPACING, SUFFIX, Class
 from pipelines.name_tables import (
     A1111_SAMPLERS,
     A1111_SCHEDULES,
     COMFY_SAMPLERS,
     COMFY_SCHEDULES,
     NEEDS,
+    OTHER_SAMPLERS,
     SDCPP_SAMPLERS,
     SDCPP_SCHEDULES,
     Name,
@@ -66,7 +67,12 @@ def _by_name(names: Iterable[Name]) -> Mapping[str, Name]:
     return MappingProxyType({fold(one): name for name in names for one in (name.name, *name.also)})
 
 
-SAMPLERS = {"a1111": _by_name(A1111_SAMPLERS), "comfyui": _by_name(COMFY_SAMPLERS), "sdcpp": _by_name(SDCPP_SAMPLERS)}
+SAMPLERS = {
+    "a1111": _by_name(A1111_SAMPLERS),
+    "comfyui": _by_name(COMFY_SAMPLERS),
+    "sdcpp": _by_name(SDCPP_SAMPLERS),
+    "others": _by_name(OTHER_SAMPLERS),
+}
 SCHEDULES = {"a1111": _by_name(A1111_SCHEDULES), "comfyui": _by_name(COMFY_SCHEDULES), "sdcpp": _by_name(SDCPP_SCHEDULES)}
 _OF_CLASSES = tuple(case.id for of in CLASSES.values() for case in of.cases if case.id)
 _CLASSES = {fold(one): name for name in (*CLASSES, *REFUSED) for one in (name, f"{name}{SUFFIX}")}
@@ -84,7 +90,8 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
     if fold(sampler) in canonical:
         return Choice(sampler=canonical[fold(sampler)], sampler_options=options, schedule=schedule)
     if fold(sampler) in _CLASSES:
-        return _agreed(diffusers(sampler, options), schedule)
+        choice, free = diffusers(sampler, options), _flagged(options) is None and CLASSES[_CLASSES[fold(sampler)]].schedule == UNIFORM
+        return _agreed(replace(choice, schedule=None) if free and schedule else choice, schedule)
     refusal: UnknownName | None = None
     for dialect in SAMPLERS:
         try:
@@ -144,7 +151,8 @@ def diffusers(name: str, options: Mapping[str, object] = MappingProxyType({})) -
     mine = {option: options.get(option, default) for option, default in of_class.defaults.items()}
     rest = {option: value for option, value in options.items() if option not in mine and not _is_fixed(known, option, value)}
     id, own = _case(known, of_class, mine)
-    return Choice(sampler=id, sampler_options={**own, **rest}, schedule=_flagged(options) or of_class.schedule or None)
+    schedule, differs = _flagged(options) or of_class.schedule or None, (LU_DIFFERS,) if options.get(LU) else ()
+    return Choice(sampler=id, sampler_options={**own, **rest}, schedule=schedule, differs=differs)
 
 
 def names_of(kind: str, id: str) -> dict[str, tuple[str, ...]]:
@@ -154,7 +162,7 @@ def names_of(kind: str, id: str) -> dict[str, tuple[str, ...]]:
     found = {dialect: tuple(one for n in of_id for one in (n.name, *n.also)) for dialect, of_id in rows.items()}
     if kind == "sampler":
         found["diffusers"] = tuple(
-            f"{c}{SUFFIX}" for c, of in CLASSES.items() if not of.schedule and any(case.id == id for case in of.cases)
+            f"{c}{SUFFIX}" for c, of in CLASSES.items() if of.schedule != "flow" and any(case.id == id for case in of.cases)
         )
     else:
         found["diffusers"] = tuple(flag for flag, schedule in FLAGS.items() if schedule == id)
@@ -231,7 +239,7 @@ def _agreed(choice: Choice, schedule: str | None) -> Choice:
         named = choice.schedule
     else:
         raise UnknownSetting("schedule", f"the sampler's name says {choice.schedule}; leave the schedule out or name the same")
-    return Choice(sampler=choice.sampler, sampler_options=choice.sampler_options, schedule=named, differs=choice.differs)
+    return replace(choice, schedule=named)
 
 
 def _flagged(options: Mapping[str, object]) -> str | None:

@@ -17,6 +17,7 @@ from service import drafts, errors
 from service.settings import Settings
 from tests.cards import card
 from tests.fakes import sd_ladder_config
+from tests.oracles import Mixture, difference, drive, noises, run_table
 
 
 def words(text: str) -> list[str]:
@@ -24,12 +25,9 @@ def words(text: str) -> list[str]:
 
 
 LADDER = Ladder.from_config(sd_ladder_config())
+LATENT = (1, 4, 4, 4)
+NETWORK = Mixture().network(LADDER)
 
-# Canonical ids that have names and are on their way into the registry.
-PENDING_SAMPLERS = {
-    "deis", "dpm_fast", "dpmpp_1s", "dpmpp_2m_sde_heun", "dpmpp_2s", "dpmpp_3m", "dpmpp_3m_sde", "edm_euler", "ipndm", "ipndm_v", "lms",
-    "pndm", "restart",
-}  # fmt: skip
 ONLY_OURS = {
     "auto",
     "leading",
@@ -109,7 +107,7 @@ def test_every_class_of_diffusers_has_a_meaning_or_a_reason() -> None:
 
 
 def test_every_id_that_a_name_means_is_in_the_registry() -> None:
-    assert set(names.IDS["sampler"]) - set(SAMPLERS) <= PENDING_SAMPLERS
+    assert set(names.IDS["sampler"]) <= set(SAMPLERS)
     assert set(names.IDS["schedule"]) <= set(SCHEDULES)
 
 
@@ -230,25 +228,58 @@ def test_the_nearest_names_are_found_in_every_dialect() -> None:
     assert names.nearest("sampler", "x" * 10_000, SAMPLERS) == []
 
 
-# --- diffusers' own schedulers against the pair that their class and options mean ------------------------------------
+# --- diffusers' own classes against the pair that class and options mean ----------------------------------------------
+
+CLASSES: list[tuple[str, dict[str, object]]] = [
+    ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    ("DDPMScheduler", {}),
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("KDPM2AncestralDiscreteScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
+    ("DPMSolverSinglestepScheduler", {}),
+    ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}),
+    ("DEISMultistepScheduler", {"solver_order": 3}),
+    ("UniPCMultistepScheduler", {"solver_order": 3}),
+    ("SASolverScheduler", {}),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
-        ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-        ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh1"}),
-    ],
-)
-def test_the_levels_of_a_pair_are_those_of_the_diffusers_class(name: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(("name", "options"), CLASSES, ids=lambda value: str(value).removesuffix("Scheduler"))
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_class_with_options_draws_what_the_pair_that_it_means_draws(name: str, options: dict[str, object]) -> None:
     choice = names.diffusers(name, options)
-    table = compile_table(LADDER, choice.sampler, choice.schedule or "auto", 12, dict(choice.sampler_options))
-    scheduler = getattr(diffusers, name).from_config(sd_ladder_config(), **options)
-    scheduler.set_timesteps(12)
-    theirs = [float(sigma) for sigma in scheduler.sigmas[:12]]
-    assert (table.sigma / table.alpha).tolist() == pytest.approx(theirs, rel=3e-5)
+    table = compile_table(LADDER, choice.sampler, choice.schedule or "auto", 8, dict(choice.sampler_options))
+    ours = run_table(table, NETWORK, noises(LATENT))
+    reference = getattr(diffusers, name).from_config({**sd_ladder_config(), "clip_sample": False}, **options)
+    theirs = drive(reference, NETWORK, 8, noises(LATENT), clean=True)
+    assert difference(ours, theirs) < 3e-6
+
+
+def test_lu_lambdas_are_the_levels_of_exponential() -> None:
+    choice = names.diffusers("DPMSolverMultistepScheduler", {"use_lu_lambdas": True})
+    assert "timesteps" in choice.differs[0]
+    table = compile_table(LADDER, choice.sampler, str(choice.schedule), 12)
+    reference = diffusers.DPMSolverMultistepScheduler.from_config(sd_ladder_config(), use_lu_lambdas=True)
+    reference.set_timesteps(12)
+    assert (table.sigma / table.alpha).tolist() == pytest.approx(reference.sigmas[:12].tolist(), rel=1e-6)
+
+
+def test_a_class_without_spacing_takes_the_schedule_that_is_asked_for() -> None:
+    assert names.find("DPMSolverSinglestep", None, ()).schedule == "linspace"
+    assert names.find("DPMSolverSinglestep", "karras", ()).schedule == "karras"
+    with pytest.raises(names.UnknownSetting):
+        names.find("DPMSolverSinglestep", "simple", (), {"use_karras_sigmas": True})
 
 
 # --- through the door -------------------------------------------------------------------------------------------------
@@ -281,7 +312,8 @@ def test_a_draft_takes_any_name_and_its_params_hold_the_canonical_pair() -> None
         ({"schedule": "karas"}, errors.UnknownSchedule, "schedule", "Did you mean karras"),
         ({"sampler": "FlowMatchEulerDiscreteScheduler"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
         ({"sampler": "UniPCMultistep", "sampler_options": {"use_flow_sigmas": True}}, errors.UnknownSchedule, "schedule", "rectified-flow"),
-        ({"sampler": "EDMEuler"}, errors.UnknownSampler, "sampler", "EDM"),
+        ({"sampler": "EDMEuler"}, errors.UnknownSampler, "sampler", "euler with karras"),
+        ({"sampler": "edm_euler"}, errors.UnknownSampler, "sampler", "euler with karras"),
         ({"schedule": "flux2"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
         ({"schedule": "flux"}, errors.UnknownSchedule, "schedule", "rectified-flow"),
         ({"sampler": "LMS Karras", "schedule": "simple"}, errors.InvalidValue, "schedule", "says karras"),
