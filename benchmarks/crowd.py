@@ -6,12 +6,14 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
+from jobs.connection import connect
 from jobs.job import Job, ServiceClass
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
@@ -28,24 +30,28 @@ DAY_S = 86_400.0
 PROMPT = "a red apple and a blue car on a yellow background, seen from above, in the evening light"
 
 
-class Mailbag:
-    """Stands for Redis towards a JobQueue and keeps the calls of its scripts, so that they can go out many at a time."""
+class Kept(Exception):
+    """There is no answer yet."""
 
-    def __init__(self) -> None:
+
+class Mailbag:
+    """Stands before Redis towards a JobQueue and keeps the calls of its scripts, so that they can go out many at a time."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
         self.calls: list[tuple[str | int | float | bytes, ...]] = []
 
     def register_script(self, text: str) -> Any:
         digest = hashlib.sha1(text.encode()).hexdigest()
 
-        async def call(keys: Sequence[str], args: Sequence[Any]) -> Any:
+        async def call(keys: Sequence[str], args: Sequence[Any]) -> None:
             self.calls.append((digest, len(keys), *keys, *args))
-            return ["created", args[17:]]  # a submit carries the record's fields from there on
+            raise Kept
 
         return call
 
-    async def get(self, key: str) -> str:
-        """The number of shards, the only thing that a submit reads without a script."""
-        return "1"
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._redis, name)
 
 
 def crowd(seed: int, *, restless: bool) -> Iterator[tuple[Job, float | None]]:
@@ -78,19 +84,22 @@ def crowd(seed: int, *, restless: bool) -> Iterator[tuple[Job, float | None]]:
 
 async def fill(url: str, jobs: Iterator[tuple[Job, float | None]], count: int) -> None:
     """Submits so many jobs through the script, the next message being written while the server works on the last one."""
-    bag, sent = Mailbag(), None
-    queue = JobQueue(cast(Redis, bag), max_queued=BOUND)
-    with BlockingRedis.from_url(url) as client, ThreadPoolExecutor(1) as pool:
-        client.script_load(sources()["submit"])
-        while count > 0:
-            for job, deadline_s in islice(jobs, min(count, AT_ONCE)):
-                await queue.submit(job, deadline_s=deadline_s)
-            count -= len(bag.calls)
+    sent = None
+    async with connect(url) as redis:
+        bag = Mailbag(redis)
+        queue = JobQueue(cast(Redis, bag), max_queued=BOUND)
+        with BlockingRedis.from_url(url) as client, ThreadPoolExecutor(1) as pool:
+            client.script_load(sources()["submit"])
+            while count > 0:
+                for job, deadline_s in islice(jobs, min(count, AT_ONCE)):
+                    with suppress(Kept):
+                        await queue.submit(job, deadline_s=deadline_s)
+                count -= len(bag.calls)
+                if sent:
+                    sent.result()
+                sent, bag.calls = pool.submit(_send, client, bag.calls), []
             if sent:
                 sent.result()
-            sent, bag.calls = pool.submit(_send, client, bag.calls), []
-        if sent:
-            sent.result()
 
 
 def _send(client: BlockingRedis, calls: Sequence[tuple[Any, ...]]) -> None:
@@ -107,10 +116,10 @@ def models_of(worker: int) -> tuple[str, ...]:
     return tuple(MODELS[(worker + i) % len(MODELS)] for i in range(2 if worker % 10 == 0 else 1))
 
 
-async def gather_workers(redis: Redis) -> None:
-    """A thousand workers tell that they are there."""
+async def gather_workers(redis: Redis, count: int) -> None:
+    """They tell that they are there."""
     registry = Registry(redis)
-    for n in range(WORKERS):
+    for n in range(count):
         info = WorkerInfo(
             id=f"worker-{n}", models=models_of(n), device="none", backend="none", slots=4, busy=0, version="0", started_at=0.0, ready=True
         )

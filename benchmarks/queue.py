@@ -1,7 +1,7 @@
 """`make bench-queue`: the queue's promises in figures, written to benchmarks/QUEUE.md, one section for each kind, with date and machine.
 
-`--only NAME` makes one section anew and leaves the others as they are. All of them take about a quarter of an hour, most of which
-goes into queueing a million jobs.
+`--only NAME` makes one section anew and leaves the others as they are. All of them take about half an hour, most of which
+goes into queueing a million jobs, twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import depth, eta, fairness
+from benchmarks import depth, eta, failover, fairness
 from benchmarks.stamp import commit, machine
 
 RESULTS = Path(__file__).parent / "QUEUE.md"
@@ -23,7 +23,9 @@ TITLE = "# The queue in figures\n"
 SECTIONS: dict[str, tuple[str, Callable[[], Awaitable[list[str]]]]] = {
     "fairness": ("Waits and shares, simulated", fairness.report),
     "depth": ("Cost of a call by depth of the queue", depth.report),
+    "rings": ("Cost of a call where clients wait everywhere", depth.report_rings),
     "eta": ("Error of the time that is told", eta.report),
+    "failover": ("Failover under Sentinel and in a Cluster", failover.report),
 }
 console = Console()
 
