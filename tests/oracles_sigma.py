@@ -66,12 +66,13 @@ def follow(
     noises: Iterator[Float],
     *,
     unguided: Model | None = None,
+    picture: Float | None = None,
     between: bool = False,
     **options: Any,
 ) -> Float:
     """A whole trajectory of a loop in sigma space, in the form of `oracles.run_table`."""
     denoise = Asked([network] if unguided is None else [network, unguided], ladder, path, between=between)
-    x = path.init * next(noises) / float(path.alpha[0])
+    x = path.init * next(noises) / float(path.alpha[0]) + (0.0 if picture is None else picture)
     x = oracle(denoise, x, sigmas_of(path), lambda: next(noises), **options)
     return np.stack([*denoise.path, x * float(path.alpha[-1])])
 

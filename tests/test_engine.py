@@ -37,6 +37,10 @@ MIXED = [
     ("ddpm", "leading", 11, 3.0, 0.0, SHAPE, 8),
     ("ddim", "cosine", 6, 5.0, 0.0, (4, 4, 4), 9),
     ("euler", "sigmoid", 20, 1.5, 1.0, SHAPE, 11),
+    ("dpmpp_2m_cfgpp", "karras", 8, 0.6, 0.0, SHAPE, 2),
+    ("dpmpp_2s_a_cfgpp", "trailing", 4, 1.6, 0.4, (4, 8, 12), 5),
+    ("seeds_3", "exponential", 4, 3.0, 0.0, SHAPE, 3),
+    ("sa_solver", "leading", 9, 1.0, 0.0, SHAPE, 7),
 ]
 
 

@@ -43,6 +43,7 @@ MIXED = [
     ("ddpm", "auto", 6, 3.0, (64, 64), 4),
     ("euler", "simple_linear", 5, 7.0, (64, 64), 4),
     ("ddim", "sigmoid", 5, 2.0, (64, 96), 5),
+    ("gradient_estimation_cfgpp", "auto", 5, 0.7, (64, 64), 3),
 ]
 
 
@@ -134,7 +135,7 @@ def test_the_same_picture_as_diffusers(checkpoint: Checkpoint, folder: Path, sam
     assert reference.std().item() > 0.01, "a flat picture would make the comparison empty"
 
 
-def test_twelve_mixed_samples_equal_their_solo_runs(checkpoint: Checkpoint) -> None:
+def test_mixed_samples_equal_their_solo_runs(checkpoint: Checkpoint) -> None:
     """Different sampler, schedule, steps, guidance, size, seed and time of joining; every call has four rows: equal bytes."""
 
     def wanted(index: int) -> Sample:

@@ -14,8 +14,10 @@ import oracles_stages
 from oracles import CONFIGS, Brownian, Mixture, difference, noises, run_table
 from oracles_sigma import chosen, follow, of_k_diffusion
 from pipelines.ladder import Ladder
+from pipelines.params import kept_steps
 from pipelines.samplers import compile_table
 from pipelines.schedule_list import SCHEDULES
+from pipelines.schedules import catalog
 from pipelines.step_table import BASIS
 from test_sampler_parity import SHAPE, mixture, tiny_unet
 
@@ -56,17 +58,31 @@ def other_mixture(ladder: str) -> Any:
     return Mixture(seed=8).network(Ladder.from_config(CONFIGS[ladder]))
 
 
-def gap(ladder: str, sampler: str, schedule: str, steps: int, options: dict[str, Any], plain: Any, prompted: Any, shape=SHAPE) -> float:
-    """Largest relative difference; CFG++ is given the outputs of both models, guided, the others the first model's."""
-    model, table = (
-        Ladder.from_config(CONFIGS[ladder]),
-        compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, schedule, steps, options),
-    )
-    network, more = plain, {}
-    path, between = chosen(model, sampler, schedule, steps), sampler.startswith(("dpm2_a", "dpmpp_2s_a", "dpmpp_sde"))
+def gap(
+    ladder: str,
+    sampler: str,
+    schedule: str,
+    steps: int,
+    options: dict[str, Any],
+    plain: Any,
+    prompted: Any,
+    *,
+    shape: tuple[int, ...] = SHAPE,
+    strength: float = 1.0,
+) -> float:
+    """Largest relative difference; CFG++ is given the outputs of both models, guided, the others the first model's.
+
+    Below strength 1 it begins on a picture.
+    """
+    model, network, more = Ladder.from_config(CONFIGS[ladder]), plain, {}
     if sampler.endswith("_cfgpp"):
         network, more = guided(plain, prompted), {"unguided": plain}
+    if strength < 1.0:
+        more["picture"] = next(noises(shape, seed=1))
+    path = chosen(model, sampler, schedule, steps).part(*kept_steps(steps, strength=strength))
+    between = sampler.startswith(("dpm2_a", "dpmpp_2s_a", "dpmpp_sde"))
     theirs = follow(CASES[sampler][0], network, model, path, noises(shape), between=between, **more, **options)
+    table = compile_table(model, sampler, schedule, steps, options, strength=strength)
     return difference(run_table(table, network, noises(shape), **more), theirs)
 
 
@@ -77,7 +93,7 @@ def guided(plain: Any, prompted: Any) -> Any:
 def schedules_for(sampler: str) -> list[str]:
     # KDPM2's karras timesteps are rounded, those of its middles are not; that is compared with diffusers
     apart = {"custom"} | ({"karras"} if sampler == "dpm2_a" else set())
-    return [schedule for schedule in SCHEDULES if schedule not in apart]
+    return [info.id for info in catalog(Ladder.from_config(CONFIGS["epsilon"])) if info.id not in apart]
 
 
 def counts_for(schedule: str, counts: Iterable[int]) -> list[int]:
@@ -94,11 +110,22 @@ def test_table_equals_its_reference_on_every_schedule(ladder, sampler, options):
 
 
 @pytest.mark.parametrize("sampler", CASES)
+def test_table_equals_its_reference_on_a_picture(sampler):
+    models = mixture("epsilon"), other_mixture("epsilon")
+    wanted = [(s, n) for s in ("trailing", "exponential", "cosine") for n in (2, 3, 7, 20)]
+    found = {(s, n): gap("epsilon", sampler, s, n, CASES[sampler][1][0], *models, strength=0.6) for s, n in wanted}
+    assert max(found.values()) <= 1e-6, found
+
+
+@pytest.mark.parametrize("sampler", CASES)
 @pytest.mark.parametrize("schedule", ["trailing", "exponential"])
 def test_table_equals_its_reference_on_a_unet(sampler, schedule):
     unet = tiny_unet()
     # a second model of the same weights, told that the picture is another one
-    assert gap("epsilon", sampler, schedule, 5, CASES[sampler][1][0], unet, lambda x, t: unet(x[..., ::-1].copy(), t), (1, 4, 8, 8)) <= 1e-5
+    assert (
+        gap("epsilon", sampler, schedule, 5, CASES[sampler][1][0], unet, lambda x, t: unet(x[..., ::-1].copy(), t), shape=(1, 4, 8, 8))
+        <= 1e-5
+    )
 
 
 @pytest.mark.slow
