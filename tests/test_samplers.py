@@ -131,17 +131,20 @@ def values(info: OptionInfo, steps: int):
     return st.integers(int(info.minimum), int(info.maximum)) if info.integer else st.floats(info.minimum, info.maximum)
 
 
+OFFERED = [(ladder, catalog(ladder), schedules.catalog(ladder)) for ladder in map(Ladder.from_config, CONFIGS.values())]
+
+
 @st.composite
 def requests(draw):
-    ladder = Ladder.from_config(CONFIGS[draw(st.sampled_from(list(CONFIGS)))])
-    sampler, schedule = draw(st.sampled_from(catalog(ladder))), draw(st.sampled_from(schedules.catalog(ladder)))
+    ladder, samplers, listed = draw(st.sampled_from(OFFERED))
+    sampler, schedule = draw(st.sampled_from(samplers)), draw(st.sampled_from(listed))
     steps = draw(st.integers(1, min(20 if schedule.id == "custom" else 120, sampler.max_steps, schedule.max_steps)))
     of_sampler, of_schedule = ({k: draw(values(v, steps)) for k, v in info.options.items()} for info in (sampler, schedule))
     assume(of_schedule.get("end", 1.0) - of_schedule.get("start", 0.0) > 0.05)
     return ladder, sampler.id, schedule.id, steps, of_sampler, of_schedule
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(requests())
 def test_no_legal_request_gives_infinities(request):
     try:
@@ -151,7 +154,9 @@ def test_no_legal_request_gives_infinities(request):
         return
     for column in (table.alpha, table.sigma, table.timestep, table.c_skip, table.c_out, table.update, [table.init]):
         assert np.isfinite(column).all()
-    lifts = 2 if request[1] == "restart" else request[3] if request[4].get("s_churn") else 0
+    # each evaluation of dpm_fast is a step, and with eta its stages lie below where the noise lifts it to
+    lifted = request[4].get("s_churn") or (request[1] == "dpm_fast" and request[4]["eta"])
+    lifts = 2 if request[1] == "restart" else request[3] if lifted else 0
     assert rises(table) <= lifts
     assert table.timestep.min() >= 0 and table.timestep.max() <= 999
 

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  #
 
 MINI = json.loads((Path(__file__).parent.parent / "models/celadon-mini/scheduler/scheduler_config.json").read_text())
 LADDERS = {name: Ladder.from_config(config) for name, config in (("sd", EPSILON), ("zero_snr", ZERO_SNR), ("mini", MINI))}
+CUSTOM = {name: info for name, ladder in LADDERS.items() for info in schedules.catalog(ladder) if info.id == "custom"}
 COUNTS = (1, 2, 3, 7, 20, 30)
 FULL = Convention(full_range=True)  # sigmas span the ladder, as in the projects that have no ladder in their formulas
 
@@ -324,7 +325,7 @@ def test_custom_sigmas_that_cannot_be_are_refused(steps: int, options: dict[str,
 @given(st.sampled_from(list(LADDERS)), st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=40), st.booleans())
 def test_whatever_the_gateway_takes_has_levels(name: str, numbers: list[float], sort: bool) -> None:
     """What clients give is refused by the rule of the card or drawn: there is nothing in between."""
-    [info] = [info for info in schedules.catalog(LADDERS[name]) if info.id == "custom"]
+    info = CUSTOM[name]
     wanted = sorted(numbers, reverse=True) if sort else numbers
     if falling_fault(wanted, info.options["sigmas"]) is None:
         for convention in (Convention(), Convention(exact=True, full_range=True, strided=True)):
@@ -334,7 +335,7 @@ def test_whatever_the_gateway_takes_has_levels(name: str, numbers: list[float], 
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_numbers_as_near_as_may_be_are_levels(name: str) -> None:
-    [info] = [info for info in schedules.catalog(LADDERS[name]) if info.id == "custom"]
+    info = CUSTOM[name]
     for first in (info.options["sigmas"].maximum, 1.0, LOWEST_GIVEN * 1.001):
         wanted = [first * (1 - 1.01 * CLOSEST_GIVEN) ** i for i in range(50)]
         assert falling_fault(wanted, info.options["sigmas"]) is None
@@ -347,9 +348,7 @@ def test_numbers_as_near_as_may_be_are_levels(name: str) -> None:
 @st.composite
 def asked(draw: st.DrawFn) -> tuple[Ladder, str, int, dict[str, Any]]:
     ladder = LADDERS[draw(st.sampled_from(list(LADDERS)))]
-    schedule = draw(
-        st.sampled_from([id for id, one in SCHEDULES.items() if id != "custom" and (ladder.space == "flow" or not one.for_flow)])
-    )
+    schedule = draw(st.sampled_from([id for id, one in SCHEDULES.items() if id != "custom" and not one.for_flow]))
     steps = draw(st.integers(1, SCHEDULES[schedule].most or 400))
     options = {
         name: draw(st.sampled_from(option.choices) if option.choices else st.floats(option.minimum, option.maximum))

@@ -59,6 +59,10 @@ def test_a_part_begins_and_ends_at_the_levels_of_the_whole(sampler: str, ladder:
         np.testing.assert_array_equal(first[:kept], of_whole[4:][:kept])
     [info] = [info for info in catalog(ladder) if info.id == sampler]
     assert len(part) == info.evaluations(6)
+    for start, end in ((0.0, 0.5), (0.3, 0.8)):
+        first, last = kept_steps(10, start=start, end=end)
+        cut = compile_table(ladder, sampler, "trailing", 10, start=start, end=end)
+        assert len(cut) == info.evaluations(last - first, ends_open=True) and cut.step[-1] == last - first - 1
 
 
 @pytest.mark.parametrize("ladder", LADDERS, ids=["epsilon", "zero_snr"])
