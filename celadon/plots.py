@@ -24,6 +24,9 @@ def schedules(pairs: Pairs, names: Sequence[str], steps: int, sampler: str, opti
 
     if len(names) > schedule_plot.MOST:
         raise StartRefused(f"at most {schedule_plot.MOST} schedules can be told apart in one picture")
+    for option in options:
+        if "." in option.partition("=")[0] and not any(option.startswith(f"{name}.") for name in names):
+            raise StartRefused(f"the option {option!r} is of none of the schedules {', '.join(names)}")
     curves = {label: curve for name in names for label, curve in [_curve(pairs, name, steps, sampler, options)]}
     text = schedule_plot.svg(curves, pairs.folder.resolve().name)
     if output == "-":
@@ -52,13 +55,15 @@ def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | Non
 
     from pipelines.loading import load
     from pipelines.process import backward, encode_picture, forward
+    from pipelines.sampler_list import SAMPLERS
     from pipelines.text_to_image import decode
 
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise StartRefused(f"-o {output}: pictures are .png, .jpg or .webp")
     checkpoint = load(pair.folder, device=torch.device("cpu"), dtype=torch.float32)
     card = checkpoint.card
-    scale = card.defaults.guidance if guidance is None else guidance
+    usual = SAMPLERS[pair.sampler].guidance or card.defaults.guidance
+    scale = usual if guidance is None else guidance
     forming, last = backward(checkpoint, pair.table, prompt, seed, scale)
     steps = [i for i in range(len(pair.table)) if i == 0 or pair.table.step[i] != pair.table.step[i - 1]]
     x0 = encode_picture(checkpoint, _pixels(picture, (card.width, card.height))) if picture else last

@@ -28,11 +28,13 @@ class Name:
 _PENULTIMATE = "there, the next-to-last level of the schedule is left out"
 _BROWNIAN = "there, noise comes from a Brownian tree over sigma; here each picture draws from its own generator, in order"
 _OWN_STEPS = "there, every (T/n)-th timestep from 1 is taken whatever the schedule; here the schedule is heeded"
+_OWN_LEVELS = "there, its levels are equal in logSNR whatever the schedule, as with exponential; here the schedule is heeded"
 _ADAPTIVE = "it chooses its steps while it runs, and a table of rows has a fixed number of them; dpmpp_2m is the nearest"
 _FLOW = "it is made for rectified-flow models"
 _OTHER = "its formula is none of ours"
 _GITS = "its tables for every coefficient and number of steps are not here; our gits is Forge's one table"
 _SA: Mapping[str, Value] = {"predictor_order": 3, "corrector_order": 4, "second_order": "exact"}
+_SLIPS: Mapping[str, Value] = {"weights": "published"}
 _BH1: Mapping[str, Value] = {"solver_type": "bh1", "order": 3}
 _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
 
@@ -52,12 +54,12 @@ A1111_SAMPLERS = (
     Name("Heun", "heun", also=("k_heun",)),
     Name("DPM2", "dpm2", also=("k_dpm_2",), auto="karras", differs=_PENULTIMATE),
     Name("DPM2 a", "dpm2_a", also=("k_dpm_2_a", "k_dpm_2_ancestral"), auto="karras", differs=_PENULTIMATE),
-    Name("DPM fast", "dpm_fast", also=("k_dpm_fast",)),
+    Name("DPM fast", "dpm_fast", also=("k_dpm_fast",), auto="exponential", differs=_OWN_LEVELS),
     Name("DPM adaptive", also=("k_dpm_ad", "k_dpm_adaptive"), refused=_ADAPTIVE),
     Name("Restart", "restart", also=("k_restart",), auto="karras"),
     Name("HeunPP2", "heunpp2", also=("k_heunpp2",)),
     Name("IPNDM", "ipndm", also=("k_ipndm",)),
-    Name("IPNDM_V", "ipndm_v", also=("k_ipndm_v",)),
+    Name("IPNDM_V", "ipndm_v", _SLIPS, also=("k_ipndm_v",)),
     Name("DEIS", "deis", {"order": 3}, also=("k_deis",)),
     Name("DDIM", "ddim", also=("k_ddim",), auto="ddim_uniform", differs=_OWN_STEPS),
     Name("DDIM CFG++", "euler_cfgpp", also=("ddim_cfgpp",), auto="ddim_uniform", differs=_OWN_STEPS),
@@ -84,7 +86,7 @@ COMFY_SAMPLERS = (
     Name("dpm_2", "dpm2", differs=_PENULTIMATE),
     Name("dpm_2_ancestral", "dpm2_a", differs=_PENULTIMATE),
     Name("lms", "lms"),
-    Name("dpm_fast", "dpm_fast"),
+    Name("dpm_fast", "dpm_fast", differs=_OWN_LEVELS),
     Name("dpm_adaptive", refused=_ADAPTIVE),
     Name("dpmpp_2s_ancestral", "dpmpp_2s_a"),
     Name("dpmpp_2s_ancestral_cfg_pp", "dpmpp_2s_a_cfgpp"),
@@ -97,7 +99,7 @@ COMFY_SAMPLERS = (
     Name("ddpm", "ddpm"),
     Name("lcm", "lcm"),
     Name("ipndm", "ipndm"),
-    Name("ipndm_v", "ipndm_v"),
+    Name("ipndm_v", "ipndm_v", _SLIPS),
     Name("deis", "deis", {"order": 3}),
     Name("cfgpp_ud10_ab", refused="its weights of older outputs are tuned numbers of one model family; euler_cfgpp is the nearest"),
     Name("res_multistep", "res_multistep"),
@@ -125,7 +127,7 @@ SDCPP_SAMPLERS = (
     Name("dpm++2m", "dpmpp_2m", also=("dpmpp2m",)),
     Name("dpm++2mv2", also=("dpmpp2mv2",), refused="its step-size rule is its own; dpmpp_2m is the nearest"),
     Name("ipndm", "ipndm"),
-    Name("ipndm_v", "ipndm_v"),
+    Name("ipndm_v", "ipndm_v", _SLIPS),
     Name("lcm", "lcm"),
     Name("ddim_trailing", "ddim", auto="trailing"),
     Name("tcd", "tcd"),

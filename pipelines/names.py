@@ -260,14 +260,19 @@ def _is_fixed(known: str, option: str, value: object) -> bool:
     """Whether it is an option of diffusers that chooses the schedule, or says what is done here anyway."""
     if option in OF_THE_MODEL:
         raise UnknownSetting(option, f"{option} belongs to the model, not to a request")
-    if option in FIXED and value != FIXED[option]:
+    if option in FIXED and not _same(value, FIXED[option]):
         raise UnknownSetting(option, f"{option} of {known}{SUFFIX} can only be {FIXED[option]!r} here")
     return option in FIXED or option in FLAGS or option == SPACING
 
 
+def _same(a: object, b: object) -> bool:
+    """Equal, and both or neither of them true or false: 1 is not true here."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
 def _case(known: str, of_class: Class, settings: Mapping[str, object]) -> tuple[str, Mapping[str, Value]]:
     for case in of_class.cases:
-        if all(settings[option] == value for option, value in case.when.items()):
+        if all(_same(settings[option], value) for option, value in case.when.items()):
             if case.refused:
                 raise UnknownName("sampler", f"{known}{SUFFIX}", case.refused)
             return case.id, case.options or {}

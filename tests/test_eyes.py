@@ -79,6 +79,7 @@ def test_explain_takes_names_and_options_of_other_programs() -> None:
         (("explain", "--model", str(Path(__file__).parent)), "no checkpoint"),
         (("plot", "schedule", "nothing"), "there is no schedule"),
         (("plot", "schedule", *["karras"] * 9), "at most 8"),
+        (("plot", "schedule", "karras", "--schedule-option", "beta.alpha=1"), "of none of the schedules"),
         (("plot", "process", "-o", "x.gif"), "pictures are"),
     ],
 )

@@ -166,6 +166,9 @@ def test_what_nobody_calls_a_sampler_is_none(name: str) -> None:
 def test_one_name_in_two_programs_means_what_each_of_them_means() -> None:
     assert names.comfyui("ddim", "normal").sampler == "euler"
     assert names.a1111("DDIM").sampler == "ddim"
+    for choice in (names.comfyui("ipndm_v", "simple"), names.a1111("IPNDM_V"), names.sdcpp("ipndm_v")):
+        assert choice.sampler_options == {"weights": "published"}, "the user interfaces share two slips of its first author"
+    assert not names.find("ipndm_v", None, ()).sampler_options
     assert names.comfyui("euler", "beta").schedule == "beta"
     assert names.a1111("Euler", "Beta").schedule == "beta_sigma"
     assert names.comfyui("euler", "kl_optimal").schedule == "kl_optimal"
@@ -177,7 +180,7 @@ def test_one_name_in_two_programs_means_what_each_of_them_means() -> None:
 
 def test_the_rule_of_automatic() -> None:
     karras = {"DPM++ 2M", "DPM++ SDE", "DPM++ 2S a", "DPM2", "DPM2 a", "Restart"}
-    exponential = {"DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"}
+    exponential = {"DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "DPM fast"}  # the last takes such levels of itself
     own_steps = {"DDIM", "DDIM CFG++", "PLMS", "UniPC"}
     for name in set(A1111) - CANNOT:
         rule = "karras" if name in karras else "exponential" if name in exponential else "ddim_uniform" if name in own_steps else "linspace"
@@ -200,6 +203,8 @@ def test_options_of_a_diffusers_class_choose_sampler_and_schedule() -> None:
     [
         ({"prediction_type": "v_prediction"}, "belongs to the model"),
         ({"thresholding": True}, "can only be False"),
+        ({"thresholding": 0}, "can only be False"),
+        ({"solver_order": True}, "no table for that"),
         ({"flow_shift": 3.0}, "belongs to the model"),
         ({"use_karras_sigmas": "yes"}, "true or false"),
         ({"timestep_spacing": "quadratic"}, "linspace, leading or trailing"),
