@@ -29,6 +29,8 @@ from service.errors import BadRequest
 from service.settings import Settings
 from tests.test_pipeline import latents_of, new_engine, request, sample_of
 from training.toy import write_toy
+from workers.model import ModelRefused, open_model
+from workers.settings import WorkerSettings
 
 SD, FLAWLESS = Ladder.from_config(EPSILON), Ladder.from_config(ZERO_SNR)
 
@@ -172,6 +174,11 @@ def test_a_worker_s_start_names_the_file_that_cannot_run(folder: Path, tmp_path:
         (tmp_path / name).write_text(json.dumps(of("euler", "trailing", 3)))
     with pytest.raises(CheckpointError, match=r"worse.json: the id 'learned' is that of another file"):
         opened(folder, tmp_path)
+
+
+def test_a_folder_of_solvers_that_is_none_stops_the_worker() -> None:
+    with pytest.raises(ModelRefused, match="CELADON_SOLVERS: nowhere is no folder"):
+        open_model(WorkerSettings(redis_url="redis://localhost", solvers="nowhere", device="cpu"))
 
 
 # --- at the gateway --------------------------------------------------------------------------------------------------------------
