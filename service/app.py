@@ -40,6 +40,7 @@ from service.metrics import Metrics
 from service.middleware import Surroundings
 from service.settings import Settings
 
+FIRST_LOOK_S = 1.0  # at Redis, before the door opens; /readyz looks again each time
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
 
@@ -138,13 +139,14 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
 
 
 async def _check_servers(shards: Shards, log: FilteringBoundLogger) -> None:
-    """A server that is away may come; one that would lose jobs stops the start."""
+    """A server that is away, or silent, may come; one that would lose jobs stops the start."""
     try:
-        await shards.check()
+        async with asyncio.timeout(FIRST_LOOK_S):
+            await shards.check()
     except ServerUnfit as unfit:
         log.error("redis is unfit", why=str(unfit))
         raise
-    except RedisError:
+    except (RedisError, TimeoutError):
         return
 
 

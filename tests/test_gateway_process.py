@@ -23,6 +23,7 @@ from redis.client import Redis as BlockingRedis
 import jobs.valkey
 from cards import card
 from live_gateway import announce, assert_error, running
+from service.app import create_app
 from service.settings import OF_WORKERS, Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +197,17 @@ def test_it_starts_before_redis_does(tmp_path: Path) -> None:
         assert_error(httpx2.get(f"{gateway.url}/readyz", trust_env=False), 503, "not_ready")
         answer = httpx2.post(f"{gateway.url}/generate", json={"prompt": "a"}, trust_env=False)
         assert_error(answer, 503, "queue_unavailable")
+
+
+async def test_a_silent_redis_delays_neither_start_nor_end(tmp_path: Path) -> None:
+    """It takes connections and answers nothing. A command gives it 5 s; the gateway's own life does not wait so long."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        app = create_app(Settings(redis_url=url, data_dir=tmp_path))
+        began = time.perf_counter()
+        async with app.router.lifespan_context(app):
+            started = time.perf_counter()
+        assert (started - began < 3, time.perf_counter() - started < 3) == (True, True)
 
 
 def test_a_redis_that_would_lose_jobs_stops_the_start_and_is_told_why(tmp_path: Path) -> None:
