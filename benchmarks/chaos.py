@@ -1,60 +1,42 @@
 """`make chaos`: kill, stop and restart everything at random while jobs run, then count what was lost, doubled or changed.
 
-One gateway, three workers with a small random model, and Valkey with its append-only file, all real processes. The random
-choices are seeded; what they hit depends on the machine's timing, which is the point.
+One gateway, three workers with a small random model, and Valkey with its append-only file, all real processes. The jobs are
+mixed: samplers, sizes, classes, priorities, deadlines, cancels, equal requests, repeated submits. The random choices are
+seeded; what they hit depends on the machine's timing, which is the point.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import httpx2
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.customers import KINDS, Customer, References, Shop, Tally, request
 from jobs import valkey
 from tests.fleet import Fleet
 from training.toy import write_toy
 
 WORKERS = 3
-KINDS = 24  # different requests; every job is one of them
-PAUSE_S = (0.5, 2.0)  # between two faults
+CHECKPOINT_S = "0.2"
+PAUSE_S = (0.5, 1.5)  # between two faults
 STOPPED_S = 3.0  # longer than a lease of the fleet
-TERMINAL = {"succeeded", "failed", "canceled"}
+WEIGHTS = {"worker killed": 4, "worker stopped past its lease": 3, "gateway killed": 2, "Valkey killed": 1, "Valkey stopped": 1}
+HAPPENS = ("submit repeated", "canceled while it ran", "shared by reuse")  # in every play
+HAPPENS_IN_LONG = (*HAPPENS, "canceled while it waited", "resumed from a checkpoint")
 console = Console()
-
-
-@dataclass(slots=True)
-class Tally:
-    """What is counted at the end; all of lost, doubled, failed and changed must be 0."""
-
-    jobs: int
-    faults: collections.Counter[str] = field(default_factory=collections.Counter)
-    attempts: collections.Counter[int] = field(default_factory=collections.Counter)
-    lost: int = 0
-    doubled: int = 0
-    failed: int = 0
-    changed: int = 0
-    seconds: float = 0.0
-
-    @property
-    def clean(self) -> bool:
-        return not (self.lost or self.doubled or self.failed or self.changed)
 
 
 class Stage:
@@ -64,8 +46,19 @@ class Stage:
         self.folder = folder
         self.server = valkey.start(folder)
         self.fleet = Fleet(valkey.url(folder), folder, model)
-        self.fleet.gateway()
-        self.workers = [self.fleet.worker() for _ in range(WORKERS)]
+        try:
+            self.fleet.gateway()
+            self.workers = [self.start_worker() for _ in range(WORKERS)]
+        except BaseException:
+            self.close()
+            raise
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self.fleet.start("worker", CELADON_CHECKPOINT_S=CHECKPOINT_S)
+
+    def resumed(self) -> int:
+        """How often a worker went on from a checkpoint."""
+        return len(re.findall(r"event='claimed'.* resumed=[1-9]", (self.folder / "log").read_text()))
 
     def close(self) -> None:
         self.fleet.close()
@@ -78,28 +71,32 @@ class Monkey:
 
     def __init__(self, stage: Stage, rng: random.Random, tally: Tally) -> None:
         self._stage, self._rng, self._tally = stage, rng, tally
-        self._faults: dict[str, tuple[int, Callable[[], None]]] = {
-            "worker killed": (4, self._kill_worker),
-            "worker stopped past its lease": (3, self._stop_worker),
-            "gateway killed": (2, self._kill_gateway),
-            "Valkey killed": (1, self._kill_server),
-            "Valkey stopped": (1, self._stop_server),
+        self._faults: dict[str, Callable[[], None]] = {
+            "worker killed": self._kill_worker,
+            "worker stopped past its lease": self._stop_worker,
+            "gateway killed": self._kill_gateway,
+            "Valkey killed": self._kill_server,
+            "Valkey stopped": self._stop_server,
         }
 
-    def play(self, enough: threading.Event, seconds: float) -> None:
-        """One fault after the other until it is enough, at most so long; everything runs again then."""
-        weights = [weight for weight, _ in self._faults.values()]
-        end = time.monotonic() + seconds
-        while not enough.wait(self._rng.uniform(*PAUSE_S)) and time.monotonic() < end:
-            [name] = self._rng.choices(list(self._faults), weights)
-            self._faults[name][1]()
+    def play(self, faults: list[str], shop: Shop, work: Future[None]) -> None:
+        """One fault after the other, each among its part of the jobs; everything runs again then."""
+        jobs, let_in = self._tally.jobs, 0
+        for number, name in enumerate(faults, 1):
+            if work.done():
+                break  # it went wrong; its result says how
+            part = jobs * number // len(faults)
+            shop.let_in(part - let_in)
+            let_in = part
+            time.sleep(self._rng.uniform(*PAUSE_S))
+            self._faults[name]()
             self._tally.faults[name] += 1
 
     def _kill_worker(self) -> None:
         index = self._rng.randrange(WORKERS)
         self._stage.workers[index].kill()
         self._stage.workers[index].wait()
-        self._stage.workers[index] = self._stage.fleet.start("worker")
+        self._stage.workers[index] = self._stage.start_worker()
 
     def _stop_worker(self) -> None:
         frozen(self._rng.choice(self._stage.workers), STOPPED_S)
@@ -122,129 +119,61 @@ def frozen(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.send_signal(signal.SIGCONT)
 
 
-def request(kind: int) -> dict[str, Any]:
-    """One of KINDS different requests: samplers, schedules, lengths, sizes and counts mixed."""
-    samplers = ("ddim", "euler", "euler_a", "heun", "dpm2", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "ddpm")
-    return {
-        "prompt": f"a red apple {kind}",
-        "sampler": samplers[kind % len(samplers)],
-        "schedule": ("auto", "karras", "cosine")[kind % 3],
-        "steps": 3 + kind % 9,
-        "guidance": (1.0, 3.0, 7.5)[kind % 3],
-        "width": (64, 96)[kind % 2],
-        "height": 64,
-        "seed": kind,
-        "num_images": 1 + kind % 2,
-    }
+def plan(rng: random.Random, rounds: int) -> list[str]:
+    """The faults of a play: each kind in every round, by its weight; without rounds each kind once."""
+    faults = [name for name, weight in WEIGHTS.items() for _ in range(weight * rounds or 1)]
+    rng.shuffle(faults)
+    return faults
 
 
-class Customer:
-    """A careful client: what is not answered is asked again, until `limit` (monotonic seconds)."""
-
-    def __init__(self, url: str, limit_s: float) -> None:
-        self._client = httpx2.Client(base_url=url, timeout=30)
-        self._limit = time.monotonic() + limit_s
-
-    def close(self) -> None:
-        self._client.close()
-
-    def ask(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
-        """Raises TimeoutError past the limit."""
-        while time.monotonic() < self._limit:
-            with contextlib.suppress(httpx2.TransportError):
-                answer = self._client.request(method, path, **arguments)
-                if answer.status_code not in (429, 502, 503):
-                    return answer
-            time.sleep(0.05)
-        raise TimeoutError(f"{method} {path} had no answer in time")
-
-    def submit(self, number: int) -> str:
-        answer = self.ask("POST", "/generate", json=request(number % KINDS), headers={"Idempotency-Key": f"chaos-{number}"})
-        if answer.status_code not in (200, 202):
-            raise RuntimeError(f"job {number} was refused: {answer.text}")
-        job_id: str = answer.json()["id"]
-        return job_id
-
-    def ended(self, job_id: str) -> dict[str, Any] | None:
-        """The job once it has ended; None if it is unknown. Raises TimeoutError."""
-        while True:
-            answer = self.ask("GET", f"/jobs/{job_id}")
-            if answer.status_code != 200:
-                return None
-            job: dict[str, Any] = answer.json()
-            if job["status"] in TERMINAL:
-                return job
-            time.sleep(0.1)
-
-    def pictures(self, job: dict[str, Any]) -> list[bytes]:
-        return [self.ask("GET", image["url"]).content for image in job["images"]]
-
-    def endings(self, job_id: str) -> tuple[int, int]:
-        """How often the event stream tells an end, and the number of attempts."""
-        answer = self.ask("GET", f"/jobs/{job_id}/events")
-        kinds = [line.partition(": ")[2] for line in answer.text.splitlines() if line.startswith("event: ")]
-        return sum(kind in TERMINAL for kind in kinds), kinds.count("started")
-
-
-def judge(customer: Customer, job_id: str, references: dict[int, list[bytes]], tally: Tally) -> None:
-    try:
-        job = customer.ended(job_id)
-    except TimeoutError:
-        job = None
-    if job is None:
-        tally.lost += 1
-        return
-    ends, attempts = customer.endings(job_id)
-    tally.attempts[attempts] += 1
-    tally.doubled += ends != 1
-    if job["status"] != "succeeded":
-        tally.failed += 1
-    elif customer.pictures(job) != references[job["params"]["seed"]]:
-        tally.changed += 1
-
-
-def run(jobs: int, seed: int, harm_s: float, limit_s: float) -> Tally:
-    """The whole play: `harm_s` of faults, then calm; a job that has not ended `limit_s` after the first submit counts as lost."""
-    tally = Tally(jobs)
+def run(jobs: int, seed: int, rounds: int, limit_s: float) -> Tally:
+    """The whole play: faults among the jobs, then calm. A job that has not ended `limit_s` after the start counts as lost."""
+    tally, rng = Tally(jobs), random.Random(seed)
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(Stage(Path(folder), write_toy(Path(folder) / "toy"))) as stage,
         contextlib.closing(Customer(stage.fleet.url, limit_s)) as customer,
     ):
-        first = {kind: customer.submit(kind) for kind in range(KINDS)}
-        references = {kind: customer.pictures(customer.ended(job_id) or {"images": []}) for kind, job_id in first.items()}
-        began = time.monotonic()
-        enough = threading.Event()
+        references = drawn_in_peace(customer, stage)
+        began, shop = time.monotonic(), Shop(customer, tally, seed)
         with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(shop, customer, jobs, enough)
+            work = pool.submit(shop.work)
             try:
-                Monkey(stage, random.Random(seed), tally).play(enough, harm_s)
+                Monkey(stage, rng, tally).play(plan(rng, rounds), shop, work)
             finally:
-                enough.set()
-            submitted = work.result()
-        for job_id in track(submitted, description="checking", console=console):
-            judge(customer, job_id, references, tally)
+                shop.let_in(jobs)  # whatever happened, the thread comes to its end
+            work.result()
+        for number, job_id in track(shop.jobs, description="checking", console=console):
+            shop.judge(number, job_id, references)
+        tally.happened["resumed from a checkpoint"] = stage.resumed()
         tally.seconds = time.monotonic() - began
     return tally
 
 
-def shop(customer: Customer, jobs: int, enough: threading.Event) -> list[str]:
-    """Submit everything and wait for the newest job to end; then it is enough."""
-    try:
-        submitted = [customer.submit(KINDS + number) for number in track(range(jobs), description="submitting", console=console)]
-        with contextlib.suppress(TimeoutError):
-            customer.ended(submitted[-1])
-        return submitted
-    finally:
-        enough.set()
+def drawn_in_peace(customer: Customer, stage: Stage) -> References:
+    """Every picture that is asked for later, by its seed; then all workers are there."""
+    while not stage.fleet.client.get("/models").json():
+        time.sleep(0.2)  # until the first worker has told of its model
+    ids = [customer.submit(f"reference-{kind}", request(kind)) for kind in range(KINDS)]
+    references: References = {}
+    for job_id in ids:
+        references |= customer.pictures((job_id and customer.ended(job_id)) or {"images": []})
+    while len(stage.fleet.workers()) < WORKERS:
+        time.sleep(0.2)
+    return references
+
+
+def missing(tally: Tally, wanted: tuple[str, ...]) -> list[str]:
+    """What did not happen, so that the play shows nothing of it."""
+    return [name for name in WEIGHTS if not tally.faults[name]] + [name for name in wanted if not tally.happened[name]]
 
 
 def show(tally: Tally) -> None:
     table = Table("what", "count", title=f"{tally.jobs} jobs, {sum(tally.faults.values())} faults, {tally.seconds:.0f} s")
-    for name, count in sorted(tally.faults.items()):
+    for name, count in sorted(tally.faults.items()) + sorted(tally.happened.items()):
         table.add_row(name, str(count))
     for attempts, count in sorted(tally.attempts.items()):
-        table.add_row(f"done in attempt {attempts}", str(count))
+        table.add_row(f"ended in attempt {attempts}", str(count))
     for name in ("lost", "doubled", "failed", "changed"):
         count = getattr(tally, name)
         table.add_row(name, f"[red]{count}[/]" if count else "0")
@@ -255,12 +184,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--harm", type=float, default=90.0, help="seconds of faults")
+    parser.add_argument("--rounds", type=int, default=4, help="of eleven faults each")
     parser.add_argument("--limit", type=float, default=280.0, help="seconds")
     options = parser.parse_args()
-    tally = run(options.jobs, options.seed, options.harm, options.limit)
+    tally = run(options.jobs, options.seed, options.rounds, options.limit)
     show(tally)
-    return 0 if tally.clean else 1
+    if absent := missing(tally, HAPPENS_IN_LONG):
+        console.print(f"[red]did not happen: {', '.join(absent)}[/]")
+    return 0 if tally.clean and not absent else 1
 
 
 if __name__ == "__main__":

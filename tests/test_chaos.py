@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.chaos import run
+from benchmarks.chaos import HAPPENS, missing, run
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_nothing_is_lost_doubled_or_changed_while_everything_breaks() -> None:
-    tally = run(jobs=80, seed=1, harm_s=20, limit_s=150)
-    assert sum(tally.faults.values()) >= 2, "nothing was broken, so nothing was shown"
-    assert (tally.lost, tally.doubled, tally.failed, tally.changed) == (0, 0, 0, 0)
-    assert sum(tally.attempts.values()) == 80
+    tally = run(jobs=40, seed=1, rounds=0, limit_s=200)
+    assert missing(tally, HAPPENS) == [], "what did not happen is not shown"
+    assert (tally.lost, tally.doubled, tally.failed, tally.changed) == (0, 0, 0, 0), tally
+    assert sum(tally.attempts.values()) == 40 - tally.happened["deadline refused"]
