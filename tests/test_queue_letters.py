@@ -138,3 +138,23 @@ async def test_an_expired_job_was_here_and_an_unknown_one_was_not(queue: JobQueu
     assert 690_000 < await redis.ttl("{q0}:t:" + job.id) <= 691_200
     assert not await queue.was_here(waiting.id)
     assert not await queue.was_here("unknown")
+
+
+@pytest.mark.parametrize("poisoned", [1, 2])
+async def test_neighbours_of_a_crash_are_no_dead_letters(queue: JobQueue, clock: Clock, poisoned: int) -> None:
+    """Whoever takes a poisoned job dies with all that it holds; the others come to their end, however often they were beside it."""
+    jobs = [(await queue.submit(sample_job())).job for _ in range(10)]
+    poison = {job.id for job in jobs[3 : 3 + poisoned]}
+    for n in range(60):
+        held = await queue.claim(f"w{n}", [MODEL], 8)
+        if poison & {job.id for job in held}:
+            await clock.advance(15)
+            await queue.reap()
+        else:
+            for job in held:
+                assert await queue.finish(f"w{n}", job.attempt, job.id, [])
+    ends = {job.id: await queue.get(job.id) for job in jobs}
+    assert {id_ for id_, end in ends.items() if end and end.status is JobStatus.FAILED} == poison
+    assert {job.id for job in await queue.dead()} == poison
+    assert {end.status for id_, end in ends.items() if end and id_ not in poison} == {JobStatus.SUCCEEDED}
+    assert any(end.failures for id_, end in ends.items() if end and id_ not in poison), "they were beside it"
