@@ -32,6 +32,7 @@ from jobs.outcomes import (
     DeadlineUnmeetable,
     Forecast,
     IdempotencyConflict,
+    JobGone,
     Page,
     QueueFull,
     RateLimited,
@@ -48,6 +49,7 @@ __all__ = [
     "DeadlineUnmeetable",
     "Forecast",
     "IdempotencyConflict",
+    "JobGone",
     "JobQueue",
     "Page",
     "QueueFull",
@@ -121,7 +123,7 @@ class JobQueue:
         must be done. `reuse_fingerprint` stands for everything that decides the pictures: with `job.reuse` an equal job
         of the client that waits, runs, or has just ended well, answers for this one too.
 
-        Raises QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict, and ValueError on a name, class,
+        Raises QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict, JobGone, and ValueError on a name, class,
         priority or time that the queue cannot hold, or an id that belongs elsewhere.
         """
         shard = self._shards.of_client(job.client)
@@ -142,6 +144,8 @@ class JobQueue:
                 raise DeadlineUnmeetable(float(rest[0]))
             case "conflict":
                 raise IdempotencyConflict("The idempotency key was used for a different request.")
+            case "gone":
+                raise JobGone("The job of this idempotency key has ended and is no longer kept.")
         return Submitted(_job(rest[0]), outcome == "created")
 
     async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:

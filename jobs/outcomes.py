@@ -36,6 +36,10 @@ class IdempotencyConflict(Exception):
     """The idempotency key belongs to an earlier request that asked for something else."""
 
 
+class JobGone(Exception):
+    """The job of this idempotency key has ended, and its record has expired."""
+
+
 class CheckpointTooLarge(ValueError):
     """The state of the job takes more than a checkpoint may."""
 

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from jobs.events import Event, EventLog
 from jobs.image_store import LocalImageStore
 from jobs.job import TERMINAL, Job, JobStatus
-from jobs.job_queue import DeadlineUnmeetable, Forecast, IdempotencyConflict, JobQueue, Page, QueueFull, RateLimited, Submitted
+from jobs.job_queue import DeadlineUnmeetable, Forecast, IdempotencyConflict, JobGone, JobQueue, Page, QueueFull, RateLimited, Submitted
 from pipelines.card import ModelCard
 from service.catalog import Catalog
 from service.drafts import Draft, resolve
@@ -37,7 +37,7 @@ class Generations:
         self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = ""
     ) -> Submitted:
         """Queue what the draft asks for. Raises BadRequest and its kin before anything is written; DeadlineUnmeetable,
-        QueueIsFull, ClientQueueFull, RateLimited, KeyReused, NoModel."""
+        QueueIsFull, ClientQueueFull, RateLimited, KeyReused, JobExpired (of the key), NoModel."""
         job, card = await self._job(draft, terms, client)
         try:
             return await self._queue.submit(
@@ -47,6 +47,8 @@ class Generations:
                 deadline_s=terms.deadline_s,
                 reuse_fingerprint=reuse_fingerprint(job.params, card),
             )
+        except JobGone:
+            raise JobExpired() from None
         except (QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict) as refusal:
             raise refused(refusal, terms, self._settings) from refusal
 

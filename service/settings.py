@@ -18,7 +18,8 @@ PREFIX = "CELADON_"
 
 # Names that the other processes read. They share one environment, so these are no misspellings.
 OF_WORKERS = frozenset(
-    {"MODEL", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "DRAIN_S", "CHECKPOINT_S", "PROGRESS_S"},
+    "MODEL SOLVERS DEVICE DTYPE SLOTS MAX_ROWS ROWS THREADS LEASE_S RENEW_S DRAIN_S CHECKPOINT_S CHECKPOINT_TTL_S CHECKPOINT_BYTES "
+    "PROGRESS_S".split()
 )
 OF_COMMANDS = frozenset({"URL", "WORKERS"})
 

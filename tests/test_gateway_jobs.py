@@ -107,6 +107,10 @@ async def test_a_job_whose_time_is_over_is_gone_and_one_that_never_was_is_not_fo
     for method, path in (("GET", ""), ("DELETE", ""), ("DELETE", "/images"), ("GET", "/events"), ("POST", "/retry")):
         assert_error(await ask(gateway, f"/jobs/{job_id}{path}", method), 410, "job_expired")
         assert_error(await ask(gateway, f"/jobs/{job_id[::-1]}{path}", method), 404, "job_not_found")
+    keyed = (await asyncio.to_thread(gateway.post, {"prompt": "a red apple"}, Idempotency_Key="k")).json()["id"]
+    await ask(gateway, f"/jobs/{keyed}", "DELETE")
+    await redis.delete(f"{{q0}}:j:{keyed}")
+    assert_error(await asyncio.to_thread(gateway.post, {"prompt": "a red apple"}, Idempotency_Key="k"), 410, "job_expired")
     assert await ids(gateway) == []
 
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from jobs.events import EventLog
 from jobs.job import Job, JobError, JobStatus, JobWarning
-from jobs.job_queue import IdempotencyConflict, JobQueue, QueueFull, Standing, connect
+from jobs.job_queue import IdempotencyConflict, JobGone, JobQueue, QueueFull, Standing, connect
 from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 BROKEN = JobError("out_of_memory", "The picture did not fit.", retryable=True)
@@ -56,6 +56,21 @@ async def test_idempotency_key_gives_the_first_job(queue: JobQueue, redis: Redis
     assert 86_000 < await redis.ttl("{q0}:idem:ada:k") <= 86_400
     other = await queue.submit(sample_job("bob"), idempotency_key="k", fingerprint="f")
     assert other.created  # keys belong to their client
+
+
+async def test_a_key_whose_job_has_expired_makes_no_second_one(queue: JobQueue, redis: Redis) -> None:
+    """The time of keeping may be shorter than that of the key. After a failover that forgot the job, it is made again."""
+    first = sample_job()
+    await queue.submit(first, idempotency_key="k", fingerprint="f")
+    await queue.cancel(first.id)
+    await redis.delete("{q0}:j:" + first.id)  # as the server does when the time has come
+    with pytest.raises(JobGone):
+        await queue.submit(sample_job(), idempotency_key="k", fingerprint="f")
+    with pytest.raises(IdempotencyConflict):
+        await queue.submit(sample_job(), idempotency_key="k", fingerprint="g")
+    assert (await queue.depth())["queued"] == 0
+    await redis.delete("{q0}:t:" + first.id)
+    assert (await queue.submit(sample_job(), idempotency_key="k", fingerprint="f")).created
 
 
 async def test_idempotency_key_with_another_request_is_a_conflict(queue: JobQueue) -> None:

@@ -63,7 +63,13 @@ async def serve(settings: WorkerSettings) -> int:
     except (ServerUnfit, AuthenticationError) as error:
         print(f"CELADON_REDIS_URL: {error}", file=sys.stderr)
         return REFUSED
-    queue = JobQueue(shards, lease_s=settings.lease_s, retention_s=settings.retention_s)
+    queue = JobQueue(
+        shards,
+        lease_s=settings.lease_s,
+        retention_s=settings.retention_s,
+        checkpoint_s=settings.checkpoint_ttl_s,
+        max_checkpoint_bytes=settings.checkpoint_bytes,
+    )
     doors = Doors(queue, Registry(shards), store, HookQueue(shards))
     card = model.checkpoint.card
     info = WorkerInfo(

@@ -33,6 +33,8 @@ class WorkerSettings(BaseSettings):
     renew_s: float = Field(default=1.0, ge=0.05, le=60, description="how often leases are renewed and cancels are read")
     drain_s: float = Field(default=1.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it hands them on")
     checkpoint_s: float = Field(default=5.0, ge=0.1, le=3600, description="how often images in flight are saved")
+    checkpoint_ttl_s: int = Field(default=3600, ge=60, description="how long a checkpoint waits for whoever goes on with it")
+    checkpoint_bytes: int = Field(default=16_777_216, ge=1024, description="largest checkpoint of a job")
     progress_s: float = Field(default=0.25, ge=0.05, le=10, description="shortest time between two progress events of one job")
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)

@@ -1,7 +1,7 @@
 #!lua
 -- submit <id> <client> <queue> <service_class> <priority> <steps> <size> <deadline_s> <key> <key_ttl_s> <fingerprint>
 --        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <retention_s> <field> <value> ...
---        -> {'created' | 'existing', record} | {'conflict'} | {'limited' | 'unmeetable', seconds}
+--        -> {'created' | 'existing', record} | {'conflict'} | {'gone'} | {'limited' | 'unmeetable', seconds}
 --        | {'full', seconds, 'client' where only its own part is full}
 -- The one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
 local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
@@ -15,6 +15,7 @@ local function known()
     if entry[1] and entry[2] ~= fingerprint then return { 'conflict' } end
     local record = entry[1] and call('HGETALL', job(entry[1])) or {}
     if #record > 0 then return { 'existing', record } end
+    if entry[1] and call('EXISTS', q .. 't:' .. entry[1]) == 1 then return { 'gone' } end -- it is not done a second time
   end
   if call('EXISTS', job(id)) == 1 then return { 'existing', call('HGETALL', job(id)) } end
 end

@@ -176,6 +176,7 @@ GENERATE_HEADERS = {
             errors.BodyTooLarge,
             errors.UnsupportedMediaType,
             errors.KeyReused,
+            errors.JobExpired,
             errors.DeadlineUnmeetable,
             errors.QueueIsFull,
             errors.ClientQueueFull,
