@@ -17,10 +17,10 @@ from jobs.address import parse
 PREFIX = "CELADON_"
 
 # Names that the other processes read. They share one environment, so these are no misspellings.
-OF_WORKERS = frozenset(
-    "MODEL SOLVERS DEVICE DTYPE SLOTS MAX_ROWS ROWS THREADS LEASE_S RENEW_S DRAIN_S CHECKPOINT_S CHECKPOINT_TTL_S CHECKPOINT_BYTES "
-    "PROGRESS_S".split()
-)
+OF_WORKERS = frozenset({
+    "MODEL", "SOLVERS", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "DRAIN_S",
+    "CHECKPOINT_S", "CHECKPOINT_TTL_S", "CHECKPOINT_BYTES", "PROGRESS_S",
+})  # fmt: skip
 OF_COMMANDS = frozenset({"URL", "WORKERS"})
 
 
