@@ -46,7 +46,8 @@ PAIRS = [
 # diffusers floors these timesteps, and a last digit of float32 decides: they are compared as they are.
 FLOORED = [p for p in PAIRS if p[2] == "exponential" and SAMPLERS[p[1]].convention.exponential_time == "floor"]
 # At sigma = 4096 the float32 inside these classes costs up to three digits: they are compared in float64 only.
-LOSSY = [p for p in PAIRS if p[0] == "zero_snr" and p[1] in ("euler", "euler_a", "heun", "dpm2", "dpmpp_sde") and p[2] != "leading"]
+FRAGILE = ("euler", "euler_a", "heun", "dpm2", "dpmpp_sde", "deis", "lms")
+LOSSY = [p for p in PAIRS if p[0] == "zero_snr" and p[1] in FRAGILE and p[2] != "leading"]
 # Heun, DPM2 a and PNDM know no zero terminal SNR; ours have a step of their own there, tested elsewhere.
 ALONE = [p for p in PAIRS if p[0] == "zero_snr" and p[1] in ("heun", "dpm2_a", "pndm")]
 

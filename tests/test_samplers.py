@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from functools import cache
 
@@ -38,35 +37,6 @@ def test_one_step_goes_from_the_highest_level_to_the_end(ladder, sampler):
         assert table.step[-1] == 0 and table.timestep[0] == pytest.approx(999.0, abs=1.0), schedule
 
 
-# --- order of convergence -----------------------------------------------------------------------------------------------
-
-ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpm2": 2, "dpmpp_2m": 2, "unipc": 3}  # UniPC-2 with its corrector: 3
-
-
-def at_last_level(table) -> np.ndarray:
-    """x at the lowest level above zero, the model asked at the levels themselves."""
-    model, levels = Mixture(), dict(zip(range(len(table)), zip(table.alpha, table.sigma, strict=True), strict=True))
-    by_row = dataclasses.replace(table, timestep=np.arange(len(table)))
-    return run_table(by_row, lambda x, row: model.output(x, *levels[row], "epsilon"), noises(SHAPE))[-2]
-
-
-@cache
-def limit() -> np.ndarray:
-    return at_last_level(compile_table(Ladder.from_config(EPSILON), "unipc", "exponential", 2000, {"order": 3}))
-
-
-@pytest.mark.parametrize(("sampler", "options", "order"), [
-    *((sampler, None, order) for sampler, order in ORDERS.items()),
-    *(("unipc", {"order": p, "solver_type": b}, p + 1) for p in (1, 2, 3) for b in ("bh1", "bh2")),
-], ids=str)  # fmt: skip
-def test_deterministic_samplers_have_their_order(sampler, options, order):
-    steps = np.array([40, 80, 160, 320])
-    tables = [compile_table(Ladder.from_config(EPSILON), sampler, "exponential", int(n) + 1, options) for n in steps]
-    errors = [abs(at_last_level(dataclasses.replace(t, init=1.0)) - limit()).max() for t in tables]
-    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope == pytest.approx(order, abs=0.3), slope
-
-
 @pytest.mark.parametrize("schedule", ["trailing", "linspace", "karras", "exponential", "cosine"])
 def test_heun_reaches_the_picture_from_zero_snr(schedule):
     """Plain Heun from sigma = 4096 misses by hundreds at 3 steps."""
@@ -74,23 +44,6 @@ def test_heun_reaches_the_picture_from_zero_snr(schedule):
     exact = run_table(compile_table(ladder, "unipc", "trailing", 200), network, noises(SHAPE))[-1]
     missed = [abs(run_table(compile_table(ladder, "heun", schedule, n), network, noises(SHAPE))[-1] - exact).max() for n in (3, 8, 25)]
     assert missed[0] < 1.0 and missed[1] < 0.8 and missed[2] < 0.2, missed
-
-
-@pytest.mark.parametrize("sampler", ["ddim", *(i for i, s in SAMPLERS.items() if s.stochastic and i not in ("lcm", "tcd"))])
-@pytest.mark.parametrize("ladder", CONFIGS)
-def test_stochastic_samplers_end_with_the_variance_of_a_gaussian(sampler, ladder):
-    """On x0 ~ N(0, s^2) the denoised is linear in x, so that the covariance of the registers can be carried exactly."""
-    target, options = 0.6, {"eta": 1.0} if sampler == "ddim" else None
-    table = compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, "exponential", 600, options)
-    covariance = np.zeros((len(STATE), len(STATE)))
-    covariance[0, 0] = table.init**2
-    for row, (alpha, sigma) in enumerate(zip(table.alpha, table.sigma, strict=True)):
-        update, gain = table.update[row], alpha * target**2 / (alpha**2 * target**2 + sigma**2)
-        carried = update[:, [BASIS.index(name) for name in STATE]]
-        carried[:, 0] += gain * (update[:, BASIS.index("denoised")] + update[:, BASIS.index("denoised_uncond")])
-        fresh = update[:, BASIS.index("noise")]
-        covariance = carried @ covariance @ carried.T + np.outer(fresh, fresh)
-    assert np.sqrt(covariance[0, 0]) == pytest.approx(target, rel=0.02)
 
 
 # --- every combination ---------------------------------------------------------------------------------------------------
