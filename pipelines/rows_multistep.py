@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import exp, expm1, log, sqrt
+from math import exp, expm1, log, prod, sqrt
 
 import numpy as np
 
@@ -160,10 +160,10 @@ def deis(levels: Levels, order: int) -> list[Row]:
 
 
 def _by_parts(nodes: Sequence[float], j: int, at: float) -> float:
-    """exp(-u) times the integral of p(u) exp(u), p being 1 at node j and 0 at the others: p - p' + p''."""
+    """exp(-u) times the integral of p(u) exp(u), p being 1 at node j and 0 at up to two others: p - p' + p''."""
     others = [node for k, node in enumerate(nodes) if k != j]
-    p = np.poly1d(others, r=True) / float(np.prod([nodes[j] - other for other in others]))
-    return float(p(at) - p.deriv()(at) + p.deriv(2)(at))
+    integral = prod(at - other - 1.0 for other in others) + (1.0 if len(others) == 2 else 0.0)
+    return integral / prod(nodes[j] - other for other in others)
 
 
 # --- PNDM -------------------------------------------------------------------------------------------------------------

@@ -196,3 +196,11 @@ SAMPLERS: Mapping[str, Sampler] = {
         "Gradient Estimation CFG++", rows_cfgpp.gradient_estimation_cfgpp, _EULER, ("gradient_estimation_cfg_pp",), _GAMMA, guidance=_CFGPP
     ),
 }
+
+# EDMEulerScheduler is Euler's rule on levels of that space: what an EDM model calls so.
+OF_EDM: Mapping[str, Sampler] = {"edm_euler": Sampler("EDM Euler", rows.euler, _FINITE_EULER, ("EDMEulerScheduler",), _CHURN, churns=True)}
+
+
+def samplers_of(space: str) -> Mapping[str, Sampler]:
+    """All that models of this space can run (Ladder.space)."""
+    return {**SAMPLERS, **OF_EDM} if space == "edm" else SAMPLERS

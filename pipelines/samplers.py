@@ -16,7 +16,7 @@ from pipelines.options import Option, Options, checked_options
 from pipelines.params import kept_steps
 from pipelines.prediction import preconditioning
 from pipelines.rows import Row, Terms
-from pipelines.sampler_list import SAMPLERS
+from pipelines.sampler_list import samplers_of
 from pipelines.schedule_list import SCHEDULES
 from pipelines.schedules import levels
 from pipelines.step_table import BASIS, MEMORIES, STATE, StepTable
@@ -38,7 +38,7 @@ def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
             stochastic=sampler.stochastic,
             guidance=sampler.guidance,
         )
-        for id, sampler in SAMPLERS.items()
+        for id, sampler in samplers_of(ladder.space).items()
     )
 
 
@@ -60,11 +60,12 @@ def compile_table(
     that are left, so history begins anew. A picture x0 enters at x = alpha[0] * x0 + sigma[0] * noise.
     Raises ValueError with one sentence for unknown names and options and for combinations that have no table.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: it is one of {', '.join(SAMPLERS)}")
+    known = samplers_of(ladder.space)
+    if sampler not in known:
+        raise ValueError(f"unknown sampler {sampler!r}: it is one of {', '.join(known)}")
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}: it is one of {', '.join(SCHEDULES)}")
-    of_sampler = checked_options("sampler", sampler, sampler_options or {}, SAMPLERS[sampler].options)
+    of_sampler = checked_options("sampler", sampler, sampler_options or {}, known[sampler].options)
     of_schedule = checked_options("schedule", schedule, schedule_options or {}, SCHEDULES[schedule].options)
     kept = kept_steps(steps, strength=strength, start=start, end=end)
     return _compiled(ladder, sampler, schedule, steps, tuple(of_sampler.items()), tuple(of_schedule.items()), kept)
@@ -77,7 +78,7 @@ Frozen = tuple[tuple[str, Option], ...]
 def _compiled(
     ladder: Ladder, sampler: str, schedule: str, steps: int, of_sampler: Frozen, of_schedule: Frozen, kept: tuple[int, int]
 ) -> StepTable:
-    entry = SAMPLERS[sampler]
+    entry = samplers_of(ladder.space)[sampler]
     chosen = levels(ladder, entry.convention, schedule, steps, dict(of_schedule)).part(*kept)
     own = dict(of_sampler)
     if not entry.churns:

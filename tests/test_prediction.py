@@ -108,6 +108,7 @@ def test_edm_is_diffusers(prediction_type: str) -> None:
     ladder = Ladder.from_config(config)
     for kind, sampler, name in (
         (EDMEulerScheduler, "euler", "euler"),
+        (EDMEulerScheduler, "edm_euler", "edm_euler"),
         (EDMDPMSolverMultistepScheduler, "dpmpp_2m", "dpmpp_2m"),
     ):
         for steps in (2, 7, 20):

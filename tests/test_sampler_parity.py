@@ -128,6 +128,12 @@ def told(value: object) -> str:
     (("epsilon", "tcd", "lcm"), {"gamma": 0.0}, {}, {"eta": 0.0}),
     (("zero_snr", "tcd", "lcm"), {"gamma": 0.8}, {}, {"eta": 0.8}),
     (("epsilon", "tcd", "lcm"), {"gamma": 1.0}, {}, {"eta": 1.0}),
+    *((("epsilon", "deis", "trailing"), {"order": k}, {"solver_order": k}, {}) for k in (1, 3)),
+    (("zero_snr", "deis", "leading"), {"order": 3}, {"solver_order": 3}, {}),
+    (("epsilon", "deis", "karras"), {"order": 3}, {"solver_order": 3}, {}),
+    *((("epsilon", "lms", "trailing"), {"order": k}, {}, {"order": k}) for k in (1, 2, 3)),
+    *(((ladder, "dpmpp_2m", "trailing"), {"solver_type": "heun"}, {"solver_type": "heun"}, {}) for ladder in CONFIGS),
+    *(((ladder, f"dpmpp_{k}s", "karras"), {"solver_type": "heun"}, {"solver_type": "heun"}, {}) for k in (2, 3) for ladder in CONFIGS),
     (("epsilon", "sa_solver", "trailing"), {"predictor_order": 3, "corrector_order": 4}, {"predictor_order": 3, "corrector_order": 4}, {}),
     (("zero_snr", "sa_solver", "leading"), {"predictor_order": 1, "corrector_order": 3}, {"predictor_order": 1, "corrector_order": 3}, {}),
     (("epsilon", "sa_solver", "karras"), {"tau": 0.5, "tau_start": 0.0, "tau_end": 1.0}, {"tau_func": lambda t: 0.5}, {}),
@@ -138,6 +144,27 @@ def test_options_equal_diffusers(pair, options, of_class, of_step, monkeypatch):
     # not 2 steps: there the reference's DDIM at eta = 1 takes the root of -1e-17
     found = differences(pair, (3, 7, 20), mixture(pair[0]), clean=True, options=options, step=of_step, **of_class)
     assert all(d <= 1e-6 for d in found.values()), found
+
+
+@pytest.mark.parametrize("spacing", SPACED)
+@pytest.mark.parametrize("final", [False, True], ids=["ends low", "ends clean"])
+def test_pndm_extrapolates_v_as_diffusers_does(spacing, final):
+    config = EPSILON | {"prediction_type": "v_prediction", "set_alpha_to_one": final}
+    ladder = Ladder.from_config(config)
+    reference, network = scheduler("pndm", config, timestep_spacing=spacing), Mixture().network(ladder)
+    for steps in (2, 3, 7, 20):
+        theirs = drive(reference, network, steps, noises(SHAPE))
+        assert difference(run_table(compile_table(ladder, "pndm", spacing, steps), network, noises(SHAPE)), theirs) <= 1e-6, steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p not in FLOORED + ALONE], ids="-".join)
+def test_table_equals_diffusers_at_every_length(pair):
+    high = starts_high(pair[1], pair[2], Ladder.from_config(CONFIGS[pair[0]]))
+    most = min(60, SAMPLERS[pair[1]].most or 60)
+    found = differences(pair, range(1 if high else 2, most + 1), mixture(pair[0]), clean=True)
+    assert all(d <= 2e-6 for d in found.values()), {n: d for n, d in found.items() if d > 2e-6}
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
