@@ -120,25 +120,26 @@ def _exact() -> tuple[np.ndarray, np.ndarray]:
 def _order(info: SamplerInfo) -> str:
     """Slope of the error at the lowest level against steps of equal size in logSNR; of a stochastic sampler, with its noise off."""
     quiet = {name: 0.0 for name in ("eta", "tau") if name in info.options}
-    tables = [compile_table(LADDER, info.id, "exponential", n + 1, quiet) for n in STEPS if n < info.max_steps]
+    ends_low = info.id == "dpm_fast"  # it stops at the lowest level; the others go on to zero
+    tables = [compile_table(LADDER, info.id, "exponential", n + (not ends_low), quiet) for n in STEPS if n < info.max_steps]
     if len(tables) < len(STEPS) or any(one.noisy.any() for one in tables):
         return "–"
-    slope = -np.polyfit(np.log(STEPS), np.log([_error(one) for one in tables]), 1)[0]
+    slope = -np.polyfit(np.log(STEPS), np.log([_error(one, ends_low) for one in tables]), 1)[0]
     return f"{slope:.1f}{f' ({next(iter(quiet))} 0)' if quiet and info.stochastic else ''}"
 
 
-def _error(one: StepTable) -> float:
-    """At the row that begins the last step, which goes to zero noise and is of first order in every sampler."""
+def _error(one: StepTable, ends_low: bool) -> float:
+    """At the lowest level: the end, or the row that begins the last step, which goes to zero and is of first order in every sampler."""
     start, exact = _exact()
     one = replace(one, init=1.0)
     state = {name: np.zeros_like(start) for name in STATE}
     state["x"] = one.alpha[0] * start
-    for row in range(int(np.flatnonzero(one.step == one.step[-1])[0])):
+    last = len(one) if ends_low else int(np.flatnonzero(one.step == one.step[-1])[0])
+    for row in range(last):
         denoised = _denoised(state["x"] / one.alpha[row], one.sigma[row] / one.alpha[row])
         fresh = {"denoised": denoised, "denoised_uncond": denoised, "noise": np.zeros_like(start)}
         state = one.advance(row, state | fresh)
-    last = int(np.flatnonzero(one.step == one.step[-1])[0])
-    return float(np.abs(state["x"] / one.alpha[last] - exact).max())
+    return float(np.abs(state["x"] / (1.0 if ends_low else one.alpha[last]) - exact).max())
 
 
 if __name__ == "__main__":

@@ -142,6 +142,14 @@ def test_prediction_types_agree(sampler, prediction_type):
     assert (difference(*paths) < 1e-6) != ((sampler, prediction_type) == ("pndm", "v_prediction"))
 
 
+def test_restart_draws_without_its_interval():
+    """Levels that do not reach over sigma = 2 to 0.1 are taken by Heun, every one of them."""
+    ladder, sigmas = Ladder.from_config(EPSILON), [*np.linspace(14.0, 3.0, 25), 0.0]
+    table, heun = (compile_table(ladder, sampler, "custom", 25, {}, {"sigmas": sigmas}) for sampler in ("restart", "heun"))
+    assert not table.noisy.any()
+    np.testing.assert_allclose(table.update[:, :2, :3], heun.update[:, :2, :3], rtol=1e-12)
+
+
 def test_equal_requests_share_one_read_only_table():
     one, two = (compile_table(Ladder.from_config(dict(ZERO_SNR)), "euler_a", "karras", 9, {"eta": 0.5}) for _ in range(2))
     assert one is two
