@@ -50,9 +50,9 @@ def _sa_rows(levels: Levels, orders: tuple[int, int], noise: tuple[float, float,
 
 
 def _tau(levels: Levels, i: int, tau: float, start: float, end: float) -> float:
-    """tau(t): noise only between these shares of the training time, by the level that a step leaves."""
-    total = len(levels.ladder)
-    return tau if start * total <= levels[i].timestep <= end * total else 0.0
+    """tau(t): noise only between these shares of the training time, in either order, by the level that a step leaves."""
+    low, high = sorted((start * len(levels.ladder), end * len(levels.ladder)))
+    return tau if low <= levels[i].timestep <= high else 0.0
 
 
 def _adams(levels: Levels, i: int, nodes: list[float], tau: float, rule: str, outputs: list[str]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """CFG++ forms, arXiv 2406.08070: the guided denoised is the picture, and the noise that is put back is that of the unguided model.
 
 The guidance scale is read as ever, denoised = D_u + s (D_c - D_u), but the direction of the noise is (x - D_u) / sigma
-(algorithm 2), so scales of 0.5 to 2 do what 5 to 12 do without. Where guidance is off (s = 1), D_u = D_c costs one U-Net
-row, and each form is its base.
+(algorithm 2), so that s (1 - sigma' / sigma) does what s does without. Where guidance is off (s = 1), D_u = D_c costs one
+U-Net row, and each form is its base.
 """
 
 from __future__ import annotations

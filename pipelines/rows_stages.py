@@ -57,7 +57,7 @@ def heunpp2(levels: Levels) -> list[Row]:
         for level, share in zip(ahead, shares, strict=True):
             rows.append(Row(i, at, walk, anchor=total))
             total = combine((1.0, {"anchor": 1.0}), (dt * share, slope(level)))
-            at, walk = level, move(level, levels.landing[i + 1])
+            at, walk = level, move(level, levels.landing[i + 1])  # read only if another slope follows
         rows.append(Row(i, at, total))
     return rows
 

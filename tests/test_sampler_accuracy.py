@@ -49,8 +49,13 @@ ORDERS: list[tuple[str, dict[str, Any], float]] = [
     ),
     *((sampler, {"eta": 0.0}, 2.0) for sampler in ("exp_heun_2_x0_sde", "res_multistep_ancestral", "seeds_2")),
     *((sampler, {"eta": 0.0}, 2.0) for sampler in ("dpmpp_2s_a_cfgpp", "res_multistep_ancestral_cfgpp")),
+    ("seeds_2", {"eta": 0.0, "r": 0.3, "solver_type": "phi_2"}, 2.0),
+    ("dpmpp_sde", {"eta": 0.0, "r": 0.3}, 2.0),
+    ("gradient_estimation", {"gamma": 1.5}, 2.0),
     ("seeds_3", {"eta": 0.0}, 3.0),
     ("sa_solver", {"tau": 0.0}, 2.1),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 1, "corrector_order": 1}, 1.0),
+    ("sa_solver", {"tau": 0.0, "predictor_order": 1, "second_order": "exact"}, 2.0),
     ("sa_solver_pece", {"tau": 0.0}, 2.5),
 ]
 NO_PATH = {"ddpm", "lcm", "tcd", "er_sde", "restart"}  # these always draw; their mean and variance are tested below

@@ -129,10 +129,12 @@ def test_table_equals_its_reference_on_a_unet(sampler, schedule):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("ladder", "sampler", "options"), COMPARED)
 def test_table_equals_its_reference_for_every_number_of_steps(ladder, sampler, options):
     models = mixture(ladder), other_mixture(ladder)
-    wanted = [(s, n) for s in schedules_for(sampler) for n in counts_for(s, range(1, 61))]
+    some = {"trailing", "karras", "exponential", "cosine", "kl_optimal_open"} & set(schedules_for(sampler))
+    wanted = [(s, n) for s in sorted(some) for n in counts_for(s, range(1, 61))]
     found = {(s, n): gap(ladder, sampler, s, n, options, *models) for s, n in wanted}
     assert max(found.values()) <= 1e-6, {k: v for k, v in found.items() if v > 1e-6}
 
