@@ -149,6 +149,8 @@ def drive(
         if hasattr(reference, "set_begin_index"):
             reference.set_begin_index(first)  # else equal timesteps make it skip a level
         timesteps, noise = reference.timesteps[first:], torch.tensor(next(noises))
+        if first and isinstance(reference, diffusers.PNDMScheduler):  # its first step asks twice at the second level, also of a part
+            timesteps = torch.cat([timesteps[1:3], timesteps[2:]])
         x = noise * reference.init_noise_sigma
         if picture is not None:
             x = reference.add_noise(torch.tensor(picture), noise, timesteps[:1])

@@ -53,8 +53,8 @@ def of_k_diffusion(name: str, *, tree: bool = False) -> Loop:
     return loop
 
 
-def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float]) -> Float:
-    """What the model saw and the end, as `run_table` gives them for the table on the same levels."""
+def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float], picture: Float | None = None) -> Float:
+    """What the model saw and the end, as `run_table` gives them for the table on the same levels; it may begin on a picture."""
     path: list[Float] = []
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -70,7 +70,7 @@ def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float]
         return torch.from_numpy(next(noises))
 
     sigmas = torch.tensor([levels[i].ratio for i in range(len(levels) + 1)], dtype=torch.float64)
-    x = noise() * (levels.init / levels.alpha[0])
+    x = noise() * (levels.init / levels.alpha[0]) if picture is None else torch.from_numpy(picture) + sigmas[0] * noise()
     with in_float64():
         end = case.loop(denoise, x, sigmas, noise, **case.of_loop)
     return np.stack([*path, end.numpy() * float(levels.alpha[-1])])

@@ -119,10 +119,18 @@ def churning(name):
 
 
 SCALED = [s for s in SCHEDULES if s != "leading"]  # these start at sigma * noise
+UNSPACED = [s for s in SCHEDULES if s not in ("auto", "leading", "trailing", "linspace")]  # DDIM's own land beside their levels
 CHURNS = [{"s_churn": 15.0}, {"s_churn": 1000.0, "s_noise": 1.1}, {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 0.8}]
 EVERY_ORDER = [{"order": k} for k in (1, 2, 3, 4)]
 
+NOISES = [{}, {"eta": 0.4, "s_noise": 0.9}, {"eta": 0.0}]
+
 CASES = [
+    *(Case(id, of_k_diffusion(f"sample_{name}"), {}, {}, SCALED) for id, name in (("euler", "euler"), ("heun", "heun"), ("dpm2", "dpm_2"))),
+    *(Case("euler_a", of_k_diffusion("sample_euler_ancestral"), o, o) for o in NOISES),
+    Case("ddim", of_k_diffusion("sample_euler"), {}, {}, UNSPACED),
+    *(Case("ddim", of_k_diffusion("sample_euler_ancestral"), o, o, UNSPACED) for o in ({"eta": 0.4}, {"eta": 1.0})),
+    Case("ddpm", of_k_diffusion("sample_euler_ancestral"), {}, {}, UNSPACED),
     *(Case("lms", of_k_diffusion("sample_lms"), o, o) for o in EVERY_ORDER),
     *(Case("ipndm", ipndm, o, {"max_order": o["order"]}) for o in EVERY_ORDER),
     *(Case("ipndm_v", ipndm_v, o | {"weights": "published"}, {"max_order": o["order"]}) for o in EVERY_ORDER),

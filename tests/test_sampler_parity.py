@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
+import torch
 
 from oracles import CONFIGS, EPSILON, REFERENCES, Mixture, accepts, difference, drive, noises, run_table, scheduler, tiny_unet
+from oracles_sigma import chosen
 from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
+from pipelines.schedule_list import SCHEDULES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # the reference, on numpy 2
 
@@ -89,9 +93,9 @@ def test_table_equals_diffusers_in_float64(pair):
     assert all(d <= tolerance for d in found.values()), found
 
 
-# The reference's LCM and TCD ask about strength in their own way; its PNDM asks at one level and goes on from another, its LMS takes
-# weights for a history that it has not; its SA-Solver noises a picture to the rounded karras timestep.
-ELSEWHERE = [p for p in PAIRS if p[1] in ("lcm", "tcd", "pndm", "lms") or p[1:] == ("sa_solver", "karras")]
+# The reference's LMS takes weights for a history that it has not, which k-diffusion's does not (`test_sampler_loops`); its SA-Solver
+# noises a picture to the rounded karras timestep.
+ELSEWHERE = [p for p in PAIRS if p[1] == "lms" or p[1:] == ("sa_solver", "karras")]
 
 
 @pytest.mark.parametrize("pair", [p for p in PAIRS if p not in FLOORED + ALONE + ELSEWHERE], ids="-".join)
@@ -99,6 +103,33 @@ def test_table_equals_diffusers_on_a_picture(pair):
     tolerance = 2e-6 if pair[1] == "dpm2" else 1e-6
     found = differences(pair, (2, 3, 7, 20), mixture(pair[0]), clean=True, strength=0.6)
     assert all(d <= tolerance for d in found.values()), found
+
+
+# Those that only diffusers has. Its SA-Solver and DEIS cannot end clean, as ours do where a schedule goes down to the lowest level.
+# Schedules that end above zero are left out: its orders fall there all the same.
+ITS_OWN = ("unipc", "dpmpp_1s", "dpmpp_2s", "dpmpp_3s", "dpmpp_3m", "deis", "sa_solver")
+OF_OTHERS = [s for s, one in SCHEDULES.items() if s not in ("auto", *SPACED, "lcm", "custom") and not one.for_flow]
+
+
+@pytest.mark.parametrize("sampler", ITS_OWN)
+@pytest.mark.parametrize("ladder", CONFIGS)
+def test_table_equals_diffusers_on_levels_that_it_is_given(sampler, ladder, monkeypatch):
+    """Schedules that diffusers does not have, put into its class: its rule on our levels."""
+    model, network, found = Ladder.from_config(CONFIGS[ladder]), mixture(ladder), {}
+    for schedule, steps in itertools.product(OF_OTHERS, (2, 3, 7, 20)):
+        path = chosen(model, sampler, schedule, steps)
+        if SCHEDULES[schedule].ends_open or (path.sigma[-1] == 0.0) == SAMPLERS[sampler].convention.ends_low:
+            continue
+        reference = scheduler(sampler, CONFIGS[ladder])
+        monkeypatch.setattr(reference, "set_timesteps", partial(give, reference, path, reference.set_timesteps))
+        theirs = drive(reference, network, steps, noises(SHAPE))
+        found[schedule, steps] = difference(run_table(compile_table(model, sampler, schedule, steps), network, noises(SHAPE)), theirs)
+    assert len(found) >= 4 * 12 and all(d <= 1e-6 for d in found.values()), found
+
+
+def give(reference, path, set_timesteps, steps) -> None:
+    set_timesteps(steps)
+    reference.sigmas, reference.timesteps = torch.tensor(path.sigma / path.alpha), torch.tensor(path.timestep[:-1])
 
 
 @pytest.mark.parametrize("pair", [p for p in PAIRS if p not in LOSSY + ALONE], ids="-".join)
