@@ -29,6 +29,7 @@ _PENULTIMATE = "there, the next-to-last level of the schedule is left out"
 _BROWNIAN = "there, noise comes from a Brownian tree over sigma; here each picture draws from its own generator, in order"
 _OWN_STEPS = "there, every (T/n)-th timestep from 1 is taken whatever the schedule; here the schedule is heeded"
 _OWN_LEVELS = "there, its levels are equal in logSNR whatever the schedule, as with exponential; here the schedule is heeded"
+_ALWAYS_KARRAS = "there, from 20 steps on levels are karras whatever the schedule; here the schedule is heeded"
 _ADAPTIVE = "it chooses its steps while it runs, and a table of rows has a fixed number of them; dpmpp_2m is the nearest"
 _FLOW = "it is made for rectified-flow models"
 _OTHER = "its formula is none of ours"
@@ -56,7 +57,7 @@ A1111_SAMPLERS = (
     Name("DPM2 a", "dpm2_a", also=("k_dpm_2_a", "k_dpm_2_ancestral"), auto="karras", differs=_PENULTIMATE),
     Name("DPM fast", "dpm_fast", also=("k_dpm_fast",), auto="exponential", differs=_OWN_LEVELS),
     Name("DPM adaptive", also=("k_dpm_ad", "k_dpm_adaptive"), refused=_ADAPTIVE),
-    Name("Restart", "restart", also=("k_restart",), auto="karras"),
+    Name("Restart", "restart", also=("k_restart",), auto="karras", differs=_ALWAYS_KARRAS),
     Name("HeunPP2", "heunpp2", also=("k_heunpp2",)),
     Name("IPNDM", "ipndm", also=("k_ipndm",)),
     Name("IPNDM_V", "ipndm_v", _SLIPS, also=("k_ipndm_v",)),

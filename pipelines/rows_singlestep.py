@@ -26,7 +26,9 @@ def dpm_fast(levels: Levels, eta: float, s_noise: float) -> list[Row]:
     nodes = _thinned(_noisy_ratios(levels), len(orders) + 1)
     rows: list[Row] = []
     for order, high, low in zip(orders, nodes[:-1], nodes[1:], strict=True):
-        now, to = levels.at(high) if rows else levels[0], levels.at(low) if low > nodes[-1] else Level(float(levels.alpha[-1]), 0.0, 0.0)
+        now, to = levels.at(high) if rows else levels[0], levels.at(low)
+        if low == nodes[-1]:  # what is left of the noise stays in the picture: x is then at the alpha of the schedule's end
+            to = to._replace(alpha=float(levels.alpha[-1]))
         up = min(low, eta * low * sqrt(1.0 - (low / high) ** 2))
         down = max(sqrt(low * low - up * up), nodes[-1]) if up > 0.0 else low
         noise = to.alpha * sqrt(low * low - down * down) * s_noise
@@ -66,8 +68,10 @@ def _dpm_solver(levels: Levels, step: int, now: Level, to: Level, down: float, o
     rows = [Row(step, now, x, anchor={"x": 1.0}, push=first)]
     for k, at in enumerate(stages, 1):
         alpha, ratio = ends[k]
-        part = h * (k + 1) / order
-        bend = (expm1(part) / part - 1.0) * (k + 1 if k < order - 1 else order / (order - 1)) if order == 3 else expm1(h)
+        part = h * (k + 1) / order  # how far from the anchor this row goes
+        bend = expm1(h)
+        if order == 3:  # by r2 / r1 = 2 to the second stage, by 1 / r2 = 3 / 2 to the end
+            bend = (expm1(part) / part - 1.0) * (2.0 if k == 1 else 1.5)
         change = combine((1.0, slope(at)), (-1.0, kept))
         x = combine((alpha, start), (-alpha * ratio * expm1(part), kept), (-alpha * ratio * bend, change))
         rows.append(Row(step + k, at, x))
