@@ -18,6 +18,7 @@ STATE = ("x", "anchor", *(f"m{i}" for i in range(1, MEMORIES + 1)))  # what an i
 BASIS = ("x", "anchor", "denoised", "denoised_uncond", *(f"m{i}" for i in range(1, MEMORIES + 1)), "noise")
 
 Array = Any
+Move = tuple[tuple[int, tuple[int, ...]], ...]  # registers that change (STATE), and what of BASIS each is made from
 Float = NDArray[np.float64]
 
 
@@ -60,3 +61,15 @@ class StepTable:
             name: sum((c * basis[b] for c, b in zip(self.update[row, i].tolist(), BASIS, strict=True) if c), 0 * basis["x"])
             for i, name in enumerate(STATE)
         }
+
+    def moves(self) -> tuple[Move, ...]:
+        """For each row x and the registers that it changes and a later row reads, with the places of their coefficients."""
+        sources = [BASIS.index(name) for name in STATE]
+        found: list[Move] = []
+        wanted = {0}  # after the last row only x
+        for update in reversed(self.update.tolist()):
+            terms = {i: tuple(b for b, value in enumerate(update[i]) if value) for i in sorted(wanted)}
+            kept = {i for i in wanted if i and terms[i] == (sources[i],) and update[i][sources[i]] == 1.0}
+            found.append(tuple((i, terms[i]) for i in terms if i not in kept))
+            wanted = {0} | {j for j, source in enumerate(sources) if any(source in terms[i] for i in wanted)}  # the model reads x
+        return tuple(reversed(found))

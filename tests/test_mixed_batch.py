@@ -18,7 +18,7 @@ from tests.fakes import RowwiseDenoiser, schedule_options, sd_ladder_config
 
 LADDER = Ladder.from_config(sd_ladder_config())
 SHAPE = (2, 4, 4)
-STEPS = 5
+STEPS = 3
 PAIRS = [(sampler.id, schedule.id) for sampler in samplers.catalog(LADDER) for schedule in schedules.catalog(LADDER)]
 
 
@@ -61,11 +61,11 @@ def test_every_pair_in_one_batch_equals_its_solo_run() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_update_reads_and_writes_what_the_table_needs_and_no_more(sampler: str) -> None:
-    """`moves` against the meaning of a table: run it with every entry, and with those of `moves` alone."""
+    """`moves` of a table against the meaning of a table: run it with every entry, and with those of `moves` alone."""
     table = compile_table(LADDER, sampler, "karras", 6)
     rng = np.random.default_rng(5)
     whole = partial = np.vstack([rng.standard_normal((1, 8)), np.zeros((len(STATE) - 1, 8))])  # as a slot starts
-    for row, move in enumerate(update.moves(table)):
+    for row, move in enumerate(table.moves()):
         fresh = {"denoised": rng.standard_normal(8), "denoised_uncond": rng.standard_normal(8), "noise": rng.standard_normal(8)}
         whole = table.update[row] @ np.stack([fresh[b] if b in fresh else whole[STATE.index(b)] for b in BASIS])
         basis = {i: (fresh[b] if b in fresh else partial[STATE.index(b)])[None] for i, b in enumerate(BASIS)}

@@ -51,7 +51,8 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
     page.write_text(f"before\n<!-- made by `{study_report.COMMAND}` -->\n<!-- end of `{study_report.COMMAND}` -->\nafter\n")
-    records = [{"panel": c.panel, "label": c.label, "budget": c.budget, "sampler": c.sampler, **found(c)} for c in cells()]
+    some = [c for c in cells() if c.label in ("euler", "euler_a", "auto", "cosine (start 0.2)")]
+    records = [{"panel": c.panel, "label": c.label, "budget": c.budget, "sampler": c.sampler, **found(c)} for c in some]
     study_report.write(records, 2, "model", page, plot)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")

@@ -73,7 +73,7 @@ class Engine:
         slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
         cast = sample.table.update.astype(np.float32)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, cast, row=row, served=self._tick)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, cast, sample.table.moves(), row=row, served=self._tick)
 
     def export(self, sample_id: str) -> Saved | None:
         """A checkpoint of a sample, which goes on; None if it is not here."""

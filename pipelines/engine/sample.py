@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.guidance_plan import Plan, plan
 from pipelines.noise import NormalStream
-from pipelines.step_table import STATE, StepTable
+from pipelines.step_table import STATE, Move, StepTable
 
 Array = Any
 
@@ -85,6 +85,7 @@ class InFlight:
     arrived: int  # number of arrival: age, whatever the clock does
     noise: NormalStream
     update: NDArray[np.float32]  # [R, 8, 11], the table cast once
+    moves: tuple[Move, ...]  # what each row of it touches
     row: int = 0
     served: int = 0  # tick of the last row
     previewed: float = float("-inf")  # seconds, the caller's clock

@@ -9,31 +9,14 @@ order of BASIS, element by element: a picture's bits do not depend on who moves 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
 from pipelines.engine.sample import InFlight
-from pipelines.step_table import BASIS, STATE, StepTable
+from pipelines.step_table import Move
 
 Array = Any
-Move = tuple[tuple[int, tuple[int, ...]], ...]  # a register that changes, and what of the basis it is made from
-
 CACHED = 1 << 15  # numbers of a register that a CPU moves at once: its caches hold the whole row then
-
-
-@lru_cache(maxsize=512)  # as many as there are tables in `samplers`
-def moves(table: StepTable) -> tuple[Move, ...]:
-    """For each row x and the registers that it changes and a later row reads, with the places of their coefficients."""
-    sources = [BASIS.index(name) for name in STATE]
-    found: list[Move] = []
-    wanted = {0}  # after the last row only x
-    for update in table.update[::-1]:
-        terms = {i: tuple(update[i].nonzero()[0].tolist()) for i in sorted(wanted)}
-        kept = {i for i in wanted if i and terms[i] == (sources[i],) and update[i, sources[i]] == 1.0}
-        found.append(tuple((i, terms[i]) for i in terms if i not in kept))
-        wanted = {0} | {j for j, source in enumerate(sources) if any(source in terms[i] for i in wanted)}  # the model reads x
-    return tuple(reversed(found))
 
 
 def parts(batch: list[InFlight], device: Any) -> Iterator[tuple[slice, Move]]:
@@ -49,7 +32,7 @@ def parts(batch: list[InFlight], device: Any) -> Iterator[tuple[slice, Move]]:
 
 def kind(flight: InFlight) -> Move:
     """Equal for samples whose next rows have the same entries."""
-    return moves(flight.sample.table)[flight.row]
+    return flight.moves[flight.row]
 
 
 def reads(move: Move) -> set[int]:
