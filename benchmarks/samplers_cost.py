@@ -61,7 +61,7 @@ class Answer:
 
 
 def engine_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, int], steps: int) -> float:
-    """Seconds of one evaluation of one job in the engine."""
+    """CPU seconds of one evaluation of one job in the engine."""
     engine = Engine(Answer(2 * jobs, shape), slots=jobs, max_rows=2 * jobs, preview_interval_s=float("inf"))
     ladder, nothing = Ladder.from_config(CONFIG), np.zeros((1, 1), np.float32)
     evaluations = 0
@@ -69,14 +69,14 @@ def engine_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, int
         table = compile_table(ladder, names[i % len(names)], "auto", steps)
         evaluations += len(table)
         engine.add(Sample(id=str(i), table=table, shape=shape, seed=i, cond=nothing, uncond=nothing, guidance=GUIDANCE))
-    start = time.perf_counter()
+    start = time.process_time()
     while engine.busy:
         engine.step(0.0)
-    return (time.perf_counter() - start) / evaluations
+    return (time.process_time() - start) / evaluations
 
 
 def objects_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, int], steps: int) -> float:
-    """Seconds of one evaluation of one job with a scheduler object of its own."""
+    """CPU seconds of one evaluation of one job with a scheduler object of its own."""
     out = torch.from_numpy(Answer(2, shape).out)
     flying = []
     for i in range(jobs):
@@ -85,7 +85,7 @@ def objects_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, in
         x = torch.randn((1, *shape), generator=torch.Generator().manual_seed(i)) * scheduler.init_noise_sigma
         flying.append((scheduler, [x]))
     evaluations = sum(len(scheduler.timesteps) for scheduler, _ in flying)
-    start = time.perf_counter()
+    start = time.process_time()
     for k in range(max(len(scheduler.timesteps) for scheduler, _ in flying)):
         for scheduler, held in flying:
             if k < len(scheduler.timesteps):
@@ -93,7 +93,7 @@ def objects_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, in
                 scheduler.scale_model_input(torch.cat([held[0]] * 2), t)
                 uncond, cond = out[0:1], out[1:2]
                 held[0] = scheduler.step(uncond + GUIDANCE * (cond - uncond), t, held[0]).prev_sample
-    return (time.perf_counter() - start) / evaluations
+    return (time.process_time() - start) / evaluations
 
 
 def measure(jobs: int, shape: tuple[int, int, int], steps: int, repeats: int) -> dict[str, float]:
@@ -118,7 +118,8 @@ def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, rep
         "# What samplers cost",
         "",
         f"Made by `python -m benchmarks.samplers_cost` on {datetime.date.today().isoformat()}, commit {commit()}, {machine()}, one thread, "
-        f"{steps} steps, guided, best of {repeats}. Microseconds of one evaluation of one job without the model: guidance, update, books. "
+        f"{steps} steps, guided, best of {repeats}. CPU microseconds of one evaluation of one job without the model: guidance, update, "
+        "books. "
         f"Mixed is {', '.join(MIXED)} by turns; *expected* is the mean of what each of them costs in a batch of its own, so "
         "mixed / expected near 1 says that different samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job.",
         "",

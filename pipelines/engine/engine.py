@@ -174,21 +174,23 @@ class Engine:
         """
         xp, device, pool = self._xp, self._denoiser.device, self._pools[batch[0].sample.shape]
         coefficients = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=device)  # [S, 8, 11]
-        for part, move in update.parts(batch, device):
-            some, c_skip, c_out = batch[part], scalars[part, 2:3], scalars[part, 3:4]  # [s, 1]
-            average = pool.read(AVERAGE, [f.slot for f in some]) if any(f.remembers for f in some) else None  # [s, D]
-            perturbed = None if disturbed is None else disturbed[part]
-            rows = guidance.Rows(cond[part], uncond[part], perturbed, x[part], c_skip, c_out, scalars[part, 4:], average)
-            raw, average = guidance.combine(xp, rows, [f.variant for f in some])  # [s, D]
-            denoised = c_skip * x[part] + c_out * raw  # [s, D]
-            basis = {X: x[part], DENOISED: denoised}
-            for b in update.reads(move) - basis.keys():
-                if b == UNCONDITIONAL:
-                    basis[b] = xp.where(rows.column("scale") == 1, denoised, c_skip * x[part] + c_out * uncond[part])
-                else:
-                    basis[b] = self._noise(some) if b == NOISE else pool.read(STATE.index(BASIS[b]), [f.slot for f in some])
-            registers = update.combine(move, coefficients[part], basis)
-            yield some, registers if average is None else registers | {AVERAGE: average}, denoised
+        for cut in update.cuts(batch, device):
+            some, c_skip, c_out = batch[cut], scalars[cut, 2:3], scalars[cut, 3:4]  # [c, 1]
+            average = pool.read(AVERAGE, [f.slot for f in some]) if any(f.remembers for f in some) else None  # [c, D]
+            perturbed = None if disturbed is None else disturbed[cut]
+            rows = guidance.Rows(cond[cut], uncond[cut], perturbed, x[cut], c_skip, c_out, scalars[cut, 4:], average)
+            raw, average = guidance.combine(xp, rows, [f.variant for f in some])  # [c, D]
+            denoised = c_skip * x[cut] + c_out * raw  # [c, D]
+            for part, move in update.alike(some):
+                alike, basis = some[part], {X: x[cut][part], DENOISED: denoised[part]}
+                for b in update.reads(move) - basis.keys():
+                    if b == UNCONDITIONAL:
+                        plain = c_skip * x[cut] + c_out * uncond[cut]  # [c, D]
+                        basis[b] = xp.where(rows.column("scale") == 1, denoised, plain)[part]
+                    else:
+                        basis[b] = self._noise(alike) if b == NOISE else pool.read(STATE.index(BASIS[b]), [f.slot for f in alike])
+                registers = update.combine(move, coefficients[cut][part], basis)
+                yield alike, registers if average is None else registers | {AVERAGE: average[part]}, denoised[part]
 
     def _noise(self, batch: list[InFlight]) -> Array:
         """This row's normals of samples whose rows are noisy: [s, D]."""

@@ -19,15 +19,19 @@ Array = Any
 CACHED = 1 << 15  # numbers of a register that a CPU moves at once: its caches hold the whole row then
 
 
-def parts(batch: list[InFlight], device: Any) -> Iterator[tuple[slice, Move]]:
-    """Runs of the batch that move alike, cut to what the device takes at once; the batch is ordered by `kind`."""
+def cuts(batch: list[InFlight], device: Any) -> Iterator[slice]:
+    """The batch in pieces of what the device takes at once."""
     size = max(1, CACHED // _numbers(batch[0])) if str(device).startswith("cpu") else len(batch)
+    return (slice(first, min(first + size, len(batch))) for first in range(0, len(batch), size))
+
+
+def alike(batch: list[InFlight]) -> Iterator[tuple[slice, Move]]:
+    """Runs of a batch that is ordered by `kind` which move alike."""
     start = 0
     for move, group in groupby(batch, key=kind):
-        count = len(list(group))
-        for first in range(start, start + count, size):
-            yield slice(first, min(first + size, start + count)), move
-        start += count
+        end = start + len(list(group))
+        yield slice(start, end), move
+        start = end
 
 
 def kind(flight: InFlight) -> Move:
