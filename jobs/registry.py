@@ -38,7 +38,7 @@ class Registry:
 
     async def announce(self, card: ModelCard) -> None:
         """Makes a model known for good: jobs for it are accepted also while no worker is up."""
-        await self._redis.hset(self._scripts.key("cards"), card.id, json.dumps(card.to_dict()))
+        await self._scripts.run("announce", card.id, json.dumps(card.to_dict()))
 
     async def cards(self) -> dict[str, ModelCard]:
         """Every model ever announced, by id."""
@@ -68,6 +68,9 @@ class Registry:
         return await self._secret("hooksecret")
 
     async def _secret(self, name: str) -> bytes:
+        """Asked for before it is made: a server that is full or read-only tells it, but refuses even a SET that changes nothing."""
         key = self._scripts.key(name)
-        await self._redis.set(key, secrets.token_hex(32), nx=True)
-        return bytes.fromhex(cast(str, await self._redis.get(key)))
+        if not (kept := await self._redis.get(key)):
+            await self._redis.set(key, secrets.token_hex(32), nx=True)
+            kept = await self._redis.get(key)
+        return bytes.fromhex(cast(str, kept))

@@ -120,7 +120,9 @@ class Shards:
         """All processes must mean the same by a shard, so the first one keeps the number. Raises ServerUnfit, RedisError."""
         if self._agreed:
             return
-        await self.first.redis.set(self.first.key("shards"), await self.laid_out() or len(self.all), nx=True)
+        key = self.first.key("shards")
+        if not await self.first.redis.exists(key):  # a server that is full or read-only refuses even a SET that changes nothing
+            await self.first.redis.set(key, await self.laid_out() or len(self.all), nx=True)
         if (kept := await self.laid_out()) != len(self.all):
             raise ServerUnfit(f"The queue was laid out in {kept} shards, and here are {len(self.all)}: set CELADON_SHARDS={kept}.")
         self._agreed = True

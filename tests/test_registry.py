@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
 
 from jobs.registry import Registry, WorkerInfo
+from jobs.shards import Shards
 from pipelines.card import Defaults, GuidanceInfo, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
 from tests.job_samples import Clock
 
@@ -94,3 +97,17 @@ async def test_all_gateways_share_one_secret(redis: Redis) -> None:
     secrets = await asyncio.gather(*(Registry(redis).image_secret() for _ in range(10)))
     assert len(set(secrets)) == 1
     assert len(secrets[0]) == 32
+
+
+async def test_what_is_known_is_told_by_a_server_that_takes_no_writes(redis: Redis) -> None:
+    """A gateway that starts then must open pictures."""
+    secret = await Registry(redis).image_secret()
+    await Shards.of(redis).agree()
+    await redis.replicaof("127.0.0.1", "9")
+    try:
+        assert await Registry(redis).image_secret() == secret
+        await Shards.of(redis).agree()
+        with pytest.raises(ReadOnlyError):
+            await Registry(redis).webhook_secret()  # nobody had asked for that one
+    finally:
+        await redis.replicaof("NO", "ONE")

@@ -6,96 +6,29 @@ import asyncio
 import io
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Unreachable
 
 import jobs.valkey
-from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
-from jobs.job import Job, JobStatus
+from jobs.job import JobStatus
 from jobs.job_queue import JobQueue, Renewal, connect
-from jobs.registry import Registry, WorkerInfo
+from jobs.registry import Registry
+from jobs.shards import Shards
 from pipelines.engine import checkpoint
-from tests.cards import card
 from tests.job_samples import sample_image, sample_job
+from tests.worker_bench import CARD, PIXELS, TIMEOUT_S, Bench, draw_at_once, job
 from workers import encode
 from workers.insist import insist, unless
 from workers.log import configure
-from workers.messages import Broken, Command, Draw, Drawn, Drop, Exported, Report, Save
-from workers.settings import WorkerSettings
-from workers.worker import Doors, Worker
-
-CARD = card()
-PIXELS = np.zeros((8, 8, 3), np.uint8)
-TIMEOUT_S = 20
-
-
-class Puppet:
-    """Takes commands as the drawing thread does; `react` answers them."""
-
-    def __init__(self, react: Callable[[Command], list[Report]]) -> None:
-        self._react, self.commands = react, list[Command]()
-        self.report: Callable[[Report], None] = lambda report: None
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def put(self, command: Command) -> None:
-        self.commands.append(command)
-        if isinstance(command, Save):
-            self.report(Exported(command.job, {}))
-        for report in self._react(command):
-            self.report(report)
-
-
-def draw_at_once(command: Command) -> list[Report]:
-    return [Drawn(command.job, 0, PIXELS, 0.1)] if isinstance(command, Draw) else []
-
-
-def job(name: str, **fields: Any) -> Job:
-    return sample_job(id=name, model=CARD.id, size=8, **fields)
-
-
-class Bench:
-    """One worker on real Valkey, running in this test's event loop."""
-
-    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]]) -> None:
-        info = WorkerInfo(
-            id="w", models=(CARD.id,), device="cpu", backend="none", slots=4, busy=0, version="1", started_at=0.0, ready=False
-        )
-        settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, renew_s=0.05, progress_s=0.05, drain_s=0)
-        self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
-        worker = Worker(info, CARD, settings, Doors(queue, Registry(redis), LocalImageStore(folder), HookQueue(redis)))
-        self.puppet.report = worker.report
-        self._running = asyncio.create_task(worker.run(self.puppet, self._stop))  # type: ignore[arg-type]
-
-    async def ended(self, job_id: str) -> Job:
-        async def poll() -> Job:
-            while True:
-                if self._running.done():
-                    self._running.result()
-                found = await self.queue.get(job_id)
-                if found and found.done:
-                    return found
-                await asyncio.sleep(0.01)
-
-        return await asyncio.wait_for(poll(), TIMEOUT_S)
-
-    async def stop(self) -> None:
-        self._stop.set()
-        await asyncio.wait_for(self._running, TIMEOUT_S)
-
-    def files(self) -> set[str]:
-        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.png")}
+from workers.messages import Broken, Command, Draw, Drawn, Drop, Report
 
 
 class LosesAnswers(JobQueue):
@@ -360,6 +293,25 @@ async def test_a_silent_redis_does_not_keep_a_worker_that_is_told_to_go(tmp_path
         await redis.aclose()
         server.kill()
         server.wait()
+
+
+async def test_a_worker_that_comes_when_the_server_is_full_draws_what_is_inside(redis: Redis, tmp_path: Path) -> None:
+    """Else nobody would ever make room: also the scripts are gone, and the model is a new one."""
+    queue, registry = JobQueue(redis), Registry(redis)
+    await queue.submit(job("a"))
+    await redis.script_flush()
+    await redis.config_set("maxmemory", 1)
+    try:
+        await Shards.of(redis).check()  # as a worker does before it begins
+        bench = Bench(JobQueue(redis), redis, tmp_path, draw_at_once)
+        assert (await bench.ended("a")).status is JobStatus.SUCCEEDED
+        async with asyncio.timeout(TIMEOUT_S):
+            while not await registry.workers():
+                await asyncio.sleep(0.01)
+        assert set(await registry.cards()) == {CARD.id}
+        await bench.stop()
+    finally:
+        await redis.config_set("maxmemory", 0)
 
 
 async def test_waiting_for_redis_ends_when_the_worker_is_told_to_stop() -> None:

@@ -1,0 +1,86 @@
+"""One worker on real Valkey and storage, with a drawing thread that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from redis.asyncio import Redis
+
+from jobs.hooks import HookQueue
+from jobs.image_store import LocalImageStore
+from jobs.job import Job
+from jobs.job_queue import JobQueue
+from jobs.registry import Registry, WorkerInfo
+from tests.cards import card
+from tests.job_samples import sample_job
+from workers.messages import Command, Draw, Drawn, Exported, Report, Save
+from workers.settings import WorkerSettings
+from workers.worker import Doors, Worker
+
+CARD = card()
+PIXELS = np.zeros((8, 8, 3), np.uint8)
+TIMEOUT_S = 20
+
+
+class Puppet:
+    """Takes commands as the drawing thread does; `react` answers them."""
+
+    def __init__(self, react: Callable[[Command], list[Report]]) -> None:
+        self._react, self.commands = react, list[Command]()
+        self.report: Callable[[Report], None] = lambda report: None
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def put(self, command: Command) -> None:
+        self.commands.append(command)
+        if isinstance(command, Save):
+            self.report(Exported(command.job, {}))
+        for report in self._react(command):
+            self.report(report)
+
+
+def draw_at_once(command: Command) -> list[Report]:
+    return [Drawn(command.job, 0, PIXELS, 0.1)] if isinstance(command, Draw) else []
+
+
+def job(name: str, **fields: Any) -> Job:
+    return sample_job(id=name, model=CARD.id, size=8, **fields)
+
+
+class Bench:
+    """One worker on real Valkey, running in this test's event loop."""
+
+    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]]) -> None:
+        info = WorkerInfo(
+            id="w", models=(CARD.id,), device="cpu", backend="none", slots=4, busy=0, version="1", started_at=0.0, ready=False
+        )
+        settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, renew_s=0.05, progress_s=0.05, drain_s=0)
+        self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
+        worker = Worker(info, CARD, settings, Doors(queue, Registry(redis), LocalImageStore(folder), HookQueue(redis)))
+        self.puppet.report = worker.report
+        self._running = asyncio.create_task(worker.run(self.puppet, self._stop))  # type: ignore[arg-type]
+
+    async def ended(self, job_id: str) -> Job:
+        async def poll() -> Job:
+            while True:
+                if self._running.done():
+                    self._running.result()
+                found = await self.queue.get(job_id)
+                if found and found.done:
+                    return found
+                await asyncio.sleep(0.01)
+
+        return await asyncio.wait_for(poll(), TIMEOUT_S)
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await asyncio.wait_for(self._running, TIMEOUT_S)
+
+    def files(self) -> set[str]:
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.png")}
