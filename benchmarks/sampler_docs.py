@@ -72,11 +72,13 @@ def _evaluations(info: SamplerInfo) -> str:
 
 
 def _noise(info: SamplerInfo, one: StepTable, steps: int) -> str:
-    """Draws of a step in the middle, with the defaults."""
+    """Draws of a step in the middle, with the defaults; or when there are some."""
     per_step = int(one.noisy[one.step == steps // 2].sum())
     if per_step:
         return f"{per_step} a step"
-    return "eta > 0" if "eta" in info.options else "some steps" if one.noisy.any() else "none"
+    if info.stochastic:
+        return "1 a restart"  # from 20 steps on
+    return next((f"{name} > 0" for name in ("eta", "s_churn") if name in info.options), "none")
 
 
 def _kept(one: StepTable) -> list[str]:

@@ -72,24 +72,29 @@ class Pairs:
         """By names of any dialect; what is empty takes the model's default. Raises ValueError."""
         from pipelines import names
         from pipelines.options import checked_options
-        from pipelines.sampler_list import SAMPLERS
+        from pipelines.sampler_list import samplers_of
         from pipelines.samplers import compile_table
         from pipelines.schedule_list import SCHEDULES
 
         options = dict(map(typed, sampler_options))
-        choice = names.find(sampler or self.defaults.sampler, schedule or None, SAMPLERS, options)
+        samplers = samplers_of(self.ladder.space)
+        try:
+            choice = names.find(sampler or self.defaults.sampler, schedule or None, samplers, options)
+            id = names.find_schedule(choice.schedule or self.defaults.schedule, SCHEDULES)
+        except names.UnknownName as error:
+            close = names.nearest(error.kind, error.name, samplers if error.kind == "sampler" else SCHEDULES)
+            raise ValueError(f"{error}; did you mean {' or '.join(close)}?" if close and not error.reason else str(error)) from error
         of_sampler: Any = dict(choice.sampler_options)
-        id = names.find_schedule(choice.schedule or self.defaults.schedule, SCHEDULES)
-        for kind, one, known in (("sampler", choice.sampler, SAMPLERS), ("schedule", id, SCHEDULES)):
+        for kind, one, known in (("sampler", choice.sampler, samplers), ("schedule", id, SCHEDULES)):
             if one not in known:
-                raise ValueError(f"there is no {kind} {one} here")
+                raise names.UnknownName(kind, one, names.needs(one))
         of_schedule = dict(map(typed, schedule_options))
         count = steps or self.defaults.steps
         table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule)
         return Pair(
             self.folder,
             choice.sampler,
-            checked_options("sampler", choice.sampler, of_sampler, SAMPLERS[choice.sampler].options),
+            checked_options("sampler", choice.sampler, of_sampler, samplers[choice.sampler].options),
             id,
             checked_options("schedule", id, of_schedule, SCHEDULES[id].options),
             count,

@@ -55,14 +55,14 @@ def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | Non
 
     from pipelines.loading import load
     from pipelines.process import backward, encode_picture, forward
-    from pipelines.sampler_list import SAMPLERS
+    from pipelines.sampler_list import samplers_of
     from pipelines.text_to_image import decode
 
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise StartRefused(f"-o {output}: pictures are .png, .jpg or .webp")
     checkpoint = load(pair.folder, device=torch.device("cpu"), dtype=torch.float32)
     card = checkpoint.card
-    usual = SAMPLERS[pair.sampler].guidance or card.defaults.guidance
+    usual = samplers_of(checkpoint.ladder.space)[pair.sampler].guidance or card.defaults.guidance
     scale = usual if guidance is None else guidance
     forming, last = backward(checkpoint, pair.table, prompt, seed, scale)
     steps = [i for i in range(len(pair.table)) if i == 0 or pair.table.step[i] != pair.table.step[i - 1]]

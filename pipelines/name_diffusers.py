@@ -100,12 +100,12 @@ CLASSES: Mapping[str, Class] = {
     "LCM": _one("lcm", original_inference_steps=50),
     "TCD": _one("tcd", original_inference_steps=50),
     "IPNDM": _one("ipndm"),
+    "EDMEuler": _one("edm_euler"),
     "FlowMatchEulerDiscrete": Class((Case({}, "euler"),), {}, "flow"),
     "FlowMatchHeunDiscrete": Class((Case({}, "heun"),), {}, "flow"),
 }
 
 REFUSED: Mapping[str, str] = {
-    "EDMEuler": "it is euler in EDM's space: ask a model of that space for euler with karras",
     **dict.fromkeys(
         ("FlowMatchLCM", "FlowMapEulerDiscrete", "LTXEulerAncestralRF", "Piflow"), "it belongs to rectified-flow models of one kind"
     ),

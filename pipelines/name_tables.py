@@ -40,7 +40,8 @@ _BH1: Mapping[str, Value] = {"solver_type": "bh1", "order": 3}
 _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
 
 # What some ids need, for models that lack it.
-NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW}
+_EDM = "it is Euler's rule for models of EDM's space; on others euler with karras is the same"
+NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW, "edm_euler": _EDM}
 
 A1111_SAMPLERS = (
     Name("DPM++ 2M", "dpmpp_2m", also=("k_dpmpp_2m",), auto="karras"),
@@ -153,7 +154,7 @@ OTHER_SAMPLERS = (
     Name("KDPM2", "dpm2"),
     Name("KDPM2 a", "dpm2_a"),
     Name("PNDM", "pndm"),
-    Name("Euler EDM", also=("edm_euler",), refused="it is euler in EDM's space: ask a model of that space for euler with karras"),
+    Name("Euler EDM", "edm_euler"),
     Name("DPM++ 2M EDM", also=("dpmpp_2m_edm",), refused="it is dpmpp_2m in EDM's space: ask a model of that space for it"),
     Name("DPM++ Cosine", refused="it belongs to one model of sounds"),
     Name("DC Solver", refused=_OTHER),

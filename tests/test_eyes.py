@@ -69,10 +69,21 @@ def test_explain_takes_names_and_options_of_other_programs() -> None:
     assert (said["sampler"], said["schedule"], said["schedule_options"]) == ("dpmpp_2m", "karras", {"rho": 5.0})
 
 
+def test_explain_knows_the_sampler_of_an_edm_model(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    config = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    said = json.loads(output("explain", "--sampler", "EDMEuler", "--steps", "3", "--model", str(tmp_path), "--json"))
+    assert (said["sampler"], said["rows"][0]["sigma"]) == ("edm_euler", pytest.approx(80.0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("explain", "--sampler", "nothing"), "there is no sampler"),
+        (("explain", "--sampler", "dpmp_2m"), "did you mean dpmpp_2m"),
+        (("explain", "--schedule", "KARAS"), "did you mean karras"),
+        (("explain", "--sampler", "Euler EDM"), "euler with karras"),
         (("explain", "--sampler", "DPM adaptive"), "chooses its steps"),
         (("explain", "--sampler-option", "eta"), "name=value"),
         (("explain", "--sampler", "euler", "--sampler-option", "eta=1"), "has no option 'eta'"),

@@ -10,7 +10,7 @@ import pytest
 from pipelines import names, schedules
 from pipelines.ladder import Ladder
 from pipelines.options import checked_options
-from pipelines.sampler_list import SAMPLERS
+from pipelines.sampler_list import OF_EDM, SAMPLERS
 from pipelines.samplers import catalog, compile_table
 from pipelines.schedule_list import SCHEDULES
 from service import drafts, errors
@@ -107,7 +107,7 @@ def test_every_class_of_diffusers_has_a_meaning_or_a_reason() -> None:
 
 
 def test_every_id_that_a_name_means_is_in_the_registry() -> None:
-    assert set(names.IDS["sampler"]) <= set(SAMPLERS)
+    assert set(names.IDS["sampler"]) <= {*SAMPLERS, *OF_EDM}
     assert set(names.IDS["schedule"]) <= set(SCHEDULES)
 
 
@@ -335,6 +335,13 @@ def test_a_draft_with_a_name_that_cannot_run_is_refused(asked: dict[str, Any], e
     with pytest.raises(error, match=said) as caught:
         resolved(**asked)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("name", ["edm_euler", "Euler EDM", "EDMEulerScheduler", "edmEULER"])
+def test_a_model_of_edms_space_takes_its_sampler_by_every_name(name: str) -> None:
+    space = Ladder.from_config({"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5})
+    edm = card(samplers=catalog(space), schedules=schedules.catalog(space))
+    assert drafts.resolve(drafts.Draft(prompt="a cat", sampler=name), edm, Settings()).params.sampler == "edm_euler"
 
 
 def test_a_name_that_the_model_has_no_sampler_for_says_so() -> None:
