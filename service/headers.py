@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 
 from service.errors import InvalidHeader
 from service.gateway import Current
@@ -35,12 +35,15 @@ async def _wait_s(
 
 
 async def _idempotency_key(
+    request: Request,
     idempotency_key: Annotated[
         str | None, Header(description="a repeat with the same key and body within a day is the same job", examples=["order-1834"])
     ] = None,
 ) -> str | None:
     if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise InvalidHeader("Idempotency-Key takes 1 to 255 printable ASCII characters.", param="Idempotency-Key")
+    if len(request.headers.getlist("Idempotency-Key")) > 1:
+        raise InvalidHeader("Idempotency-Key is given twice.", param="Idempotency-Key")
     return idempotency_key
 
 

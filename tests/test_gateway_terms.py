@@ -125,6 +125,12 @@ def test_a_dry_run_refuses_what_a_request_would(gateway: Live) -> None:
     assert_error(dry_run(gateway, PROMPT | {"reuse": True}), 400, "invalid_value", "reuse")
 
 
+def test_whether_it_is_a_dry_run_is_said_once(gateway: Live, redis_url: str) -> None:
+    for query in ("dry_run=true&dry_run=false", "dry_run=false&dry_run=true"):
+        assert_error(gateway.http.post(f"/generate?{query}", json=PROMPT), 400, "invalid_value", "dry_run")
+    assert depth(redis_url)["queued"] == 0
+
+
 def test_without_dry_run_a_job_is_queued(gateway: Live, redis_url: str) -> None:
     assert gateway.http.post("/generate", params={"dry_run": "false"}, json=PROMPT).status_code == 202
     assert depth(redis_url)["queued"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
@@ -130,6 +130,13 @@ class GenerateQuery(BaseModel):
     dry_run: Literal["true", "false"] = Field(default="false", description="`true`: only say what would become of it; nothing is queued")
 
 
+async def _once(request: Request, query: Annotated[GenerateQuery, Query()]) -> GenerateQuery:
+    """Of two that differ the last one would win, and what was to be a dry run would be a job."""
+    if len(request.query_params.getlist("dry_run")) > 1:
+        raise errors.InvalidValue("dry_run is given twice.", param="dry_run")
+    return query
+
+
 class DryRunAnswer(BaseModel):
     """What would become of a request that was not queued. `params` hold every default, and a seed where none was given."""
 
@@ -196,7 +203,7 @@ async def generate(
     base: BaseUrl,
     wait_s: WaitSeconds,
     key: IdempotencyKey,
-    query: Annotated[GenerateQuery, Query()],
+    query: Annotated[GenerateQuery, Depends(_once)],
 ) -> Response | JobAnswer:
     """Queue a job that draws `num_images` pictures. Everything is checked before anything is queued."""
     draft, terms = body.to_draft(), body.to_terms()
