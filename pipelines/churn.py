@@ -21,8 +21,9 @@ def churned(levels: Levels, s_churn: float, s_tmin: float, s_tmax: float) -> Lev
     starts = [levels[i] for i in range(len(levels))]
     starts = [levels.at(at.ratio * (1.0 + gamma)) if gamma > 0.0 and s_tmin <= at.ratio <= s_tmax else at for at in starts]
     alpha, sigma, timestep = (np.array(column) for column in zip(*starts, levels[len(levels)], strict=True))
-    init = levels.init if levels.init == 1.0 or starts[0] == levels[0] else starts[0].sigma
-    return replace(levels, alpha=alpha, sigma=sigma, timestep=timestep, init=init)
+    unit = levels.ladder.unit
+    init = unit(starts[0].sigma) if levels.init == unit(levels[0].sigma) else starts[0].sigma
+    return replace(levels, alpha=alpha, sigma=sigma, timestep=timestep, init=init if starts[0] != levels[0] else levels.init)
 
 
 def with_churn(rows: Sequence[Row], levels: Levels, s_noise: float) -> list[Row]:

@@ -205,15 +205,17 @@ def _origin(levels: Levels) -> Level:
 
 def _answer(levels: Levels, at: Level) -> dict[str, float]:
     """What the model says, in the basis: v or the noise."""
-    if levels.ladder.prediction_type == "v_prediction":
-        return {"x": at.alpha / at.sigma, "denoised": -1.0 / at.sigma}
-    return slope(at)
+    return {"x": at.alpha / at.sigma, "denoised": -1.0 / at.sigma} if _in_v(levels) else slope(at)
+
+
+def _in_v(levels: Levels) -> bool:
+    return levels.ladder.prediction_type == "v_prediction" and levels.ladder.space == "vp"
 
 
 def _along(levels: Levels, now: Level, to: Level, x: str, weights: Sequence[float], at: Level) -> dict[str, float]:
     """From the register x at `now` to `to` with the answers at `at`, m1, m2 ..., weighted."""
     noise = combine((weights[0], _answer(levels, at)), *((w, {f"m{k}": 1.0}) for k, w in enumerate(weights[1:], 1)))
-    if levels.ladder.prediction_type == "v_prediction":
+    if _in_v(levels):
         noise = combine((now.alpha, noise), (now.sigma, {x: 1.0}))
     return combine((to.alpha / now.alpha, {x: 1.0}), (to.alpha * (to.ratio - now.ratio), noise))
 

@@ -123,6 +123,21 @@ def test_edm_is_diffusers(prediction_type: str) -> None:
     assert compile_table(ladder, "dpmpp_2m", "auto", 5).init == pytest.approx(math.hypot(80, 1))
 
 
+def test_plms_extrapolates_noise_in_edm_s_space() -> None:
+    """v is a form of the answer there; diffusers' PNDM, which extrapolates v, preserves variance."""
+    ends = []
+    for kind in ("epsilon", "v_prediction"):
+        table = compile_table(Ladder.from_config({**EDM, "prediction_type": kind}), "pndm", "karras", 12)
+        ends.append(run_table(table, edm_network(kind), noises(SHAPE))[-1])
+    assert difference(*ends) < 1e-9
+
+
+def test_churn_starts_from_noise_of_the_lifted_level() -> None:
+    even, low = (compile_table(Ladder.from_config(EDM), "edm_euler", s, 10, {"s_churn": 2.0}) for s in ("karras", "leading"))
+    assert even.sigma[0] == pytest.approx(80.0 * 1.2) and even.init == even.sigma[0]
+    assert low.init == pytest.approx(math.hypot(low.sigma[0], 1.0))  # whole pictures' deviation, as diffusers starts leading
+
+
 # --- every sampler in every space ---------------------------------------------------------------------------------------------------
 
 
