@@ -89,14 +89,18 @@ class Customer:
         self._client.close()
 
     def ask(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
-        """Raises TimeoutError past the limit."""
-        while time.monotonic() < self._limit:
+        """Raises TimeoutError past the limit, after one try."""
+        while True:
             with contextlib.suppress(httpx2.TransportError):
                 answer = self._client.request(method, path, **arguments)
                 if answer.status_code not in (429, 502, 503):
                     return answer
-            time.sleep(0.05)
-        raise TimeoutError(f"{method} {path} had no answer in time")
+            self._wait(0.05)
+
+    def _wait(self, seconds: float) -> None:
+        if time.monotonic() > self._limit:
+            raise TimeoutError("the time is over")
+        time.sleep(seconds)
 
     def submit(self, key: str, body: dict[str, Any]) -> str | None:
         """The job's id; None where its deadline cannot be met."""
@@ -121,7 +125,7 @@ class Customer:
             job: dict[str, Any] = answer.json()
             if job["status"] in TERMINAL:
                 return job
-            time.sleep(0.1)
+            self._wait(0.1)
 
     def pictures(self, job: dict[str, Any]) -> References:
         return {image["seed"]: self.ask("GET", image["url"]).content for image in job["images"]}

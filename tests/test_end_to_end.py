@@ -23,6 +23,7 @@ from workers.encode import read_metadata
 pytestmark = pytest.mark.timeout(180)  # whole processes start here, on whatever machine this is
 
 LONG = {"steps": 60, "sampler": "heun", "num_images": 4}  # hundreds of evaluations: time to interfere
+CHECKPOINT_COSTS_S = 1.0  # an interval of 0.2 s in the tests, and writing it down on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -277,32 +278,40 @@ def steps_of(fleet: Fleet, job: dict[str, Any]) -> list[tuple[str, int]]:
     return [(kind, data["steps_done"]) for kind, data in ((e[1], e[2]) for e in fleet.events(job["id"]))]
 
 
-def until_saved(fleet: Fleet, job: dict[str, Any], redis: Redis) -> int:
-    """Waits for a first checkpoint; the evaluations in it."""
+def until_saved(fleet: Fleet, job: dict[str, Any], redis: Redis, *, evaluations: int) -> int:
+    """Waits for a checkpoint of at least so many evaluations; how many there are in it."""
     found: list[int] = []
 
     def saved() -> bool:
         steps = redis.hget(f"{{q0}}:k:{job['id']}", "steps")
         found.append(int(steps or 0))
-        return bool(steps)
+        return found[-1] >= evaluations
 
     fleet.until(saved)
     return found[-1]
 
 
 def test_a_killed_worker_costs_at_most_what_came_after_the_checkpoint(own_fleet: Fleet, redis_url: str) -> None:
-    """Another worker goes on where the checkpoint stands, pictures that were finished keep their keys, all bytes are equal."""
+    """Another worker goes on where the checkpoint stands, pictures that were finished keep their keys, all bytes are equal.
+
+    The evaluations that are done again are those of the last moments: of one interval, and what it takes to write a checkpoint down.
+    """
     victim = own_fleet.worker(CELADON_CHECKPOINT_S="0.2", CELADON_SLOTS="2")
     job = own_fleet.submit(seed=3, **LONG)
     with Redis.from_url(redis_url) as redis:
-        saved = until_saved(own_fleet, job, redis)
+        saved = until_saved(own_fleet, job, redis, evaluations=150)
     victim.send_signal(signal.SIGKILL)
     own_fleet.worker(CELADON_SLOTS="2")
     done = own_fleet.finished(job["id"])
     assert done["status"] == "succeeded"
-    steps = steps_of(own_fleet, job)
-    requeued = [kind for kind, _ in steps].index("requeued")
-    assert min(step for kind, step in steps[requeued:] if kind == "progress") > saved
+    story = [(float(id_.split("-")[0]) / 1000, kind, data["steps_done"]) for id_, kind, data in own_fleet.events(job["id"])]
+    cut = [kind for _, kind, _ in story].index("requeued")
+    before, resumed = [e for e in story[:cut] if e[1] == "progress"], story[cut][2]
+    assert min(step for _, kind, step in story[cut:] if kind == "progress") > resumed >= saved
+    killed_s, _, done_then = before[-1]
+    redone = done_then - resumed
+    late = [step for at, _, step in before if at > killed_s - CHECKPOINT_COSTS_S]
+    assert redone <= done_then - min(late), "evaluations of the time since the last checkpoint alone"
     again = own_fleet.finished(own_fleet.submit(seed=3, **LONG)["id"])
     assert [own_fleet.picture(done, i) for i in range(4)] == [own_fleet.picture(again, i) for i in range(4)]
 
