@@ -332,9 +332,10 @@ class JobQueue:
         following, *records = await shard.run("list", client, status or "", max(1, min(limit, MAX_PAGE)), cursor)
         return Page(tuple(_job(record) for record in records), following)
 
-    async def dead(self, limit: int = 50) -> list[Job]:
-        """Dead letters, newest first: jobs that failed because workers were lost, and not yet retried; kept for a week."""
-        found = await self._shards.each(lambda shard: shard.run("dead", max(1, limit)))
+    async def dead(self, limit: int = 50, client: str = "") -> list[Job]:
+        """Dead letters, newest first: jobs that failed because workers were lost, and not yet retried; kept for a week.
+        Of all clients unless one is named."""
+        found = await self._shards.each(lambda shard: shard.run("dead", max(1, limit), client))
         letters = heapq.merge(*([_job(r) for r in records] for records in found), key=lambda job: job.finished_at or 0.0, reverse=True)
         return list(letters)[: max(1, limit)]
 

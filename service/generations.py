@@ -85,7 +85,7 @@ class Generations:
     async def list_jobs(self, client: str, status: str | None, limit: int, cursor: str) -> Page:
         """The client's own jobs, the newest first; of status `dead`, its dead letters."""
         if status == "dead":
-            return Page(tuple(job for job in await self._queue.dead(limit) if job.client == client), "")
+            return Page(tuple(await self._queue.dead(limit, client)), "")
         return await self._queue.list_jobs(client, JobStatus(status) if status else None, limit, cursor)
 
     async def retry(self, job_id: str) -> Job:

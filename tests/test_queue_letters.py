@@ -40,6 +40,14 @@ async def test_dead_letters_are_kept_with_the_reasons(queue: JobQueue, redis: Re
     assert 600_000 < await redis.ttl("{q0}:j:" + first.id) <= 604_800  # longer than other jobs
 
 
+async def test_the_dead_letters_of_a_client_are_not_hidden_by_those_of_others(queue: JobQueue, clock: Clock) -> None:
+    mine = await dead_letter(queue, clock, client="ada")
+    for _ in range(2):
+        await dead_letter(queue, clock, client="bob")
+    assert [job.id for job in await queue.dead(1, "ada")] == [mine.id]
+    assert [job.client for job in await queue.dead(2)] == ["bob", "bob"]
+
+
 async def test_other_failures_are_no_dead_letters(queue: JobQueue, clock: Clock) -> None:
     await queue.submit(sample_job(), deadline_s=5)
     await clock.advance(6)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +14,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Unreachable
 
-import jobs.valkey
 from jobs.image_store import LocalImageStore
 from jobs.job import JobStatus
-from jobs.job_queue import JobQueue, Renewal, connect
-from jobs.registry import Registry
-from jobs.shards import Shards
+from jobs.job_queue import JobQueue, Renewal
 from pipelines.engine import checkpoint
 from tests.job_samples import sample_image, sample_job
 from tests.worker_bench import CARD, PIXELS, TIMEOUT_S, Bench, draw_at_once, job
@@ -264,54 +259,6 @@ async def test_a_worker_that_stops_hands_back_what_it_holds(redis: Redis, tmp_pa
     waiting = await queue.get("a")
     assert waiting is not None
     assert (waiting.status, waiting.failures) == (JobStatus.QUEUED, 0)
-
-
-async def test_a_silent_redis_does_not_keep_a_worker_that_is_told_to_go(tmp_path: Path) -> None:
-    """It takes connections and commands and answers nothing, as a machine that hangs: leases run out, and others go on."""
-    server = jobs.valkey.start(tmp_path / "server")
-    redis = connect(jobs.valkey.url(tmp_path / "server"))
-    try:
-        queue, claimed = JobQueue(redis), asyncio.Event()
-        for name in ("a", "b", "c"):
-            await queue.submit(job(name))
-
-        def react(command: Command) -> list[Report]:
-            if isinstance(command, Draw) and command.job.id == "c":
-                claimed.set()
-            return []
-
-        bench = Bench(queue, redis, tmp_path, react)
-        await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
-        server.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        await bench.stop()
-        assert time.monotonic() - began < 3, "less than one time-out of a command, which is 5 s"
-        server.send_signal(signal.SIGCONT)
-        assert sum((await queue.depth()).values()) == 3, "what was sent may still arrive; nothing is lost"
-    finally:
-        server.send_signal(signal.SIGCONT)
-        await redis.aclose()
-        server.kill()
-        server.wait()
-
-
-async def test_a_worker_that_comes_when_the_server_is_full_draws_what_is_inside(redis: Redis, tmp_path: Path) -> None:
-    """Else nobody would ever make room: also the scripts are gone, and the model is a new one."""
-    queue, registry = JobQueue(redis), Registry(redis)
-    await queue.submit(job("a"))
-    await redis.script_flush()
-    await redis.config_set("maxmemory", 1)
-    try:
-        await Shards.of(redis).check()  # as a worker does before it begins
-        bench = Bench(JobQueue(redis), redis, tmp_path, draw_at_once)
-        assert (await bench.ended("a")).status is JobStatus.SUCCEEDED
-        async with asyncio.timeout(TIMEOUT_S):
-            while not await registry.workers():
-                await asyncio.sleep(0.01)
-        assert set(await registry.cards()) == {CARD.id}
-        await bench.stop()
-    finally:
-        await redis.config_set("maxmemory", 0)
 
 
 async def test_waiting_for_redis_ends_when_the_worker_is_told_to_stop() -> None:

@@ -59,9 +59,11 @@ async def serve(settings: WorkerSettings) -> int:
     shards = open_shards(settings.redis_url, settings.shards)
     try:
         if not await unless(stop, insist(shards.check)):
+            await shards.aclose()
             return 0
     except (ServerUnfit, AuthenticationError) as error:
         print(f"CELADON_REDIS_URL: {error}", file=sys.stderr)
+        await shards.aclose()
         return REFUSED
     queue = JobQueue(
         shards,
