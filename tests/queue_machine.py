@@ -21,9 +21,9 @@ from tests.queue_checks import check_server, snapshot
 from tests.queue_model import CANCELED, FAILED, PREDICTED_S, QUEUED, RUNNING, SUCCEEDED, Expected, Turns, lane, rank, regroup
 
 MOVES = ["progress", "checkpoint", "finish", "fail", "release", "cancel_running"]
+FATES = ["cancel", "crash", "pause", "finish", "fail", "release", "cancel_running"]
 LEASE_S = 15.0
-MAX_QUEUED = 12
-MAX_OF_ONE = 8
+MAX_QUEUED, MAX_OF_ONE = 12, 8
 
 Answer = TypeVar("Answer")
 clients = st.sampled_from(["ada", "bob", "cyd"])
@@ -272,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.settle_groups()
 
     @precondition(some_run)
-    @rule(pick=picks, steps=st.integers(1, 20), fate=st.sampled_from(["cancel", "crash", "pause", "finish"]), stolen=st.sampled_from(MOVES))
+    @rule(pick=picks, steps=st.integers(1, 20), fate=st.sampled_from(FATES), stolen=st.sampled_from(MOVES))
     def work_and_stop(self, pick: int, steps: int, fate: str, stolen: str) -> None:
         """A job is worked on to a checkpoint, somebody else tries to get at it, and then something happens to it."""
         id_, job = self.some(pick, RUNNING)
@@ -288,7 +288,7 @@ class QueueMachine(RuleBasedStateMachine):
         elif fate == "pause":
             self.pause(place)
         else:
-            self.end_attempt(place, "finish")
+            self.end_attempt(place, fate)
 
     @rule(pick=picks, worker=workers, itself=st.booleans(), back=st.integers(0, 2), move=st.sampled_from(MOVES), runs=st.booleans())
     def zombie(self, pick: int, worker: str, itself: bool, back: int, move: str, runs: bool) -> None:
@@ -363,7 +363,7 @@ class QueueMachine(RuleBasedStateMachine):
         for _ in range(crashes):
             self.claim(worker, {model}, 2)
             self.time_passes(LEASE_S)
-        for _ in range(crashes - 2):
+        for _ in range(2 * (crashes > 1)):
             self.claim(worker, {model}, 2)
 
     def move(self, move: str, worker: str, attempt: int, id_: str) -> Awaitable[object]:

@@ -26,9 +26,12 @@ def play(url: str, **limits: Any) -> Counter[str]:
 
 @pytest.mark.timeout(240)
 def test_whatever_happens_every_job_ends_once(redis_url: str) -> None:
-    """The same plays each time; `make test-full` makes new ones."""
-    seen = play(redis_url, max_examples=30, stateful_step_count=40, derandomize=True)
-    assert set(seen) >= HAPPENS, "a play in which little happens shows little"
+    """The same plays each time; `make test-full` makes new ones. Where too little happened there are more of them."""
+    for plays in (25, 100):
+        seen = play(redis_url, max_examples=plays, stateful_step_count=40, derandomize=True)
+        if set(seen) >= HAPPENS:
+            return
+    assert set(seen) >= HAPPENS, "plays in which little happens show little"
 
 
 @pytest.mark.slow
