@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import cache
 
@@ -74,6 +75,16 @@ def test_evaluations_are_what_the_card_says(sampler):
             assert len(cut) == info.evaluations(round(0.5 * steps), ends_open=True) and len(late) == info.evaluations(steps // 2), steps
 
 
+# These land at the first training level, on some schedules or on all, and LCM keeps a trace of x: held against their references only.
+ABOVE_ZERO = ("ddim", "pndm", "deis", "sa_solver", "sa_solver_pece", "tcd", "dpm_fast", "lcm")
+
+
+def missed(table) -> float:
+    """How far the end is from the picture, where the model knows only that one: the last step lands clean, the weights of all add up."""
+    knows = dataclasses.replace(table, c_skip=np.zeros(len(table)), c_out=np.ones(len(table)))
+    return float(abs(run_table(knows, lambda x, t: np.full_like(x, 0.7), noises((1, 1, 2, 2)))[-1] - 0.7).max())
+
+
 @pytest.mark.parametrize("ladder", CONFIGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_listed_pair_works(ladder, sampler):
@@ -87,6 +98,8 @@ def test_every_listed_pair_works(ladder, sampler):
         end = run_table(table, network, noises((1, 4, 2, 2)))
         assert np.isfinite(end).all(), (schedule.id, steps)
         assert steps < 3 or abs(end[-1]).max() < 50, (schedule.id, steps)  # the data stays within 3; 14 is the noise
+        if steps in (1, 3, 16) and not schedule.ends_open and sampler not in ABOVE_ZERO:
+            assert missed(table) < 1e-7, (schedule.id, steps)
 
 
 @cache
@@ -124,6 +137,7 @@ def test_no_legal_request_gives_infinities(request):
         return
     for column in (table.alpha, table.sigma, table.timestep, table.c_skip, table.c_out, table.update, [table.init]):
         assert np.isfinite(column).all()
+    assert SCHEDULES[request[2]].ends_open or request[1] in ABOVE_ZERO or missed(table) < 1e-6
     # each evaluation of dpm_fast is a step, and with eta its stages lie below where the noise lifts it to
     lifted = request[4].get("s_churn") or (request[1] == "dpm_fast" and request[4]["eta"])
     lifts = 2 if request[1] == "restart" else request[3] if lifted else 0
