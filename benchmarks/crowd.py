@@ -13,7 +13,6 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
-from jobs.connection import connect
 from jobs.job import Job, ServiceClass
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
@@ -85,7 +84,7 @@ def crowd(seed: int, *, restless: bool) -> Iterator[tuple[Job, float | None]]:
 async def fill(url: str, jobs: Iterator[tuple[Job, float | None]], count: int) -> None:
     """Submits so many jobs through the script, the next message being written while the server works on the last one."""
     sent = None
-    async with connect(url) as redis:
+    async with Redis.from_url(url, decode_responses=True) as redis:
         bag = Mailbag(redis)
         queue = JobQueue(cast(Redis, bag), max_queued=BOUND)
         with BlockingRedis.from_url(url) as client, ThreadPoolExecutor(1) as pool:

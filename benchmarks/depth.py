@@ -23,15 +23,15 @@ from rich.console import Console
 
 from benchmarks.crowd import BOUND, CLIENTS, MODELS, WORKERS, crowd, fill, gather_workers, models_of
 from jobs import valkey
-from jobs.connection import connect
 from jobs.job import Job
 from jobs.job_queue import JobQueue
 from jobs.scripts import sources
 
 SLOTS = 4
+PATIENCE_S = 120  # a machine that does much else may leave a server without a processor for longer than the service waits
 BLOCK = 100  # rounds on one server before it is the next one's turn
 SHOWN = ("submit", "claim", "finish", "renew", "forecast", "outlook", "cancel", "reap")
-ROUNDS = 2_000  # on each server
+ROUNDS = 1_000  # on each server
 SETTING = (
     f"{len(MODELS)} models, {CLIENTS:,} clients, {WORKERS:,} workers of {SLOTS} slots, three classes, one job in fifty with a deadline; "
     f"{ROUNDS:,} rounds on each server. Microseconds of the server for one call: median, 95th percentile (SLOWLOG)."
@@ -146,7 +146,7 @@ async def measure(depths: Sequence[int], rounds: int, *, restless: bool) -> dict
             process = valkey.start(folder)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            redis = await stack.enter_async_context(connect(valkey.url(folder)))
+            redis = await stack.enter_async_context(Redis.from_url(valkey.url(folder), decode_responses=True, socket_timeout=PATIENCE_S))
             await redis.config_set("appendonly", "no")  # a million jobs are gigabytes of it, and it costs the scripts no time
             sites[depth] = Site(redis, restless)
             began = time.monotonic()
@@ -160,7 +160,7 @@ async def measure(depths: Sequence[int], rounds: int, *, restless: bool) -> dict
 
 
 async def report() -> list[str]:
-    sites = await measure((1_000, 10_000, 100_000, 1_000_000), ROUNDS, restless=False)
+    sites = await measure((1_000, 100_000, 1_000_000), ROUNDS, restless=False)
     return [f"Each client keeps to one model and class. {SETTING}", "", *table(sites)]
 
 

@@ -97,10 +97,13 @@ class Simulation:
                 self.told[job.id] = Told(submitted.job, self.clock.now, forecast.eta_s)
 
     async def _claim(self) -> None:
-        for device in self.devices:
-            if len(device.left) == device.slots:
-                continue
-            for job in await self.queue.claim(device.name, [MODEL], device.slots - len(device.left)):
+        """One job after the other, as workers do; whoever holds least comes first."""
+        while free := [device for device in self.devices if len(device.left) < device.slots]:
+            device = min(free, key=lambda device: len(device.left))
+            jobs = await self.queue.claim(device.name, [MODEL], 1)
+            if not jobs:
+                return
+            for job in jobs:
                 device.left[job.id], device.attempts[job.id] = float(job.steps_total), job.attempt
                 self.told[job.id].started = self.clock.now
                 self.claims.append(job.id)
