@@ -27,7 +27,7 @@ def play(url: str, **limits: Any) -> Counter[str]:
 @pytest.mark.timeout(240)
 def test_whatever_happens_every_job_ends_once(redis_url: str) -> None:
     """The same plays each time; `make test-full` makes new ones. Where too little happened there are more of them."""
-    for plays in (25, 100):
+    for plays in (30, 100):
         seen = play(redis_url, max_examples=plays, stateful_step_count=40, derandomize=True)
         if set(seen) >= HAPPENS:
             return
