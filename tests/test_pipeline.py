@@ -154,7 +154,7 @@ def test_mixed_samples_equal_their_solo_runs(checkpoint: Checkpoint) -> None:
         return sample_of(checkpoint, params, str(index))
 
     together: dict[str, np.ndarray] = {}
-    crowd = new_engine(checkpoint, slots=12, rows=4)
+    crowd = new_engine(checkpoint, slots=len(MIXED), rows=4)
     tick = 0
     while crowd.busy or tick <= 5:
         for index, row in enumerate(MIXED):

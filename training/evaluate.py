@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
 from rich.progress import track
 
 from training.captions import article, plural
@@ -72,7 +72,7 @@ class Artist:
 
     def __init__(self, folder: Path, **changes: float | None) -> None:
         self.pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        self.pipe.scheduler = DPMSolverMultistepScheduler.from_config(self.pipe.scheduler.config)
+        self.pipe.scheduler = UniPCMultistepScheduler.from_config(self.pipe.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
         self.defaults = json.loads((folder / "celadon.json").read_text())["defaults"]
         self.defaults |= {name: value for name, value in changes.items() if value is not None}

@@ -66,7 +66,7 @@ def latent_rgb(latents: np.ndarray, pictures: np.ndarray) -> dict[str, list]:
 
 def card(name: str, title: str, description: str, preview: dict[str, list], **changes: object) -> dict[str, object]:
     """celadon.json: what the service announces about the model."""
-    defaults = {"sampler": "dpmpp_2m", "schedule": "auto", "steps": 20, "guidance": 3.0, "guidance_rescale": 0.7}
+    defaults = {"sampler": "unipc", "schedule": "auto", "steps": 10, "guidance": 3.0, "guidance_rescale": 0.7}
     return {
         "schema": 1, "id": name, "title": title, "description": description, "license": "Apache-2.0", "width": 128, "height": 128,
         "max_width": 512, "max_height": 512, "defaults": defaults, "words": vocabulary(), "latent_rgb": preview,

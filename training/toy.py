@@ -13,6 +13,8 @@ from training.text import build_text_encoder, build_tokenizer
 from training.unet import build_unet
 from training.vae import build_vae
 
+DEFAULTS = {"sampler": "dpmpp_2m", "schedule": "auto", "steps": 20, "guidance": 3.0, "guidance_rescale": 0.7}
+
 
 def write_toy(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:
     """The same seed gives the same files. A call of its U-Net takes a few milliseconds; pictures are noise of the right size."""
@@ -24,7 +26,7 @@ def write_toy(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> 
     vae = build_vae((4, 8, 8, 16), groups=4)
     torch.random.set_rng_state(state)
     matrix = np.random.default_rng(seed).normal(0, 0.1, (4, 3)).round(5).tolist()
-    celadon = card("toy", "Toy", "Random weights, for tests.", {"matrix": matrix, "bias": [0.5, 0.5, 0.5]})
+    celadon = card("toy", "Toy", "Random weights, for tests.", {"matrix": matrix, "bias": [0.5, 0.5, 0.5]}, defaults=DEFAULTS)
     write_checkpoint(folder, unet, text, tokenizer, vae, celadon, prediction)
     return folder
 
