@@ -247,7 +247,10 @@ def _flagged(options: Mapping[str, object]) -> str | None:
     for flag in FLAGS:
         if not isinstance(options.get(flag, False), bool):
             raise UnknownSetting(flag, f"{flag} is true or false")
-    chosen = next((schedule for flag, schedule in FLAGS.items() if options.get(flag)), None)
+    on = [flag for flag in FLAGS if options.get(flag)]
+    if len(on) > 1:
+        raise UnknownSetting(on[1], f"{on[1]} cannot be chosen together with {on[0]}")
+    chosen = FLAGS[on[0]] if on else None
     spacing = options.get(SPACING)
     if spacing not in (None, "linspace", "leading", "trailing"):
         raise UnknownSetting(SPACING, f"{SPACING} is linspace, leading or trailing")

@@ -20,7 +20,7 @@ from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
 from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, OutputFormat
 from service.errors import InvalidSize, InvalidValue, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
-from service.option_values import checked_options
+from service.option_values import checked_options, idle_options
 from service.settings import Settings
 from service.steps import ends_open, number_of_steps
 
@@ -194,6 +194,8 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
         size = f"{card.width}x{card.height}"
         yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
     yield from guidance_warnings(params, card)
+    if unused := idle_options(params, card):
+        yield JobWarning("sampler_options_unused", f"{', '.join(unused)} of {params.sampler} act only where it adds noise; it adds none.")
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 

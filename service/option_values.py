@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.card import GuidanceInfo, OptionInfo, SamplerInfo, ScheduleInfo, falling_fault
+from pipelines.card import GuidanceInfo, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo, falling_fault
+from pipelines.params import GenerationParams
 from service.errors import InvalidValue, UnknownOption, shown
 
 
@@ -29,6 +30,17 @@ def checked_options(name: str, given: Mapping[str, Any], info: SamplerInfo | Sch
         if option.falling and key not in given:
             raise InvalidValue(f"{info.id} needs {name}.{key}: {_option_fault(None, option)}.", param=f"{name}.{key}")
     return {key: _option(f"{name}.{key}", given[key], option) if key in given else option.default for key, option in info.options.items()}
+
+
+def idle_options(params: GenerationParams, card: ModelCard) -> list[str]:
+    """Options of the sampler's noise that were changed although `s_churn` or `eta` is 0, or no level lies from `s_tmin` to `s_tmax`."""
+    options, info = params.sampler_options, card.sampler(params.sampler)
+    source = next((name for name in ("s_churn", "eta") if name in options), "")
+    empty = options.get("s_tmin", 0.0) > options.get("s_tmax", 1.0)
+    if info is None or not source or (options[source] and not empty):
+        return []
+    changed = [name for name, option in info.options.items() if options[name] != option.default]
+    return [name for name in changed if name.startswith("s_")]
 
 
 def _option(name: str, value: object, option: OptionInfo) -> Any:

@@ -207,6 +207,7 @@ def test_options_of_a_diffusers_class_choose_sampler_and_schedule() -> None:
         ({"solver_order": True}, "no table for that"),
         ({"flow_shift": 3.0}, "belongs to the model"),
         ({"use_karras_sigmas": "yes"}, "true or false"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "together"),
         ({"timestep_spacing": "quadratic"}, "linspace, leading or trailing"),
         ({"timestep_spacing": "leading", "use_karras_sigmas": True}, "together"),
         ({"algorithm_type": "dpmsolver"}, "successor"),
@@ -348,6 +349,24 @@ def test_a_name_that_the_model_has_no_sampler_for_says_so() -> None:
     few = card(samplers=WHOLE_CARD.samplers[:2], schedules=WHOLE_CARD.schedules)
     with pytest.raises(errors.UnknownSampler, match="celadon-test has no euler_a"):
         drafts.resolve(drafts.Draft(prompt="a cat", sampler="Euler a"), few, Settings())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "unused"),
+    [
+        ("euler", {"s_noise": 0.5}, "s_noise of euler"),
+        ("heun", {"s_churn": 4, "s_tmin": 5, "s_tmax": 1}, "s_churn, s_tmin, s_tmax of heun"),
+        ("euler_a", {"eta": 0, "s_noise": 1.1}, "s_noise of euler_a"),
+        ("euler", {"s_churn": 4, "s_noise": 0.5, "s_tmin": 1, "s_tmax": 5}, None),
+        ("euler_a", {"s_noise": 1.1}, None),
+        ("ddim", {"eta": 0}, None),
+        ("restart", {"s_noise": 1.1}, None),
+    ],
+)
+def test_options_of_noise_that_is_not_added_are_a_warning(sampler: str, options: dict[str, Any], unused: str | None) -> None:
+    told = drafts.resolve(drafts.Draft(prompt="a red apple", sampler=sampler, sampler_options=options), WHOLE_CARD, Settings()).warnings
+    assert [warning.code for warning in told] == (["sampler_options_unused"] if unused else [])
+    assert unused is None or told[0].message.startswith(unused)
 
 
 def test_a_cfgpp_sampler_has_a_guidance_of_its_own_and_warns_of_the_usual_ones() -> None:
