@@ -20,7 +20,7 @@ from tests.fleet import Fleet
 from training.toy import write_toy
 from workers.encode import read_metadata
 
-pytestmark = pytest.mark.timeout(180)  # whole processes start here, on whatever machine this is
+pytestmark = pytest.mark.timeout(300)  # whole processes start here, on whatever machine this is
 
 LONG = {"steps": 60, "sampler": "heun", "num_images": 4}  # hundreds of evaluations: time to interfere
 CHECKPOINT_COSTS_S = 1.0  # an interval of 0.2 s in the tests, and writing it down on a busy machine
