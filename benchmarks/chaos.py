@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.customers import KINDS, Customer, References, Shop, Tally, request
+from benchmarks.customers import FAULTLESS, KINDS, Customer, References, Shop, Tally, request
 from jobs import valkey
 from tests.fleet import Fleet
 from training.toy import write_toy
@@ -127,7 +127,7 @@ def plan(rng: random.Random, rounds: int) -> list[str]:
 
 
 def run(jobs: int, seed: int, rounds: int, limit_s: float) -> Tally:
-    """The whole play: faults among the jobs, then calm. A job that has not ended `limit_s` after the start counts as lost."""
+    """The whole play: faults among the jobs, then calm. A job that has not ended `limit_s` after the start counts as late."""
     tally, rng = Tally(jobs), random.Random(seed)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -174,7 +174,7 @@ def show(tally: Tally) -> None:
         table.add_row(name, str(count))
     for attempts, count in sorted(tally.attempts.items()):
         table.add_row(f"ended in attempt {attempts}", str(count))
-    for name in ("lost", "doubled", "failed", "changed"):
+    for name in FAULTLESS:
         count = getattr(tally, name)
         table.add_row(name, f"[red]{count}[/]" if count else "0")
     console.print(table)
