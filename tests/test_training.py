@@ -16,8 +16,9 @@ from training.captions import article, caption, plural, vocabulary
 from training.checkpoint import Clock, learning_rate
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, SPRITE, Compositor, Scene, allowed, held_out, main_hue, recolour, to_hsv
 from training.data import compose, load_scenes
-from training.export import cosine_betas, fold_statistics, latent_rgb
+from training.export import fold_statistics, latent_rgb
 from training.judge import background_of, colour_of
+from training.noise import COSINE
 from training.norm import FastGroupNorm
 from training.sources import attribution
 from training.toy import write_toy
@@ -147,9 +148,9 @@ def test_fast_group_norm_equals_torch():
 
 
 def test_the_ladder_ends_in_pure_noise():
-    betas = cosine_betas()
+    betas = COSINE.betas()
     assert betas[-1] == 1.0 and len(betas) == 1000
-    alpha, sigma = unet.level(torch.arange(1000))
+    alpha, sigma = COSINE.level(torch.arange(1000))
     assert float(alpha[-1]) == 0.0 and float(sigma[-1]) == 1.0
     bar = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
     torch.testing.assert_close(alpha.double().square(), bar, atol=1e-6, rtol=0)
@@ -204,14 +205,14 @@ def test_vae_resumes_as_the_same_run(data: Path, tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "whole" / "grids").glob("vae-*.png"))
 
 
-def test_refining_the_decoder_leaves_the_encoder(data: Path, tmp_path: Path):
+def test_refining_the_decoder_leaves_the_encoder(data: Path):
     pictures, model = np.load(data / "pictures.npy"), small_vae()
     vae.encode(pictures, model, data)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    after = vae.refine(pictures, data, tmp_path, vae.Settings(total=4, batch=2), model).state_dict()
+    after = vae.refine(pictures, data, vae.Settings(total=4, batch=2), model).state_dict()
     changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"decoder", "post_quant_conv"}
-    shipped = vae.averaged(tmp_path, small_vae()).state_dict()
+    shipped = vae.averaged(data.parent, small_vae()).state_dict()
     assert all(torch.equal(after[k], shipped[k]) for k in after)
 
 

@@ -43,6 +43,9 @@ class Average:
         with torch.no_grad():
             torch._foreach_lerp_(self.shadow, [p.detach() for p in self.params], 1 - decay)
 
+    def restore(self, shadow: list[torch.Tensor]) -> None:
+        self.shadow = [s.to(p.device) for p, s in zip(self.params, shadow, strict=True)]
+
     def swap(self) -> None:
         """Exchange weights and averages; call twice to come back."""
         with torch.no_grad():
@@ -60,7 +63,7 @@ def save(path: Path, **parts: object) -> None:
 
 
 def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 class Clock:

@@ -1,7 +1,7 @@
 """Fetch the icon sets, rasterise them to sprites, and compose the picture cache: `python -m training.data`.
 
 Everything is deterministic: pinned packages with checksums, pinned rasteriser, one seed. The checksums of the result are written
-beside it.
+beside it. `--pack FILE` also writes the sprites as one small file, and `--unpack FILE` composes from it: no packages, no network.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -96,15 +97,37 @@ def load_scenes(folder: Path) -> list[Scene]:
     return [Scene(*(int(v) for v in row)) for row in np.load(folder / "scenes.npy")]
 
 
+def pack(sprites: np.ndarray, path: Path) -> None:
+    """The sprites as lossless WebP in one uncompressed zip, some 6 MB: all that training needs where nothing can be fetched."""
+    with zipfile.ZipFile(path, "w") as held:
+        for style, thing in np.ndindex(sprites.shape[:2]):
+            data = io.BytesIO()
+            Image.fromarray(sprites[style, thing], "RGBA").save(data, "WEBP", lossless=True, exact=True, quality=100)
+            held.writestr(zipfile.ZipInfo(f"{STYLES[style]}/{THINGS[thing].code}.webp"), data.getvalue())
+
+
+def unpack(path: Path) -> np.ndarray:
+    """The inverse, bit for bit. Raises KeyError for a pack of another vocabulary."""
+    sprites = np.zeros((len(STYLES), len(THINGS), SPRITE, SPRITE, 4), np.uint8)
+    with zipfile.ZipFile(path) as held:
+        for style, thing in np.ndindex(sprites.shape[:2]):
+            sprites[style, thing] = Image.open(io.BytesIO(held.read(f"{STYLES[style]}/{THINGS[thing].code}.webp"))).convert("RGBA")
+    return sprites
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
     parser.add_argument("--count", type=int, default=36_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="write the sprites there as well")
+    parser.add_argument("--unpack", type=Path, metavar="FILE", help="take the sprites from there")
     args = parser.parse_args()
     folder = args.root / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    sprites = rasterise(fetch(args.root / "npm"))
+    sprites = unpack(args.unpack) if args.unpack else rasterise(fetch(args.root / "npm"))
+    if args.pack:
+        pack(sprites, args.pack)
     np.save(folder / "sprites.npy", sprites)
     compose(sprites, args.count, args.seed, folder)
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.npy"))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +13,22 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import vocabulary
 from training.checkpoint import Average, load
+from training.noise import COSINE, Noise, add_arguments, noise_of
 from training.sources import attribution
 from training.text import build_text_encoder, save_tokenizer
-from training.unet import STEPS, build_unet
+from training.unet import build_unet
 from training.vae import averaged
 
 SHARD = "45MB"
+DESCRIPTION = "204 everyday things in two icon styles, on ten backgrounds, in eight colours. Trained from scratch on a CPU."
+FEW_STEPS = {"sampler": "lcm", "schedule": "lcm", "steps": 4, "guidance": 1.0, "guidance_rescale": 0.0}
 
 
-def cosine_betas() -> list[float]:
-    """alpha_bar(t) = cos^2(pi t / 2) at t = 1/1000 .. 1; the last beta is exactly 1: zero terminal SNR."""
-    bar = [math.cos(math.pi / 2 * i / STEPS) ** 2 for i in range(STEPS)] + [0.0]
-    return [1 - bar[i + 1] / bar[i] for i in range(STEPS)]
-
-
-def scheduler_for(prediction: str) -> DDIMScheduler:
+def scheduler_for(prediction: str, noise: Noise) -> DDIMScheduler:
     """Ours for v_prediction; for epsilon the ladder of Stable Diffusion 1."""
     if prediction == "v_prediction":
         return DDIMScheduler(
-            trained_betas=cosine_betas(), prediction_type=prediction, rescale_betas_zero_snr=True, timestep_spacing="trailing",
+            trained_betas=noise.betas(), prediction_type=prediction, rescale_betas_zero_snr=True, timestep_spacing="trailing",
             steps_offset=1, clip_sample=False, set_alpha_to_one=True,
         )  # fmt: skip
     return DDIMScheduler(
@@ -75,7 +71,7 @@ def card(name: str, title: str, description: str, preview: dict[str, list], **ch
 
 def write_checkpoint(
     folder: Path, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL, celadon: dict[str, object],
-    prediction: str = "v_prediction",
+    prediction: str = "v_prediction", noise: Noise = COSINE,
 ) -> None:  # fmt: skip
     """Half precision, in shards below what code hosting minds."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +82,7 @@ def write_checkpoint(
     config = folder / "text_encoder" / "config.json"  # transformers would load half precision, diffusers loads single
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     save_tokenizer(tokenizer, folder / "tokenizer")
-    scheduler_for(prediction).save_pretrained(folder / "scheduler")
+    scheduler_for(prediction, noise).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None], "safety_checker": [None, None],
@@ -95,34 +91,42 @@ def write_checkpoint(
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "celadon.json").write_text(json.dumps(celadon, indent=1) + "\n")
+    (folder / "celadon.json").write_text(json.dumps(celadon | noise.on_card(), indent=1) + "\n")
 
 
 def trained(root: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, int]:
     """U-Net and text encoder with averaged weights, and the pictures seen."""
     state, tokenizer = load(root / "unet.pt"), CLIPTokenizer.from_pretrained(root / "tokenizer")
     unet, text = build_unet(), build_text_encoder(tokenizer)
-    with torch.no_grad():
-        for p, s in zip(Average([unet, text], 0.0).params, state["average"], strict=True):
-            p.copy_(s)
+    put(state["average"], unet, text)
     return unet, text, tokenizer, state["images"]
+
+
+def put(averages: list[torch.Tensor], *modules: torch.nn.Module) -> None:
+    average = Average(modules, 0.0)
+    average.restore(averages)
+    average.swap()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--out", type=Path, default=Path("models/celadon-mini"))
+    parser.add_argument("--out", type=Path, help="models/celadon-mini, or models/celadon-mini-lcm for --few-steps")
+    parser.add_argument("--few-steps", action="store_true", help="the U-Net of `training.lcm`, drawn in 4 steps without guidance")
+    add_arguments(parser)
     args = parser.parse_args()
+    name, title, changes = "celadon-mini", "Celadon mini", {}
     unet, text, tokenizer, images = trained(args.root)
+    if args.few_steps:
+        put(load(args.root / "lcm.pt")["average"], unet)
+        name, title, changes = "celadon-mini-lcm", "Celadon mini, few steps", {"defaults": FEW_STEPS}
     vae, data = averaged(args.root), args.root / "data"
-    mean, std = np.load(data / "latent_stats.npy")
-    fold_statistics(vae, mean, std)
+    fold_statistics(vae, *np.load(data / "latent_stats.npy"))
     preview = latent_rgb(np.load(data / "latents.npy", mmap_mode="r")[:2000], np.load(data / "pictures.npy", mmap_mode="r")[:2000])
-    description = "204 everyday things in two icon styles, on ten backgrounds, in eight colours. Trained from scratch on a CPU."
-    celadon = card("celadon-mini", "Celadon mini", description, preview)
-    write_checkpoint(args.out, unet, text, tokenizer, vae, celadon)
-    (args.out / "ATTRIBUTION.md").write_text(attribution(), encoding="utf-8")
-    print(f"{args.out}: weights after {images} pictures")
+    out = args.out or Path("models") / name
+    write_checkpoint(out, unet, text, tokenizer, vae, card(name, title, DESCRIPTION, preview, **changes), noise=noise_of(args))
+    (out / "ATTRIBUTION.md").write_text(attribution(), encoding="utf-8")
+    print(f"{out}: weights after {images} pictures")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from training.captions import all_texts, caption
 from training.checkpoint import Clock, generator, learning_rate, load, save
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Scene
+from training.machine import CPU, Machine, add_arguments, machine_of
 from training.words import STYLES, THINGS
 
 CONTEXT = 32  # tokens of a prompt, start and end included
@@ -96,6 +97,23 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 192, layers: int =
     return text
 
 
+def inherit(folder: Path, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder of a checkpoint with the words of another tokenizer: known tokens keep their vectors, new ones get the mean."""
+    old = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    config = old.config
+    text = build_text_encoder(tokenizer, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    state = old.state_dict()
+    name = next(n for n in state if n.endswith("token_embedding.weight"))
+    vectors = state[name]
+    table = vectors.mean(0).repeat(len(tokenizer), 1)  # [tokens, width]
+    for token, row in tokenizer.get_vocab().items():
+        if token in known:
+            table[row] = vectors[known[token]]
+    text.load_state_dict(state | {name: table})
+    return text
+
+
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """[n, 32] token ids, as the diffusers pipeline makes them."""
     return tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
@@ -113,7 +131,7 @@ class Heads(nn.Module):
 
     def loss(self, state: torch.Tensor, scenes: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
         """`scenes` [n, 5] as in scenes.npy; -1 (not named) becomes class 0."""
-        shift = torch.tensor([0, 0, 1, 1, -1])
+        shift = torch.tensor([0, 0, 1, 1, -1], device=state.device)
         logits = self.attributes(state).split(self.SIZES, dim=1)
         attributes = sum(F.cross_entropy(part, target) for part, target in zip(logits, (scenes + shift).T, strict=True))
         return attributes + 10 * F.mse_loss(self.thumbnail(state), thumbnails)
@@ -126,12 +144,16 @@ def thumbnails_of(pictures: np.ndarray, side: int = 16) -> np.ndarray:
     return np.stack(out).astype(np.float32) / 127.5 - 1
 
 
-def train(pictures: np.ndarray, scenes: np.ndarray, folder: Path, settings: Settings, minutes: float = 1e9, **size: int) -> CLIPTextModel:
+def train(
+    pictures: np.ndarray, scenes: np.ndarray, folder: Path, settings: Settings, minutes: float = 1e9, machine: Machine = CPU,
+    **size: int,
+) -> CLIPTextModel:  # fmt: skip
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer()
     save_tokenizer(tokenizer, folder / "tokenizer")
     text, thumbs = build_text_encoder(tokenizer, **size), thumbnails_of(pictures)
-    heads = Heads(text.config.hidden_size, thumbs.shape[1])
+    heads = Heads(text.config.hidden_size, thumbs.shape[1]).to(machine.device)
+    text.to(machine.device)
     params = [*text.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(params, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images, path = 0, folder / "text.pt"
@@ -148,10 +170,10 @@ def train(pictures: np.ndarray, scenes: np.ndarray, folder: Path, settings: Sett
             rng = generator(settings.seed, images)
             rows = rng.integers(len(scenes), size=settings.batch)
             ids = tokenize(tokenizer, [caption(Scene(*map(int, scenes[r])), rng) for r in rows])
-            with torch.autocast("cpu", torch.bfloat16):
+            with machine.autocast():
                 longest = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # attention is causal: padding adds nothing
-                state = text(ids[:, :longest]).pooler_output
-            loss = heads.loss(state.float(), torch.from_numpy(scenes[rows]).long(), torch.from_numpy(thumbs[rows]))
+                state = text(machine.on(ids[:, :longest])).pooler_output
+            loss = heads.loss(state.float(), machine.on(torch.from_numpy(scenes[rows]).long()), machine.on(torch.from_numpy(thumbs[rows])))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -165,11 +187,10 @@ def train(pictures: np.ndarray, scenes: np.ndarray, folder: Path, settings: Sett
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--total", type=int, default=Settings.total)
-    parser.add_argument("--minutes", type=float, default=1e9)
+    add_arguments(parser)
     args = parser.parse_args()
-    data = args.root / "data"
-    train(np.load(data / "pictures.npy", mmap_mode="r"), np.load(data / "scenes.npy"), args.root, Settings(total=args.total), args.minutes)
+    data, settings = args.root / "data", Settings(total=args.total or Settings.total)
+    train(np.load(data / "pictures.npy", mmap_mode="r"), np.load(data / "scenes.npy"), args.root, settings, args.minutes, machine_of(args))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,29 @@
 """Train the U-Net and the text encoder together on cached latents: `python -m training.unet`.
 
-v-prediction on the continuous cosine ladder with zero terminal SNR. Progress is counted in pictures seen; every schedule is a
-function of the fraction done, so `--total` may be lowered on resume to let the decay finish earlier.
+v-prediction with zero terminal SNR, on the continuous cosine ladder unless asked otherwise (`training.noise`). Progress is counted
+in pictures seen; every schedule is a function of the fraction done, so `--total` may be lowered on resume to let the decay finish earlier.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import caption
 from training.checkpoint import Average, Clock, generator, learning_rate, load, save, save_grid
 from training.compositor import Scene
-from training.text import build_text_encoder, tokenize
+from training.machine import CPU, Machine, add_arguments, machine_of
+from training.noise import COSINE, STEPS, Noise, noise_of
+from training.noise import add_arguments as add_noise
+from training.text import build_text_encoder, build_tokenizer, inherit, save_tokenizer, tokenize
 from training.vae import averaged, to_pictures
 
-STEPS = 1000  # timesteps i = 0..999 stand for t = (i + 1) / 1000
 GRID_PROMPTS = (
     "a red apple", "a car", "a cat", "a dog on a blue background", "a frog", "a banana on a pink background", "pizza", "a castle",
     "a purple octopus", "a tree", "a house on a yellow background", "two green hearts", "a flat icon of a cat",
@@ -54,57 +54,53 @@ def build_unet(channels: tuple[int, ...] = (96, 192, 256), context: int = 192, g
     )  # fmt: skip
 
 
-def level(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(alpha, sigma) of x = alpha x0 + sigma noise: alpha = cos(pi t / 2), exactly 0 at the last timestep."""
-    angle = (timestep.double() + 1) / STEPS * math.pi / 2
-    alpha = torch.where(timestep == STEPS - 1, 0.0, angle.cos())
-    return alpha.float(), angle.sin().float()
-
-
 def stratified_timesteps(count: int, rng: np.random.Generator) -> torch.Tensor:
     """One timestep from each of `count` equal parts of the ladder, shuffled."""
     u = (rng.permutation(count) + rng.random(count)) / count
     return torch.from_numpy((u * STEPS).astype(np.int64))
 
 
-def diffusion_loss(
-    unet: UNet2DConditionModel, x0: torch.Tensor, context: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
+def diffusion_loss(run: Run, x0: torch.Tensor, context: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """v-prediction (Salimans and Ho, 2022), weight (min(snr, 5) + 1) / (snr + 1), which stays 1 at zero SNR."""
-    alpha, sigma = (v.view(-1, 1, 1, 1) for v in level(timestep))
+    alpha, sigma = (v.view(-1, 1, 1, 1) for v in run.noise.level(timestep))
     x = alpha * x0 + sigma * noise
     target = alpha * noise - sigma * x0
-    v = unet(x.contiguous(), timestep, context).sample
+    v = run.network(run.noise.seen(x, timestep).contiguous(), timestep, context).sample
     snr = (alpha / sigma).square()
     weight = (snr.clamp(max=5) + 1) / (snr + 1)
     return (weight * (v.float() - target).square()).mean()
 
 
 def ddim_sample(
-    unet: UNet2DConditionModel, context: torch.Tensor, empty: torch.Tensor, noise: torch.Tensor, steps: int = 20, guidance: float = 3.0
+    run: Run, context: torch.Tensor, empty: torch.Tensor, x: torch.Tensor, steps: int = 20, guidance: float = 3.0
 ) -> torch.Tensor:
-    """The slow obvious loop for sample grids: trailing timesteps, guidance on v, rescale 0.7."""
-    x, rows = noise, len(noise)
-    both = torch.cat([empty.expand(rows, -1, -1), context])
-    timesteps = torch.arange(steps, 0, -1) * (STEPS // steps) - 1
-    for i, timestep in enumerate(timesteps):
-        now, later = timestep, timesteps[i + 1] if i + 1 < steps else torch.tensor(-1)
-        (alpha, sigma), (alpha2, sigma2) = level(now), level(later)
-        with torch.autocast("cpu", torch.bfloat16):
-            uncond, cond = unet(torch.cat([x, x]), now, both).sample.float().chunk(2)
+    """The slow obvious loop for sample grids: trailing timesteps, guidance on v, rescale 0.7. `x` [B, 4, h, w] is noise."""
+    both = torch.cat([empty.expand(len(x), -1, -1), context])
+    timesteps = torch.arange(steps, 0, -1, device=x.device) * (STEPS // steps) - 1
+    for i, now in enumerate(timesteps):
+        at = now.expand(len(x))
+        with run.machine.autocast():
+            uncond, cond = run.unet(run.noise.seen(x, at).repeat(2, 1, 1, 1), now, both).sample.float().chunk(2)
         v = uncond + guidance * (cond - uncond)
         v = v * (0.3 + 0.7 * cond.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True))
-        x = alpha2 * (alpha * x - sigma * v) + sigma2 * (sigma * x + alpha * v)
-    return x
+        alpha, sigma = run.noise.level(now)
+        denoised, left = alpha * x - sigma * v, sigma * x + alpha * v
+        if i + 1 < steps:
+            alpha, sigma = run.noise.level(timesteps[i + 1])
+            x = alpha * denoised + sigma * left
+    return denoised
 
 
 class Run:
     """Everything a checkpoint holds."""
 
-    def __init__(self, folder: Path, settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
-        self.folder, self.settings, self.images = folder, settings, 0
-        self.unet, self.text = unet, text
-        unet.set_attn_processor(AttnProcessor())  # its backward is faster than that of SDPA on a CPU
+    def __init__(
+        self, folder: Path, settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel, machine: Machine = CPU,
+        noise: Noise = COSINE,
+    ) -> None:  # fmt: skip
+        self.folder, self.settings, self.machine, self.noise, self.images = folder, settings, machine, noise, 0
+        self.unet, self.text = machine.place(unet), text.to(machine.device)
+        self.network = machine.compile(unet)
         groups = [
             {"params": list(unet.parameters()), "peak": settings.peak},
             {"params": list(text.parameters()), "peak": settings.text_peak},
@@ -119,7 +115,8 @@ class Run:
             self.unet.load_state_dict(state["unet"])
             self.text.load_state_dict(state["text"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.average.shadow, self.images = state["average"], state["images"]
+            self.average.restore(state["average"])
+            self.images = state["images"]
 
     def save(self) -> None:
         parts = {"unet": self.unet.state_dict(), "text": self.text.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -140,11 +137,10 @@ def draw_grid(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, stats: np.
     """Sixteen prompts from the averaged weights, always with the same noise."""
     run.average.swap()
     with torch.no_grad():
-        context = run.text(tokenize(tokenizer, list(GRID_PROMPTS))).last_hidden_state
-        empty = run.text(tokenize(tokenizer, [""])).last_hidden_state
+        context, empty = (run.text(run.machine.on(tokenize(tokenizer, texts))).last_hidden_state for texts in (list(GRID_PROMPTS), [""]))
         noise = torch.randn(len(GRID_PROMPTS), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-        z = ddim_sample(run.unet, context, empty, noise)
-        mean, std = (torch.from_numpy(s).view(1, 4, 1, 1) for s in stats)
+        z = ddim_sample(run, context, empty, run.machine.on(noise))
+        mean, std = (run.machine.on(torch.from_numpy(s).view(1, 4, 1, 1)) for s in stats)
         pictures = to_pictures(vae.decode(z * std + mean).sample)
     run.average.swap()
     save_grid(run.folder / "grids" / f"unet-{run.images:07d}.png", pictures, 8)
@@ -152,7 +148,8 @@ def draw_grid(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, stats: np.
 
 def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, minutes: float = 1e9) -> None:
     latents, scenes, stats = (np.load(data / f"{name}.npy") for name in ("latents", "scenes", "latent_stats"))
-    settings = run.settings
+    settings, machine = run.settings, run.machine
+    vae = vae.to(machine.device)
     run.restore()
     saved_at = run.images
     with Clock("unet", settings.total, run.images, minutes) as clock:
@@ -162,9 +159,10 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, mi
             texts = ["" if rng.random() < settings.drop else caption(Scene(*map(int, scenes[r])), rng) for r in rows]
             x0 = torch.from_numpy(latents[rows].astype(np.float32))  # [B, 4, 16, 16]
             noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
-            with torch.autocast("cpu", torch.bfloat16):
-                context = run.text(tokenize(tokenizer, texts)).last_hidden_state  # [B, 32, width]
-                loss = diffusion_loss(run.unet, x0, context, stratified_timesteps(settings.batch, rng), noise)
+            timestep = stratified_timesteps(settings.batch, rng)
+            with machine.autocast():
+                context = run.text(machine.on(tokenize(tokenizer, texts))).last_hidden_state  # [B, 32, width]
+                loss = diffusion_loss(run, machine.on(x0), context, machine.on(timestep), machine.on(noise))
             run.step(loss)
             clock.tick(run.images, float(loss.detach()))
             if run.images - saved_at >= settings.save_every:
@@ -175,22 +173,34 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, mi
     draw_grid(run, tokenizer, vae, stats)
 
 
-def start(folder: Path, settings: Settings) -> tuple[Run, CLIPTokenizer]:
-    """A run with the pretrained text encoder; `train` restores its own checkpoint if there is one."""
+def start(folder: Path, settings: Settings, machine: Machine, noise: Noise, init: Path | None = None) -> tuple[Run, CLIPTokenizer]:
+    """A run with the pretrained text encoder; `train` restores its own checkpoint if there is one.
+
+    With `init`, U-Net and text encoder of that checkpoint folder are trained on, with the words of today.
+    """
     torch.manual_seed(settings.seed)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    text = build_text_encoder(tokenizer)
-    text.load_state_dict(load(folder / "text.pt")["text"])
-    return Run(folder, settings, build_unet(), text), tokenizer
+    if init:
+        tokenizer = build_tokenizer()
+        save_tokenizer(tokenizer, folder / "tokenizer")
+        unet, text = UNet2DConditionModel.from_pretrained(init / "unet", torch_dtype=torch.float32), inherit(init, tokenizer)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        unet, text = build_unet(), build_text_encoder(tokenizer)
+        text.load_state_dict(load(folder / "text.pt")["text"])
+    return Run(folder, settings, unet, text, machine, noise), tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--total", type=int, default=Settings.total)
-    parser.add_argument("--minutes", type=float, default=1e9)
+    add_arguments(parser)
+    add_noise(parser)
+    parser.add_argument("--batch", type=int, default=Settings.batch, help="pictures a step; 512 on a GPU, with --peak")
+    parser.add_argument("--peak", type=float, default=Settings.peak, help="highest learning rate of the U-Net")
+    parser.add_argument("--init", type=Path, help="a checkpoint folder to train on from, instead of from random weights")
     args = parser.parse_args()
-    run, tokenizer = start(args.root, Settings(total=args.total))
+    settings = replace(Settings(), total=args.total or Settings.total, batch=args.batch, peak=args.peak)
+    run, tokenizer = start(args.root, settings, machine_of(args), noise_of(args), args.init)
     train(run, tokenizer, averaged(args.root), args.root / "data", args.minutes)
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from diffusers.models.attention_processor import AttnProcessor
 from rich.progress import track
 
 from training.checkpoint import Average, Clock, generator, learning_rate, load, save, save_grid
-from training.norm import use_fast_group_norm
+from training.machine import CPU, Machine, add_arguments, machine_of
 
 CHANNELS = (16, 32, 64, 128)
 
@@ -47,13 +46,6 @@ def build_vae(channels: tuple[int, ...] = CHANNELS, groups: int = 8, size: int =
     )  # fmt: skip
 
 
-def prepare(vae: AutoencoderKL) -> AutoencoderKL:
-    """The fast way to train on a CPU: plain attention, channels last, our own normalisation backward."""
-    vae.set_attn_processor(AttnProcessor())
-    use_fast_group_norm(vae)
-    return vae.to(memory_format=torch.channels_last)
-
-
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """[n, h, w, 3] uint8 -> [n, 3, h, w] in -1..1."""
     x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float()
@@ -61,7 +53,7 @@ def to_tensor(pictures: np.ndarray) -> torch.Tensor:
 
 
 def to_pictures(x: torch.Tensor) -> np.ndarray:
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw_batch(pictures: np.ndarray, settings: Settings, images: int) -> torch.Tensor:
@@ -83,30 +75,58 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor,
     return l1 + 0.5 * edges, float(l1.detach())
 
 
-def loss_of(vae: AutoencoderKL, x: torch.Tensor, kl_weight: float, noise: torch.Generator) -> tuple[torch.Tensor, float]:
+def loss_of(run: Run, x: torch.Tensor, noise: torch.Generator) -> tuple[torch.Tensor, float]:
     """Reconstruction and a little KL, which makes latents that forgive small errors."""
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(x).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=noise)
-        y = vae.decode(z).sample
+    with run.machine.autocast():
+        mean, logvar = (part.float() for part in run.encoder(x))
+        z = mean + (0.5 * logvar).exp() * run.machine.on(torch.randn(mean.shape, generator=noise))
+        y = run.decoder(z)
     loss, l1 = reconstruction_loss(y, x)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return loss + kl_weight * kl, l1
+    return loss + run.settings.kl_weight * kl, l1
+
+
+class Encoder(torch.nn.Module):
+    """[n, 3, h, w] -> mean and log-variance of its latent, each [n, 4, h/8, w/8]; what `torch.compile` is given."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = self.vae.encode(x).latent_dist
+        return posterior.mean, posterior.logvar
+
+
+class Decoder(torch.nn.Module):
+    """[n, 4, h/8, w/8] -> [n, 3, h, w]."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(z).sample
 
 
 class Run:
     """What a checkpoint holds, and the loop both stages share. Only `parts` are trained."""
 
-    def __init__(self, path: Path, settings: Settings, vae: AutoencoderKL, parts: list[torch.nn.Module], pictures: np.ndarray) -> None:
-        self.path, self.settings, self.vae, self.pictures, self.images = path, settings, vae, pictures, 0
+    def __init__(
+        self, path: Path, settings: Settings, vae: AutoencoderKL, parts: list[torch.nn.Module], pictures: np.ndarray, machine: Machine
+    ) -> None:
+        self.path, self.settings, self.pictures, self.machine, self.images = path, settings, pictures, machine, 0
+        self.vae = machine.place(vae, own_norm=True)
+        self.encoder = machine.compile(Encoder(vae))
+        self.decoder = machine.compile(Decoder(vae))
         self.average = Average(parts, settings.decay)
         self.optimiser = torch.optim.AdamW(self.average.params, lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         if path.exists():
             state = load(path)
             vae.load_state_dict(state["vae"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.average.shadow, self.images = state["average"], state["images"]
+            self.average.restore(state["average"])
+            self.images = state["images"]
 
     def save(self) -> None:
         """Also a grid: pictures and what the averaged weights make of them."""
@@ -114,7 +134,7 @@ class Run:
         save(self.path, vae=self.vae.state_dict(), **parts)
         self.average.swap()
         with torch.no_grad():
-            x = to_tensor(self.pictures[:24])
+            x = self.machine.on(to_tensor(self.pictures[:24]))
             both = torch.stack([x, self.vae.decode(self.vae.encode(x).latent_dist.mean).sample], 1).flatten(0, 1)
         self.average.swap()
         save_grid(self.path.parent / "grids" / f"{self.path.stem}-{self.images:06d}.png", to_pictures(both), 12)
@@ -140,33 +160,38 @@ class Run:
         self.average.swap()
 
 
-def train(pictures: np.ndarray, folder: Path, settings: Settings, minutes: float = 1e9, vae: AutoencoderKL | None = None) -> AutoencoderKL:
+def train(
+    pictures: np.ndarray, folder: Path, settings: Settings, minutes: float = 1e9, vae: AutoencoderKL | None = None, machine: Machine = CPU
+) -> AutoencoderKL:
+    """The whole autoencoder, new or (given one) trained on."""
     torch.manual_seed(settings.seed)
-    vae = prepare(vae or build_vae())
-    run = Run(folder / "vae.pt", settings, vae, [vae], pictures)
+    vae = vae or build_vae()
+    run = Run(folder / "vae.pt", settings, vae, [vae], pictures, machine)
 
     def loss_at(images: int) -> tuple[torch.Tensor, float]:
-        return loss_of(vae, draw_batch(pictures, settings, images), settings.kl_weight, torch.Generator().manual_seed(images))
+        return loss_of(run, machine.on(draw_batch(pictures, settings, images)), torch.Generator().manual_seed(images))
 
     run.loop(loss_at, minutes)
     return vae
 
 
-def refine(pictures: np.ndarray, data: Path, folder: Path, settings: Settings, vae: AutoencoderKL, minutes: float = 1e9) -> AutoencoderKL:
+def refine(
+    pictures: np.ndarray, data: Path, settings: Settings, vae: AutoencoderKL, minutes: float = 1e9, machine: Machine = CPU
+) -> AutoencoderKL:
     """Train the decoder on from cached latents; the encoder and so the latents stay, and the U-Net may train meanwhile."""
     latents, stats = np.load(data / "latents.npy", mmap_mode="r"), np.load(data / "latent_stats.npy")
     mean, std = (torch.from_numpy(s).view(1, 4, 1, 1) for s in stats)
-    prepare(vae).requires_grad_(True)
-    run = Run(folder / "decoder.pt", settings, vae, [vae.post_quant_conv, vae.decoder], pictures)
+    vae.requires_grad_(True)
+    run = Run(data.parent / "decoder.pt", settings, vae, [vae.post_quant_conv, vae.decoder], pictures, machine)
 
     def loss_at(images: int) -> tuple[torch.Tensor, float]:
         rng = generator(settings.seed, images)
         rows = np.sort(rng.integers(len(pictures), size=settings.batch))
         z = latents[rows].astype(np.float32)
         z = torch.from_numpy(z + settings.latent_noise * rng.standard_normal(z.shape, dtype=np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
-            y = vae.decode(z * std + mean).sample
-        return reconstruction_loss(y, to_tensor(pictures[rows]))
+        with machine.autocast():
+            y = run.decoder(machine.on(z * std + mean))
+        return reconstruction_loss(y, machine.on(to_tensor(pictures[rows])))
 
     run.loop(loss_at, minutes)
     return vae
@@ -178,17 +203,17 @@ def averaged(folder: Path, vae: AutoencoderKL | None = None) -> AutoencoderKL:
     for path, parts in ((folder / "vae.pt", [vae]), (folder / "decoder.pt", [vae.post_quant_conv, vae.decoder])):
         if path.exists():
             average = Average(parts, 0.0)
-            average.shadow = load(path)["average"]
+            average.restore(load(path)["average"])
             average.swap()
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 16) -> None:
+def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 16, machine: Machine = CPU) -> None:
     """Write latents.npy [n, 4, h/8, w/8] float16, normalised per channel, and latent_stats.npy [2, 4]: mean and deviation."""
-    latents = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    latents, vae = [], machine.place(vae)
+    with torch.no_grad(), machine.autocast():
         for i in track(range(0, len(pictures), batch), "encode"):
-            latents.append(vae.encode(to_tensor(pictures[i : i + batch])).latent_dist.mean.float().numpy())
+            latents.append(vae.encode(machine.on(to_tensor(pictures[i : i + batch]))).latent_dist.mean.float().cpu().numpy())
     z = np.concatenate(latents)
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     np.save(folder / "latent_stats.npy", np.stack([mean, std]))
@@ -198,21 +223,24 @@ def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--total", type=int, default=None)
-    parser.add_argument("--minutes", type=float, default=1e9)
+    add_arguments(parser)
     parser.add_argument("--encode", action="store_true")
     parser.add_argument("--refine", action="store_true")
+    parser.add_argument("--init", type=Path, help="a checkpoint folder whose autoencoder is trained on instead of a new one")
+    parser.add_argument("--batch", type=int, help="full pictures a step; more on a GPU")
     args = parser.parse_args()
-    pictures = np.load(args.root / "data" / "pictures.npy", mmap_mode="r")
+    machine, data = machine_of(args), args.root / "data"
+    pictures = np.load(data / "pictures.npy", mmap_mode="r")
     if args.encode:
-        encode(pictures, averaged(args.root), args.root / "data")
+        encode(pictures, averaged(args.root), data, machine=machine)
         return
     settings = REFINE if args.refine else Settings()
-    settings = replace(settings, total=args.total or settings.total)
+    settings = replace(settings, total=args.total or settings.total, batch=args.batch or settings.batch)
     if args.refine:
-        refine(pictures, args.root / "data", args.root, settings, averaged(args.root), args.minutes)
+        refine(pictures, data, settings, averaged(args.root), args.minutes, machine)
     else:
-        train(pictures, args.root, settings, args.minutes)
+        start = AutoencoderKL.from_pretrained(args.init / "vae") if args.init else None
+        train(pictures, args.root, settings, args.minutes, start, machine)
 
 
 if __name__ == "__main__":
