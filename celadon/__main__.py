@@ -104,7 +104,7 @@ def worker() -> None:
         of_worker()
     except StartRefused as error:
         raise fail(str(error), 2) from error
-    raise typer.Exit(run())
+    run()
 
 
 @app.command()

@@ -9,13 +9,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlencode
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*)*", re.ASCII)
 _EXPIRY = re.compile(r"[0-9]{1,12}", re.ASCII)
 _MAX_KEY = 200
+THREADS = 8
+
+Answer = TypeVar("Answer")
 
 
 class NotFound(KeyError):
@@ -40,45 +46,54 @@ def image_key(job_id: str, attempt: int, index: int, extension: str) -> str:
 
 
 class LocalImageStore:
-    """Pictures as files below `root`. Whatever can be read is complete: files appear whole, after they reached the disk."""
+    """Pictures as files below `root`. Whatever can be read is complete: files appear whole, after they reached the disk.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
+    What takes longer than `timeout_s` raises TimeoutError, which is an OSError; it may still be done later.
+    """
+
+    def __init__(self, root: Path, *, timeout_s: float | None = None) -> None:
+        self._root, self._timeout_s = root.absolute(), timeout_s
+        # threads of its own: those that hang, as on a file server that is away, keep nobody else from working
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._partial = self._root / ".partial"  # no valid key begins with a dot
 
     async def put(self, key: str, data: bytes) -> None:
         """Writes or replaces. Raises BadKey, OSError."""
-        await asyncio.to_thread(self._write, self._path(key), data)
+        await self._do(self._write, self._path(key), data)
 
     async def open(self, key: str) -> Path:
         """The file that holds the bytes. Raises NotFound, BadKey."""
         path = self._path(key)
-        if not await asyncio.to_thread(path.is_file):
+        if not await self._do(path.is_file):
             raise NotFound(key)
         return path
 
     async def read(self, key: str) -> bytes:
         """The bytes. Raises NotFound, BadKey."""
         try:
-            return await asyncio.to_thread(self._path(key).read_bytes)
+            return await self._do(self._path(key).read_bytes)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise NotFound(key) from None
 
     async def delete(self, key: str) -> None:
         """Removes the bytes if they are there. Raises BadKey."""
-        await asyncio.to_thread(self._remove, self._path(key))
+        await self._do(self._remove, self._path(key))
 
     async def untouched_since(self, moment: float) -> list[str]:
         """The jobs whose pictures were all stored, or removed, before that time (Unix seconds of this machine)."""
-        return await asyncio.to_thread(self._untouched_since, moment)
+        return await self._do(self._untouched_since, moment)
 
     async def delete_all(self, job_id: str) -> None:
         """Removes every picture of the job. Raises BadKey."""
-        await asyncio.to_thread(shutil.rmtree, self._path(job_id), ignore_errors=True)
+        await self._do(shutil.rmtree, self._path(job_id), ignore_errors=True)
 
     async def check(self) -> None:
         """Raises OSError if a picture could not be written now."""
-        await asyncio.to_thread(self._probe)
+        await self._do(self._probe)
+
+    async def _do(self, work: Callable[..., Answer], *args: object, **named: object) -> Answer:
+        async with asyncio.timeout(self._timeout_s):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **named))
 
     def _path(self, key: str) -> Path:
         if len(key) > _MAX_KEY or not _KEY.fullmatch(key) or ".." in key:

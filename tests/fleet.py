@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ class Fleet:
         self.client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S)
         self.gateway(wait=wait)
 
-    def worker(self, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker that is ready to draw."""
+    def worker(self, program: Sequence[str] = ("celadon", "worker"), **environment: str) -> subprocess.Popen[bytes]:
+        """A worker that is ready to draw. `program`: a module and its arguments."""
         before = self.workers()
-        process = self.start("worker", **environment)
+        process = self.start(*program[1:], module=program[0], **environment)
         self.until(lambda: bool(self.workers() - before) or process.poll() is not None)
         assert process.poll() is None, (self.folder / "log").read_text()[-4000:]
         return process
@@ -130,11 +130,19 @@ class Fleet:
         for process in self._processes:
             process.wait()
 
-    def start(self, role: str, **environment: str) -> subprocess.Popen[bytes]:
+    def faulty_worker(self, fault: str, seed: int, **environment: str) -> subprocess.Popen[bytes]:
+        """One with a fault of `tests.faulty_worker`, which strikes as long as `self.fault` exists."""
+        told = {"FAULT": fault, "FAULT_SEED": str(seed), "FAULT_FILE": str(self.fault)}
+        return self.worker(("tests.faulty_worker",), **told, **environment)
+
+    @property
+    def fault(self) -> Path:
+        return self.folder / "fault"
+
+    def start(self, *arguments: str, module: str = "celadon", **environment: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "celadon", role], env=self._environment | environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            command = [sys.executable, "-m", module, *arguments]
+            process = subprocess.Popen(command, env=self._environment | environment, stdout=log, stderr=subprocess.STDOUT)
         self._processes.append(process)
         return process
 

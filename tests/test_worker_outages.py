@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pytest
 from redis.asyncio import Redis
 
 import jobs.valkey
-import workers.model
+import workers.serving
+from jobs.image_store import THREADS, LocalImageStore
 from jobs.job import JobStatus
 from jobs.job_queue import JobQueue, connect
 from jobs.registry import Registry
 from jobs.shards import Shards
 from tests.worker_bench import CARD, TIMEOUT_S, Bench, draw_at_once, job
-from workers.__main__ import REFUSED, serve
+from workers import encode
 from workers.messages import Command, Draw, Report
+from workers.serving import REFUSED
 from workers.settings import WorkerSettings
 
 
@@ -85,10 +88,13 @@ async def test_a_read_only_server_is_waited_for(redis: Redis, tmp_path: Path, he
 async def test_a_server_that_may_evict_refuses_the_start(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(workers.model, "open_model", lambda settings: None)
+    monkeypatch.setattr(workers.serving, "open_model", lambda settings: None)
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        assert await asyncio.wait_for(serve(WorkerSettings(redis_url=redis_url, data_dir=tmp_path)), TIMEOUT_S) == REFUSED
+        assert (
+            await asyncio.wait_for(workers.serving.run(WorkerSettings(redis_url=redis_url, data_dir=tmp_path), asyncio.Event()), TIMEOUT_S)
+            == REFUSED
+        )
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
     assert "noeviction" in capsys.readouterr().err
@@ -121,3 +127,28 @@ async def test_a_silent_redis_does_not_keep_a_worker_that_is_told_to_go(tmp_path
         await redis.aclose()
         server.kill()
         server.wait()
+
+
+@pytest.mark.parametrize("what", ["encode", "put"])
+async def test_what_hangs_behind_the_drawing_fails_its_job_alone(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Also more of them at one time than there are threads to wait in."""
+    release, queue = threading.Event(), JobQueue(redis)
+
+    def hang(*_: object) -> bytes:
+        release.wait()
+        return b""
+
+    with monkeypatch.context() as broken:
+        broken.setattr(*{"encode": (encode, "encode"), "put": (LocalImageStore, "_write")}[what], hang)
+        for number in range(THREADS + 1):
+            await queue.submit(job(f"bad-{number}"))
+        bench = Bench(queue, redis, tmp_path, draw_at_once, store_s=0.3)
+        ends = [await bench.ended(f"bad-{number}") for number in range(THREADS + 1)]
+    assert {(end.error.code, end.error.retryable) for end in ends if end.error} == {("storage_unavailable", True)}
+    assert all(end.error for end in ends)
+    release.set()  # as storage that comes back
+    await queue.submit(job("good"))
+    assert (await bench.ended("good")).status is JobStatus.SUCCEEDED
+    await bench.stop()

@@ -17,6 +17,7 @@ from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
 from tests.cards import card
 from tests.job_samples import sample_job
+from workers.inbox import Inbox
 from workers.messages import Command, Draw, Drawn, Exported, Report, Save
 from workers.settings import WorkerSettings
 from workers.worker import Doors, Worker
@@ -32,6 +33,8 @@ class Puppet:
     def __init__(self, react: Callable[[Command], list[Report]]) -> None:
         self._react, self.commands = react, list[Command]()
         self.report: Callable[[Report], None] = lambda report: None
+
+    piece = None  # never at anything
 
     def start(self) -> None: ...
 
@@ -56,15 +59,17 @@ def job(name: str, **fields: Any) -> Job:
 class Bench:
     """One worker on real Valkey, running in this test's event loop."""
 
-    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]]) -> None:
+    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]], **told: Any) -> None:
         info = WorkerInfo(
             id="w", models=(CARD.id,), device="cpu", backend="none", slots=4, busy=0, version="1", started_at=0.0, ready=False
         )
-        settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, renew_s=0.05, progress_s=0.05, drain_s=0)
+        told = {"renew_s": 0.05, "progress_s": 0.05, "drain_s": 0} | told
+        settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, **told)
         self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
-        worker = Worker(info, CARD, settings, Doors(queue, Registry(redis), LocalImageStore(folder), HookQueue(redis)))
-        self.puppet.report = worker.report
-        self._running = asyncio.create_task(worker.run(self.puppet, self._stop))  # type: ignore[arg-type]
+        doors, inbox = Doors(queue, Registry(redis), LocalImageStore(folder, timeout_s=settings.store_s), HookQueue(redis)), Inbox()
+        self.puppet.report = inbox.put
+        worker = Worker(info, CARD, settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
+        self._running = asyncio.create_task(worker.run(self._stop))
 
     async def ended(self, job_id: str) -> Job:
         async def poll() -> Job:

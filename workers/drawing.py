@@ -10,7 +10,8 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from pipelines.engine.sample import Sample, Saved
 from pipelines.loading import Checkpoint
 from pipelines.text_to_image import decode, encode_prompt, plan_for, preview, prompt_tokens, table_for
 from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
+from workers.watch import Piece
 
 Array = Any
 
 CACHED_PROMPTS = 256
+STOP_S = 1.0  # for the present tick, when the thread is told to end: it is a daemon, and may hang
 COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
 
@@ -43,6 +46,7 @@ class DrawingThread:
         self._encodings = 0
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
+        self.piece: Piece | None = None  # that it is at; read by the watch
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
     def start(self) -> None:
@@ -54,14 +58,23 @@ class DrawingThread:
     def stop(self) -> None:
         """End after the present tick; what is in flight is forgotten."""
         self._commands.put(None)
-        self._thread.join()
+        self._thread.join(STOP_S)
+
+    @contextmanager
+    def _at(self, what: str, *jobs: str) -> Iterator[None]:
+        self.piece = Piece(what, jobs, time.monotonic())
+        try:
+            yield
+        finally:
+            self.piece = None
 
     def _run(self) -> None:
         try:
             while self._obey():
                 self._admit()
                 began = time.monotonic()
-                events = self._engine.step(began)
+                with self._at("tick", *self._jobs):
+                    events = self._engine.step(began)
                 self._measure(events, time.monotonic() - began)
                 for event in events:
                     self._handle(event)
@@ -80,7 +93,8 @@ class DrawingThread:
                 case Draw():
                     self._take(command)
                 case Save():
-                    self._export(command.job)
+                    with self._at("export", command.job.id):
+                        self._export(command.job)
                 case Drop() if self._jobs.get(command.job.id) is command.job:
                     self._drop(command.job)
                 case Drop():
@@ -132,7 +146,8 @@ class DrawingThread:
             job, index, saved = self._waiting.popleft()
             encodings = self._encodings
             try:
-                self._engine.add(self._sample(job, index), saved)
+                with self._at("encode", job.id):
+                    self._engine.add(self._sample(job, index), saved)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
@@ -198,8 +213,9 @@ class DrawingThread:
             case Progress():
                 self._report(Advanced(job, index, event.done))
             case Preview():
-                latents = event.denoised if self._numpy else event.denoised.cpu().numpy()
-                self._report(Previewed(job, index, preview(self._checkpoint, latents)))
+                with self._at("preview", job.id):
+                    latents = event.denoised if self._numpy else event.denoised.cpu().numpy()
+                    self._report(Previewed(job, index, preview(self._checkpoint, latents)))
             case Finished():
                 self._finished.append((job, index, event.latents))
             case Failed():
@@ -210,7 +226,8 @@ class DrawingThread:
             return
         job, index, latents = self._finished.popleft()
         try:
-            pixels = decode(self._checkpoint, latents)
+            with self._at("decode", job.id):
+                pixels = decode(self._checkpoint, latents)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jobs.job import ImageRef, Job, JobWarning
@@ -64,3 +66,34 @@ class Held:
 
     def ordered(self) -> tuple[ImageRef, ...]:
         return tuple(self.images[i] for i in sorted(self.images))
+
+
+class Holdings:
+    """All that a worker holds. `changed` is set whenever a job or one of its images has left, so that there may be room."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Held] = {}
+        self.changed = asyncio.Event()
+
+    def __iter__(self) -> Iterator[Held]:
+        """Those of this moment: jobs may come and go while somebody walks through them."""
+        return iter(list(self.jobs.values()))
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def open_images(self) -> int:
+        return sum(held.open_images for held in self.jobs.values())
+
+    def add(self, held: Held) -> None:
+        self.jobs[held.job.id] = held
+
+    def has(self, held: Held) -> bool:
+        """Whether it is held still, as this attempt."""
+        return self.jobs.get(held.job.id) is held
+
+    def forget(self, held: Held) -> None:
+        if self.has(held):
+            del self.jobs[held.job.id]
+        self.changed.set()

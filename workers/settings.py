@@ -36,6 +36,8 @@ class WorkerSettings(BaseSettings):
     checkpoint_ttl_s: int = Field(default=3600, ge=60, description="how long a checkpoint waits for whoever goes on with it")
     checkpoint_bytes: int = Field(default=16_777_216, ge=1024, description="largest checkpoint of a job")
     progress_s: float = Field(default=0.25, ge=0.05, le=10, description="shortest time between two progress events of one job")
+    stall_s: float = Field(default=600.0, ge=1, le=86_400, description="after which one tick, encoding or decoding counts as hung")
+    store_s: float = Field(default=60.0, ge=0.1, le=3600, description="how long a picture may take to be encoded, and to be stored")
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

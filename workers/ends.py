@@ -1,0 +1,84 @@
+"""How a job leaves its worker: with a recorded end, handed on to the next one, or lost to somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from jobs.image_store import LocalImageStore
+from jobs.job_queue import JobQueue
+from workers.drawing import DrawingThread
+from workers.held import Held, Holdings
+from workers.inbox import Errands
+from workers.insist import insist
+from workers.messages import Drop
+
+log = structlog.get_logger("worker")
+
+
+class Ends:
+    """Every way out. Pictures that nobody will publish are deleted on each of them."""
+
+    def __init__(
+        self, worker: str, queue: JobQueue, store: LocalImageStore, holdings: Holdings, drawing: DrawingThread, errands: Errands
+    ) -> None:
+        self._worker, self._queue, self._store = worker, queue, store
+        self._holdings, self._drawing, self._errands = holdings, drawing, errands
+
+    def drop(self, held: Held) -> None:
+        """Nothing more of it is drawn."""
+        self._drawing.put(Drop(held.job))
+
+    async def record(self, held: Held, write: Callable[..., Awaitable[bool]], *what: object) -> bool:
+        """Write a job's end down, however long Redis is away; False where the job is someone else's by now."""
+        held.settling = True
+        won = await insist(write, self._worker, held.job.attempt, held.job.id, *what)
+        log.info("recorded" if won else "superseded", job=held.job.id, attempt=held.job.attempt)
+        self._holdings.forget(held)
+        return won
+
+    async def discard(self, held: Held, *, all_of_them: bool = False) -> None:
+        """Delete pictures that nobody will publish. Those of a checkpoint belong to the job, not to this attempt.
+
+        The record has the last word: an answer may have been lost, and the job may have ended with these very pictures.
+        """
+        record = await insist(self._queue.get, held.job.id)
+        if record and held.undone(record, self._worker):
+            return
+        kept = {image.key for image in (record.images if record else ())} | (set() if all_of_them else held.saved)
+        for image in held.images.values():
+            if image.key not in kept:
+                try:
+                    await self._store.delete(image.key)
+                except OSError as error:  # the gateways' sweep will
+                    log.warning("not_deleted", job=held.job.id, error=type(error).__name__)
+
+    async def let_go(self, held: Held, *, wished: bool) -> None:
+        """Stop drawing a job whose client wishes to cancel, or whose lease belongs to someone else."""
+        if not self._holdings.has(held) or held.settling:
+            return
+        self.drop(held)
+        self._holdings.forget(held)
+        won = wished and await insist(self._queue.cancel_running, self._worker, held.job.attempt, held.job.id)
+        log.info("canceled" if won else "lost", job=held.job.id, attempt=held.job.attempt)
+        # beside the loop that asks, since storage may be slow; an equal job may go on with the checkpoint
+        self._errands.send(self.discard(held, all_of_them=won and not held.job.reuse))
+
+    async def hand_on(self, held: Held) -> None:
+        """Back to the front of the queue; its checkpoint, if there is one, goes along."""
+        self.drop(held)
+        await insist(self._release, held)
+        self._holdings.forget(held)
+        await self.discard(held)
+        log.info(held.leaving or "released", job=held.job.id, attempt=held.job.attempt)
+
+    async def abandon(self, held: Held) -> None:
+        """Back to the queue as it was saved last, if Redis answers at once. Raises RedisError, OSError."""
+        self.drop(held)
+        await self._release(held)
+        self._holdings.forget(held)
+        await self.discard(held)
+
+    async def _release(self, held: Held) -> bool:
+        return await self._queue.release(self._worker, held.job.attempt, held.job.id, reason=held.leaving or "released")

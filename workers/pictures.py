@@ -1,0 +1,69 @@
+"""Drawn pixels become stored pictures; the last one of a job finishes it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import structlog
+
+from jobs.image_store import LocalImageStore, image_key
+from jobs.job import ImageRef, JobError
+from jobs.job_queue import JobQueue
+from pipelines.card import ModelCard
+from pipelines.params import EXTENSIONS, MEDIA_TYPES
+from workers import encode
+from workers.ends import Ends
+from workers.held import Held, Holdings
+from workers.log import where
+from workers.messages import Drawn
+
+log = structlog.get_logger("worker")
+
+NOT_STORED = JobError("storage_unavailable", "The picture was drawn but could not be stored.", retryable=True)
+NOT_ENCODED = JobError("encode_failed", "The picture was drawn but could not be written in that format.")
+
+
+class Pictures:
+    """Publishes what the drawing thread has finished."""
+
+    def __init__(
+        self, card: ModelCard, version: str, encode_s: float, queue: JobQueue, store: LocalImageStore, holdings: Holdings, ends: Ends
+    ) -> None:
+        self._card, self._version, self._encode_s = card, version, encode_s
+        self._queue, self._store, self._holdings, self._ends = queue, store, holdings, ends
+
+    async def publish(self, held: Held, drawn: Drawn) -> None:
+        """Encode and store one picture; the last one of a job finishes it."""
+        job, params = held.job, held.job.params
+        height, width, _ = drawn.pixels.shape
+        key = image_key(job.id, job.attempt, drawn.index, EXTENSIONS[params.output_format])
+        try:
+            async with asyncio.timeout(self._encode_s):
+                data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
+            await self._store.put(key, data)
+        except Exception as error:  # whatever it is, it is this job's failure and nobody else's
+            log.error("not_stored", job=job.id, error=where(error))
+            self._ends.drop(held)
+            await self._ends.record(held, self._queue.fail, _reason(error))
+            return
+        seed = params.image_seed(drawn.index)
+        held.seconds = drawn.seconds
+        held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])
+        self._holdings.changed.set()
+        if not self._holdings.has(held):
+            await self._ends.discard(held)  # lost, cancelled or released while it was written
+        elif held.complete:
+            await self.finish(held)
+
+    async def finish(self, held: Held) -> None:
+        """Every picture is stored: succeeded, or somebody else's by now."""
+        seconds = None if held.began_with else held.seconds  # of a resumed job only a part is known
+        finish = functools.partial(self._queue.finish, seconds=seconds)
+        if not await self._ends.record(held, finish, held.ordered(), held.warnings):
+            await self._ends.discard(held)
+
+
+def _reason(error: Exception) -> JobError:
+    """What took too long, as a disk that hangs does, may go well another time: TimeoutError is an OSError."""
+    return NOT_STORED if isinstance(error, OSError) else NOT_ENCODED

@@ -1,0 +1,89 @@
+"""What `celadon worker` puts together: the model, the doors to Redis and storage, the drawing thread, and the worker between them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import secrets
+import socket
+import sys
+import time
+
+import structlog
+from redis.exceptions import AuthenticationError
+
+from jobs.hooks import HookQueue
+from jobs.image_store import LocalImageStore
+from jobs.job_queue import JobQueue, ServerUnfit
+from jobs.registry import Registry, WorkerInfo
+from jobs.shards import Shards, open_shards
+from workers.drawing import DrawingThread
+from workers.inbox import Inbox
+from workers.insist import insist, unless
+from workers.model import Model, ModelRefused, open_model
+from workers.settings import WorkerSettings
+from workers.worker import Doors, Worker
+
+log = structlog.get_logger("worker")
+
+REFUSED = 2  # exit status: these settings cannot work, so starting again cannot help
+
+
+async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
+    """Load, measure, announce, serve until `stop`; the exit status."""
+    started = time.monotonic()
+    try:
+        model = await asyncio.to_thread(open_model, settings)
+    except ModelRefused as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    shards = open_shards(settings.redis_url, settings.shards)
+    try:
+        if (status := await _unfit(shards, stop)) is not None:
+            return status
+        info, inbox = describe(settings, model), Inbox()
+        drawing = DrawingThread(model.checkpoint, model.engine, inbox.put, numpy_arrays=model.numpy_arrays)
+        worker = Worker(info, model.checkpoint.card, settings, doors(settings, shards), drawing, inbox)
+        told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
+        log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
+        await worker.run(stop)
+    finally:
+        await shards.aclose()
+    return 0
+
+
+async def _unfit(shards: Shards, stop: asyncio.Event) -> int | None:
+    """The exit status where the servers cannot hold a queue, or the worker is told to go before they answer."""
+    try:
+        return None if await unless(stop, insist(shards.check)) else 0
+    except (ServerUnfit, AuthenticationError) as error:
+        print(f"CELADON_REDIS_URL: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def describe(settings: WorkerSettings, model: Model) -> WorkerInfo:
+    """What the fleet sees of this worker. Ids are new with every process."""
+    return WorkerInfo(
+        id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+        models=(model.checkpoint.card.id,),
+        device=model.device_name,
+        backend=model.backend,
+        slots=settings.slots,
+        busy=0,
+        version=importlib.metadata.version("celadon"),
+        started_at=time.time(),
+        ready=False,
+    )
+
+
+def doors(settings: WorkerSettings, shards: Shards) -> Doors:
+    queue = JobQueue(
+        shards,
+        lease_s=settings.lease_s,
+        retention_s=settings.retention_s,
+        checkpoint_s=settings.checkpoint_ttl_s,
+        max_checkpoint_bytes=settings.checkpoint_bytes,
+    )
+    store = LocalImageStore(settings.data_dir / "images", timeout_s=settings.store_s)
+    return Doors(queue, Registry(shards), store, HookQueue(shards))
