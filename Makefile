@@ -2,7 +2,9 @@
 PROMPT ?= a red apple
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# A machine with an NVIDIA driver gets torch, any other OpenVINO; EXTRA=cpu or EXTRA=gpu decides otherwise.
+EXTRA ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
+INSTALLED := $(VENV)/.installed-$(EXTRA)
 INSTALLED_DEV := $(VENV)/.installed-dev
 UP_FLAGS ?=
 PYTEST_FLAGS ?=
@@ -18,7 +20,7 @@ TEST_PROCESSES ?= 2
 LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-full check bench bench-queue chaos clean
+.PHONY: help install install-gpu run test test-full check bench bench-queue chaos clean
 
 help: ## Say what there is
 	@echo "Celadon: prompts into pictures, as a service."
@@ -29,6 +31,9 @@ help: ## Say what there is
 
 install: $(INSTALLED) ## Set up .venv with everything the service needs; then .venv/bin/celadon works
 	@echo "Celadon is installed: $(BIN)/celadon --help"
+
+install-gpu: ## The same with torch, for a GPU or for checkpoints that OpenVINO has no graph for
+	@$(MAKE) --no-print-directory install EXTRA=gpu
 
 run: $(INSTALLED) ## Start the whole service and draw PROMPT; Ctrl-C stops it
 	@exec $(BIN)/celadon up --first-prompt "$$FIRST_PROMPT" $(UP_FLAGS)
@@ -66,13 +71,13 @@ export FIRST_PROMPT = $(value PROMPT)
 
 $(INSTALLED): pyproject.toml constraints.txt bootstrap.py
 	@$(MAKE) --no-print-directory .python
-	@$(PYTHON) bootstrap.py $(VENV) worker
+	@$(PYTHON) bootstrap.py $(VENV) $(EXTRA)
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt bootstrap.py
 	@$(MAKE) --no-print-directory .python
 	@$(PYTHON) bootstrap.py $(VENV) dev
-	@touch $(INSTALLED) $@
+	@touch $(VENV)/.installed-cpu $(VENV)/.installed-gpu $@
 
 .PHONY: .python
 .python:

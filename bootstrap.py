@@ -2,8 +2,8 @@
 
     python3 bootstrap.py [FOLDER [EXTRA]]
 
-FOLDER is .venv if left out; EXTRA is `worker` (what the service needs) or `dev` (the tests and linters too). `make`
-calls this; without make, `python3 bootstrap.py && .venv/bin/celadon up` does the same.
+FOLDER is .venv if left out; EXTRA is `cpu` (the service with OpenVINO), `gpu` (with torch) or `dev` (both, tests and linters).
+`make` calls this; without make, `python3 bootstrap.py && .venv/bin/celadon up` does the same.
 """
 
 import collections
@@ -17,19 +17,19 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
 ORACLES = ["k-diffusion"]  # for tests; installed alone, since what it asks for would replace numpy and bring trackers
-NEEDED_GB = 3  # a CPU installation takes 1.5 GB, and pip unpacks beside it
+NEEDED_GB = {"cpu": 1, "gpu": 8, "dev": 3}  # torch with CUDA takes 6 GB, for a CPU 1; pip unpacks beside it
 
 
 def main():
     folder = os.path.join(HERE, sys.argv[1] if len(sys.argv) > 1 else ".venv")
-    extra = sys.argv[2] if len(sys.argv) > 2 else "worker"
+    extra = sys.argv[2] if len(sys.argv) > 2 else "cpu"
     check_python()
-    check_disk()
+    check_disk(NEEDED_GB.get(extra, 3))
     python = os.path.join(folder, "bin", "python")
     if not works(python):
         say("making %s with Python %d.%d.%d" % ((os.path.relpath(folder, HERE),) + sys.version_info[:3]))
         run([sys.executable, "-m", "venv", "--clear", folder], "the virtual environment could not be made")
-    say("installing Celadon (a first time takes a minute or a few: torch is large)")
+    say("installing Celadon (a first time takes a minute or a few)")
     begun = time.time()
     target = "%s[%s]" % (HERE, extra)
     command = [python, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check"]
@@ -49,10 +49,10 @@ def check_python():
         stop("Python %s has no venv or ensurepip here. Debian, Ubuntu: sudo apt install python%s-venv" % (version, version))
 
 
-def check_disk():
+def check_disk(needed):
     free = shutil.disk_usage(HERE).free / 1e9
-    if free < NEEDED_GB:
-        stop("only %.1f GB are free here; %d GB are needed. Make room and run the same command again" % (free, NEEDED_GB))
+    if free < needed:
+        stop("only %.1f GB are free here; %d GB are needed. Make room and run the same command again" % (free, needed))
 
 
 def works(python):

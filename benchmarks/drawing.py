@@ -24,7 +24,8 @@ from pipelines.engine.events import Finished
 from pipelines.engine.sample import Sample
 from pipelines.loading import Checkpoint
 from pipelines.params import GenerationParams
-from pipelines.text_to_image import decode, encode_prompt, table_for
+from pipelines.planning import table_for
+from pipelines.text_to_image import decode, encode_prompt
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,

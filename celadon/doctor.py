@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from celadon.settings import check_redis, of_gateway, of_worker
 from celadon.supervisor import StartRefused
+
+if TYPE_CHECKING:
+    from workers.settings import WorkerSettings
 
 OLDEST = (3, 11)
 LOW_DISK_BYTES = 1 << 30
@@ -144,32 +146,51 @@ def port() -> Finding:
 
 
 def device() -> Finding:
-    import torch
-
-    from workers.model import pick_device, pick_dtype
+    from workers.model import ModelRefused, pick_backend
 
     wanted = of_worker(redis_url="unix:///embedded")
+    try:
+        backend, reason = pick_backend(wanted)
+        runs = _openvino(wanted) if backend == "openvino" else _torch(wanted)
+    except ModelRefused as error:
+        return Finding(str(error), "make install-gpu brings torch, make install OpenVINO")
+    return Finding(f"{runs}; because {reason}")
+
+
+def _openvino(wanted: WorkerSettings) -> str:
+    from pipelines.graphs.runtime import openvino
+    from pipelines.openvino_model import fastest_precision, processor
+
+    precision = fastest_precision() if wanted.dtype == "auto" else wanted.dtype
+    return f"{processor()}, {precision} (OpenVINO {openvino.get_version().split('-')[0]})"
+
+
+def _torch(wanted: WorkerSettings) -> str:
+    import torch
+
+    from workers.model_torch import pick_device, pick_dtype
+
     picked = pick_device(wanted.device)
     name = torch.cuda.get_device_name(picked) if picked.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     dtype = str(pick_dtype(wanted.dtype, picked)).removeprefix("torch.")
-    return Finding(f"{name}, {dtype} (torch {torch.__version__})")
+    return f"{name}, {dtype} (torch {torch.__version__})"
 
 
 def model() -> Finding:
-    import torch
-
-    from pipelines.loading import CheckpointError, load
+    from pipelines.checkpoint_folder import PARTS, CheckpointError, describe
+    from pipelines.graphs.weights import weight_files
 
     wanted = of_worker(redis_url="unix:///embedded")
     begun = time.monotonic()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            card = load(wanted.model, device=torch.device("cpu"), dtype=torch.float32).card
+        said = describe(wanted.model)
+        card = said.card
+        for part in PARTS:
+            weight_files(said.folder / part)
     except (CheckpointError, OSError) as error:
         return Finding(f"{wanted.model}: {error}", "point CELADON_MODEL to a folder in diffusers layout, or to a hub id")
     sizes = f"{card.width}x{card.height}, {len(card.samplers)} samplers, {len(card.schedules)} schedules"
-    return Finding(f"{card.id} ({card.hash[:8]}): {sizes}, loaded in {time.monotonic() - begun:.1f} s")
+    return Finding(f"{card.id} ({card.hash[:8]}): {sizes}, read in {time.monotonic() - begun:.1f} s")
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {

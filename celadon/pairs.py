@@ -58,7 +58,7 @@ class Pairs:
 
         folder = Path(model or DEFAULT_MODEL)
         if not folder.is_dir():
-            from pipelines.loading import resolve
+            from pipelines.checkpoint_folder import resolve
 
             folder = resolve(model)
         config, extra = folder / "scheduler" / "scheduler_config.json", folder / "celadon.json"

@@ -1,15 +1,16 @@
-# A worker: torch and the small model of this repository, which any other checkpoint may replace (CELADON_MODEL).
-# Build from the repository's root; TORCH_INDEX=https://download.pytorch.org/whl/cpu makes a small image without CUDA:
+# A worker with the small model of this repository, which any other checkpoint may replace (CELADON_MODEL).
+# Build from the repository's root. For CPUs, with OpenVINO and without torch:
 #   docker build -f docker/worker.Dockerfile -t celadon-worker .
+# For GPUs, with torch: the same with --build-arg EXTRA=gpu -t celadon-worker-gpu
 FROM python:3.11-slim AS build
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG EXTRA=cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/celadon
 ENV PATH=/opt/celadon/bin:$PATH
-# torch first and alone: its layer is large and seldom changes.
 COPY constraints.txt ./
-RUN pip install --constraint constraints.txt --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple torch
+# torch first and alone: its layer is large and seldom changes.
+RUN if [ "$EXTRA" = gpu ]; then pip install --constraint constraints.txt torch; fi
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY jobs jobs
@@ -17,7 +18,7 @@ COPY pipelines pipelines
 COPY workers workers
 COPY training training
 COPY celadon celadon
-RUN pip install --constraint constraints.txt ".[worker]"
+RUN pip install --constraint constraints.txt ".[$EXTRA]"
 
 # The same slim base for CPU and GPU: torch's wheels bring the CUDA libraries, the host brings the driver.
 FROM python:3.11-slim

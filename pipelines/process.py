@@ -15,8 +15,9 @@ from pipelines.engine.events import Failed, Finished, Preview
 from pipelines.engine.sample import Sample
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
+from pipelines.planning import Pixels
 from pipelines.step_table import StepTable
-from pipelines.text_to_image import Pixels, encode_prompt
+from pipelines.text_to_image import encode_prompt
 
 Float32 = NDArray[np.float32]
 

@@ -9,25 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import plain_guidance
-from pipelines.guidance_plan import Plan, plan
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
+from pipelines.planning import Pixels, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
-from pipelines.samplers import compile_table
-from pipelines.step_table import MEMORIES, StepTable
+from pipelines.step_table import MEMORIES
 
 Array = Any
-Pixels = NDArray[np.uint8]
-
-
-def table_for(checkpoint: Checkpoint, params: GenerationParams) -> StepTable:
-    """The rows of these parameters on this model. Raises ValueError on an impossible combination."""
-    if params.sampler in checkpoint.solvers:
-        return checkpoint.solvers[params.sampler].table(checkpoint.ladder, params.steps)
-    return compile_table(
-        checkpoint.ladder, params.sampler, params.schedule, params.steps, dict(params.sampler_options), dict(params.schedule_options)
-    )
 
 
 @torch.inference_mode()
@@ -46,7 +35,7 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str) -> torch.Tensor:
 
 
 def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
-    """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
+    """How many tokens the prompt has."""
     return len(checkpoint.tokenizer(prompt, truncation=False, verbose=False).input_ids) - 2
 
 
@@ -54,28 +43,12 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
 def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
     """Latents [C, h, w] -> picture [H, W, 3]. One picture a call, for the same reason.
 
-    Raises FloatingPointError where the VAE overflows, which would be a silent black picture.
+    Raises FloatingPointError where the VAE overflows.
     """
     vae = checkpoint.vae
     z = torch.as_tensor(latents, device=checkpoint.device).to(vae.dtype)[None] / vae.config.scaling_factor
     image = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()  # [3, H, W] in [-1, 1]
-    if not bool(torch.isfinite(image).all()):
-        raise FloatingPointError("The VAE returned values that are not finite; run the worker in float32 or bfloat16.")
-    scaled = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
-    pixels: Pixels = scaled.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-def preview(checkpoint: Checkpoint, denoised: NDArray[np.float32]) -> Pixels:
-    """A cheap look at latents [C, h, w]: one linear map to RGB, one pixel per latent cell -> [h, w, 3]."""
-    matrix, bias = checkpoint.latent_rgb
-    rgb = np.einsum("chw,cr->hwr", denoised, matrix) + bias
-    return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
-
-
-def plan_for(checkpoint: Checkpoint, params: GenerationParams, table: StepTable) -> Plan:
-    """The guidance of these parameters at each row of their table. Raises ValueError on an impossible combination."""
-    return plan(params.guidance, checkpoint.card.defaults.guidance_rescale, params.guidance_options, table.step)
+    return to_pixels(image.cpu().numpy())
 
 
 @torch.inference_mode()
@@ -109,6 +82,29 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) ->
         }
         registers = table.advance(row, basis)
     return registers["x"]
+
+
+class TorchStages:
+    """The stages of a checkpoint around its U-Net, as a worker asks for them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.card, self.ladder = checkpoint.card, checkpoint.ladder
+        self.latent_rgb, self.solvers = checkpoint.latent_rgb, checkpoint.solvers
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self._checkpoint.latent_shape(width, height)
+
+    def tokens(self, prompt: str) -> int:
+        return prompt_tokens(self._checkpoint, prompt)
+
+    def encode(self, prompt: str) -> Array:
+        """[L, E], numpy on a CPU as the registers are."""
+        states = encode_prompt(self._checkpoint, prompt)
+        return states.numpy() if self._checkpoint.device.type == "cpu" else states
+
+    def decode(self, latents: Array) -> Pixels:
+        return decode(self._checkpoint, latents)
 
 
 def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> Pixels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+from scipy.special import betaincinv
 
 from pipelines.ladder import SPACINGS, Float, Ladder
 from pipelines.level import Convention
@@ -58,7 +58,7 @@ def ddim_uniform(ladder: Ladder, convention: Convention, steps: int) -> Points:
 
 def beta(ladder: Ladder, convention: Convention, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Points:
     """Timesteps at even quantiles of a beta distribution (arXiv 2407.12173, as ComfyUI has it)."""
-    quantile = beta_distribution.ppf(1.0 - np.arange(steps) / steps, alpha, beta)
+    quantile = betaincinv(alpha, beta, 1.0 - np.arange(steps) / steps)
     return at_timesteps(ladder, convention, rounded(quantile * (len(ladder) - 1)))
 
 

@@ -17,7 +17,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.sample import Saved
 from pipelines.loading import Checkpoint, load
 from pipelines.params import GenerationParams
-from pipelines.text_to_image import denoise, encode_prompt
+from pipelines.text_to_image import TorchStages, denoise, encode_prompt
 from training.toy import write_toy
 from workers.drawing import DrawingThread
 from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Exported, Report, Save, Warned
@@ -44,7 +44,7 @@ class Studio:
     def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
         self._reports: queue.Queue[Report] = queue.Queue()
         engine = Engine(Poisoned(checkpoint, "poison"), slots=slots, rows=4)
-        self.thread = DrawingThread(checkpoint, engine, self._reports.put, numpy_arrays=True)
+        self.thread = DrawingThread(TorchStages(checkpoint), engine, self._reports.put)
         self.thread.start()
         self.seen: list[Report] = []
 

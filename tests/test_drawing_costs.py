@@ -18,7 +18,7 @@ class Measuring(DrawingThread):
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        super().__init__(cast(Any, None), cast(Any, None), self.told.append, numpy_arrays=True)
+        super().__init__(cast(Any, None), cast(Any, None), self.told.append)
 
     def tick(self, job: Job, images: int, seconds: float) -> None:
         if job.id not in self._jobs:

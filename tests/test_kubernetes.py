@@ -210,7 +210,8 @@ def test_pods_fit_their_images(title: str) -> None:
     part = container["name"]
     dockerfile = (ROOT / "docker" / f"{part}.Dockerfile").read_text()
     assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" in dockerfile
-    assert container["image"] == f"celadon-{part}:{PROJECT['version']}"
+    of_gpu = "-gpu" if "nvidia.com/gpu" in container["resources"]["limits"] else ""  # the same Dockerfile with EXTRA=gpu
+    assert container["image"] == f"celadon-{part}{of_gpu}:{PROJECT['version']}"
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/tmp"}
     assert "CELADON_DATA_DIR=/data" in dockerfile
     assert [port["containerPort"] for port in container.get("ports", ())] == [int(p) for p in re.findall(r"EXPOSE (\d+)", dockerfile)]

@@ -17,14 +17,16 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from pipelines.checkpoint_folder import CheckpointError
 from pipelines.denoiser import batch_invariant
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.engine.sample import Sample
-from pipelines.loading import Checkpoint, CheckpointError, load
+from pipelines.loading import Checkpoint, load
 from pipelines.params import GenerationParams
-from pipelines.text_to_image import decode, denoise, encode_prompt, generate, preview, prompt_tokens, table_for
+from pipelines.planning import preview, table_for
+from pipelines.text_to_image import decode, denoise, encode_prompt, generate, prompt_tokens
 from training.toy import write_toy
 
 SIZE = 64

@@ -16,11 +16,12 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMat
 
 from oracles import EPSILON, ZERO_SNR, Mixture, difference, noises, run_table
 from pipelines import samplers, schedules
+from pipelines.checkpoint_folder import CheckpointError
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.gamma import deviation
 from pipelines.ladder import Ladder
-from pipelines.loading import CheckpointError, load
+from pipelines.loading import load
 from pipelines.samplers import compile_table
 from pipelines.text_to_image import denoise
 from tests.fakes import schedule_options

@@ -17,8 +17,9 @@ from celadon.explain import described
 from oracles import EPSILON, ZERO_SNR, Mixture, noises, run_table
 from pipelines import samplers, schedules
 from pipelines.card import ModelCard
+from pipelines.checkpoint_folder import CheckpointError
 from pipelines.ladder import Ladder
-from pipelines.loading import CheckpointError, load
+from pipelines.loading import load
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
 from pipelines.solver_files import SolverError, parsed

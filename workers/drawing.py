@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from jobs.job import Job, JobWarning
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
-from pipelines.loading import Checkpoint
-from pipelines.text_to_image import decode, encode_prompt, plan_for, preview, prompt_tokens, table_for
+from pipelines.planning import Stages, on_host, plan_for, preview, table_for
 from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
 from workers.watch import Piece
 
@@ -35,8 +32,8 @@ COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first t
 class DrawingThread:
     """Owns the engine. `put` is called from any thread; `report` is called from this one."""
 
-    def __init__(self, checkpoint: Checkpoint, engine: Engine, report: Callable[[Report], None], *, numpy_arrays: bool) -> None:
-        self._checkpoint, self._engine, self._report, self._numpy = checkpoint, engine, report, numpy_arrays
+    def __init__(self, stages: Stages, engine: Engine, report: Callable[[Report], None]) -> None:
+        self._stages, self._engine, self._report = stages, engine, report
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
@@ -127,9 +124,8 @@ class DrawingThread:
                 images[index] = saved
         for finished, index, latents in self._finished:
             if finished is job:
-                x = latents if self._numpy else latents.cpu().numpy()
-                rows = len(table_for(self._checkpoint, job.params))
-                images[index] = Saved(rows, rows, (0,), np.asarray(x)[None])
+                rows = len(table_for(self._stages, job.params))
+                images[index] = Saved(rows, rows, (0,), on_host(latents)[None])
         self._report(Exported(job, images))
 
     def _drop(self, dropped: Job) -> None:
@@ -156,22 +152,22 @@ class DrawingThread:
                 return
 
     def _sample(self, job: Job, index: int) -> Sample:
-        params, checkpoint = job.params, self._checkpoint
-        tokens = max(prompt_tokens(checkpoint, params.prompt), prompt_tokens(checkpoint, params.negative_prompt))
-        if index == 0 and tokens > checkpoint.card.max_prompt_tokens:
-            message = f"The model reads {checkpoint.card.max_prompt_tokens} tokens; the rest of the {tokens} was left out."
+        params, stages = job.params, self._stages
+        tokens = max(stages.tokens(params.prompt), stages.tokens(params.negative_prompt))
+        if index == 0 and tokens > stages.card.max_prompt_tokens:
+            message = f"The model reads {stages.card.max_prompt_tokens} tokens; the rest of the {tokens} was left out."
             self._report(Warned(job, JobWarning("prompt_truncated", message)))
-        table = table_for(checkpoint, params)
-        guided = plan_for(checkpoint, params, table).ever_guided
+        table = table_for(stages, params)
+        guided = plan_for(stages, params, table).ever_guided
         return Sample(
             id=_sample_id(job.id, index),
             table=table,
-            shape=checkpoint.latent_shape(params.width, params.height),
+            shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),
             cond=self._encode(params.prompt),
             uncond=self._encode(params.negative_prompt) if guided else None,
             guidance=params.guidance,
-            guidance_rescale=checkpoint.card.defaults.guidance_rescale,
+            guidance_rescale=stages.card.defaults.guidance_rescale,
             guidance_options=params.guidance_options,
             preview=params.preview,
         )
@@ -182,8 +178,7 @@ class DrawingThread:
             self._prompts.move_to_end(prompt)
             return self._prompts[prompt]
         self._encodings += 1
-        states = encode_prompt(self._checkpoint, prompt)
-        self._prompts[prompt] = states.numpy() if self._numpy else states
+        self._prompts[prompt] = self._stages.encode(prompt)
         if len(self._prompts) > CACHED_PROMPTS:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
@@ -214,8 +209,7 @@ class DrawingThread:
                 self._report(Advanced(job, index, event.done))
             case Preview():
                 with self._at("preview", job.id):
-                    latents = event.denoised if self._numpy else event.denoised.cpu().numpy()
-                    self._report(Previewed(job, index, preview(self._checkpoint, latents)))
+                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised))))
             case Finished():
                 self._finished.append((job, index, event.latents))
             case Failed():
@@ -227,7 +221,7 @@ class DrawingThread:
         job, index, latents = self._finished.popleft()
         try:
             with self._at("decode", job.id):
-                pixels = decode(self._checkpoint, latents)
+                pixels = self._stages.decode(latents)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return

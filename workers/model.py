@@ -1,23 +1,29 @@
-"""From settings to a measured, warm engine: device, dtype, and whether batches may take any size."""
+"""From settings to a measured, warm engine: which backend, which device and precision, and whether batches may take any size.
+
+OpenVINO serves CPUs and needs no torch; torch serves GPUs, and CPUs where it is asked for or where OpenVINO has no graph.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
-import torch
 
-from pipelines.denoiser import batch_invariant
-from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.checkpoint_folder import CheckpointError, Described, describe
+from pipelines.denoiser import Denoiser, batch_invariant
 from pipelines.engine.engine import Engine
-from pipelines.loading import Checkpoint, CheckpointError, load
-from pipelines.text_to_image import decode, encode_prompt
+from pipelines.planning import Stages
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
 
 FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
+
+Backend = Literal["openvino", "torch"]
 
 
 class ModelRefused(Exception):
@@ -25,14 +31,24 @@ class ModelRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A backend with its weights in place."""
+
+    stages: Stages
+    denoiser: Denoiser
+    device: str  # cpu or cuda
+    device_name: str
+    name: str  # for example openvino-bfloat16, 2 streams of 1 thread
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A checkpoint with its engine, warm."""
 
-    checkpoint: Checkpoint
+    stages: Stages
     engine: Engine
     device_name: str
-    backend: str  # for example torch-bfloat16, rows any
-    numpy_arrays: bool
+    backend: str  # for example openvino-bfloat16, 2 streams of 1 thread, rows any
 
 
 def open_model(settings: WorkerSettings) -> Model:
@@ -40,47 +56,72 @@ def open_model(settings: WorkerSettings) -> Model:
 
     Raises ModelRefused.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     solvers = Path(settings.solvers) if settings.solvers else None
     if solvers and not solvers.is_dir():
         raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
-    device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device)
+    backend, _ = pick_backend(settings)
     try:
-        checkpoint = load(settings.model, device=device, dtype=dtype, solvers=solvers)
+        said = describe(settings.model, solvers)
+        opened = _open(backend, said, settings)
     except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
         raise ModelRefused(f"CELADON_MODEL: {error}") from error
-    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype)
-    on_cpu = device.type == "cpu"
-    shape = checkpoint.latent_shape(checkpoint.card.width, checkpoint.card.height)
-    states = encode_prompt(checkpoint, "")
-    context = states.numpy() if on_cpu else states
+    stages, card = opened.stages, said.card
+    shape = said.latent_shape(card.width, card.height)
+    context = stages.encode("")
     rows: int | None = settings.rows or None
-    if rows is None and not batch_invariant(denoiser, shape, context):
-        rows = FIXED_ROWS[device.type]
-    decode(checkpoint, torch.zeros(shape))
-    engine = Engine(denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
-    name = "cpu" if on_cpu else torch.cuda.get_device_name(device)
-    backend = f"torch-{str(dtype).removeprefix('torch.')}, rows {rows or 'any'}"
-    return Model(checkpoint, engine, name, backend, on_cpu)
+    if rows is None and not batch_invariant(opened.denoiser, shape, context):
+        rows = FIXED_ROWS[opened.device]
+    xp = opened.denoiser.xp
+    stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
+    engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
+    return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device; auto takes CUDA where there is one. Raises ModelRefused where cuda is asked for and missing."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelRefused("CELADON_DEVICE=cuda, but torch sees no CUDA device; unset it to run on the CPU")
-    return torch.device(name)
+def pick_backend(settings: WorkerSettings) -> tuple[Backend, str]:
+    """The backend and the reason for it. Raises ModelRefused for settings that no installed backend serves."""
+    has = {name for name in ("openvino", "torch") if importlib.util.find_spec(name)}
+    if settings.backend != "auto":
+        if settings.backend not in has:
+            extra = {"openvino": "cpu", "torch": "gpu"}[settings.backend]
+            raise ModelRefused(f"CELADON_BACKEND={settings.backend}, but {settings.backend} is not installed: pip install celadon[{extra}]")
+        return settings.backend, "CELADON_BACKEND says so"
+    if settings.device == "cuda" or settings.dtype == "float16":
+        if "torch" not in has:
+            asked = "CELADON_DEVICE=cuda" if settings.device == "cuda" else "CELADON_DTYPE=float16"
+            raise ModelRefused(f"{asked} needs torch, which is not installed: make install-gpu, or pip install celadon[gpu]")
+        return "torch", "a GPU or float16 is asked for"
+    if settings.device == "auto" and "torch" in has and _sees_gpu():
+        return "torch", "there is a GPU"
+    if "openvino" in has:
+        return "openvino", "the CPU is asked for" if settings.device == "cpu" else "there is no GPU that torch can use"
+    if "torch" in has:
+        return "torch", "OpenVINO is not installed"
+    raise ModelRefused("no backend is installed: pip install celadon[cpu], or celadon[gpu] for a GPU")
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The U-Net's dtype; auto is bfloat16 on a GPU and on a CPU that multiplies it natively, else float32."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    if device.type == "cuda":
-        return torch.bfloat16
-    native = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
+def _sees_gpu() -> bool:
+    """torch is asked only where a driver is: importing it takes a second and 200 MB."""
+    if not any(Path(name).exists() for name in GPU_FILES):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened:
+    if backend == "torch":
+        from workers.model_torch import open_torch
+
+        return open_torch(settings)
+    from pipelines.graphs.unet import NoGraph
+    from workers.model_openvino import open_openvino
+
+    try:
+        return open_openvino(said, settings)
+    except NoGraph as error:
+        if settings.backend == "openvino" or not importlib.util.find_spec("torch"):
+            raise ModelRefused(f"CELADON_MODEL: {error}; torch runs it: pip install celadon[gpu]") from error
+        log.warning("no_graph", reason=str(error), backend="torch")
+        from workers.model_torch import open_torch
+
+        return open_torch(settings)

@@ -43,8 +43,8 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
         if (status := await _unfit(shards, stop)) is not None:
             return status
         info, inbox = describe(settings, model), Inbox()
-        drawing = DrawingThread(model.checkpoint, model.engine, inbox.put, numpy_arrays=model.numpy_arrays)
-        worker = Worker(info, model.checkpoint.card, settings, doors(settings, shards), drawing, inbox)
+        drawing = DrawingThread(model.stages, model.engine, inbox.put)
+        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox)
         told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
@@ -66,7 +66,7 @@ def describe(settings: WorkerSettings, model: Model) -> WorkerInfo:
     """What the fleet sees of this worker. Ids are new with every process."""
     return WorkerInfo(
         id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
-        models=(model.checkpoint.card.id,),
+        models=(model.stages.card.id,),
         device=model.device_name,
         backend=model.backend,
         slots=settings.slots,

@@ -23,12 +23,15 @@ class WorkerSettings(BaseSettings):
     data_dir: Path = Path(".celadon")
     model: str = str(DEFAULT_MODEL)
     solvers: str = Field(default="", description="folder of solver files")
+    backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     slots: int = Field(default=16, ge=1, le=1024, description="images in flight at once")
     max_rows: int = Field(default=32, ge=2, le=1024, description="U-Net rows of one tick at most")
     rows: int = Field(default=0, ge=0, le=256, description="rows of every U-Net call; 0 decides by measurement at start")
-    threads: int = Field(default=0, ge=0, le=256, description="CPU threads of the model; 0 leaves it to torch")
+    threads: int = Field(default=0, ge=0, le=256, description="CPU threads of the model; 0: one a core")
+    streams: int = Field(default=0, ge=0, le=256, description="OpenVINO's, which share the threads; 0 decides by measurement, once")
+    cache_dir: Path | None = Field(default=None, description="compiled models; <data dir>/cache")
     lease_s: float = Field(default=15.0, ge=1, le=600)
     renew_s: float = Field(default=1.0, ge=0.05, le=60, description="how often leases are renewed and cancels are read")
     drain_s: float = Field(default=1.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it hands them on")

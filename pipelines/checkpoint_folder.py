@@ -1,0 +1,174 @@
+"""A checkpoint folder in diffusers layout (Stable Diffusion 1.x and 2.x), read without torch: configs, card, ladder, solvers.
+
+A `celadon.json` beside `model_index.json` adds what diffusers has no place for: sizes, defaults, words, and the latent-to-RGB map of
+previews.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import guidance_list, samplers, schedules
+from pipelines.card import Defaults, ModelCard
+from pipelines.ladder import Ladder
+from pipelines.solver_files import Solver, SolverError, read_solvers
+
+LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
+HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]
+HASHED = {".safetensors", ".json", ".txt"}
+PARTS = ("unet", "vae", "text_encoder")
+
+# Least-squares map from SD 1.x latents to RGB in [0, 1], for checkpoints that bring none of their own.
+SD_LATENT_RGB = ([[0.149, 0.104, 0.092], [0.098, 0.144, 0.129], [-0.095, 0.094, 0.135], [-0.092, -0.136, -0.228]], [0.5, 0.5, 0.5])
+
+
+class CheckpointError(ValueError):
+    """The folder is no checkpoint that this program can run; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """What is known of a checkpoint before any weight is read."""
+
+    folder: Path
+    card: ModelCard
+    ladder: Ladder
+    latent_rgb: tuple[NDArray[np.float32], NDArray[np.float32]]  # matrix [C, 3], bias [3]
+    solvers: Mapping[str, Solver]  # from files, by id
+    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder
+    vae_factor: int  # pixels per latent cell and side
+    tokens: int  # of a prompt, start and end included
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent."""
+        return self.configs["unet"].get("in_channels", 4), height // self.vae_factor, width // self.vae_factor
+
+
+def describe(source: str | Path, solvers: Path | None = None) -> Described:
+    """Read a local folder or a hub id, with solvers from its folder `solvers` and from that one.
+
+    Raises CheckpointError where it is no SD 1.x or 2.x checkpoint in diffusers layout, or a solver cannot run on it.
+    """
+    folder = resolve(source)
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        kind = index.get("_class_name", "unknown")
+        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only StableDiffusionPipeline runs here")
+    extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
+    ladder = read_ladder(folder, extra)
+    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    tokens = _tokens(folder, configs["text_encoder"])
+    card = build_card(folder, extra, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
+    matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
+    latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
+    known = _solvers(folder, solvers, ladder)
+    return Described(folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens)
+
+
+def _tokens(folder: Path, text: Mapping[str, Any]) -> int:
+    said = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 77)
+    return min(int(said), int(text.get("max_position_embeddings", 77)))
+
+
+def _solvers(folder: Path, further: Path | None, ladder: Ladder) -> dict[str, Solver]:
+    try:
+        return read_solvers([folder / "solvers", *([further] if further else [])], ladder)
+    except SolverError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _with_solvers(card: ModelCard, solvers: Mapping[str, Solver], further: Path | None) -> ModelCard:
+    """They are announced like the others. Those outside the checkpoint's folder are not in its hash, and decide pictures too."""
+    digest = hashlib.sha256(card.hash.encode())
+    outside = sorted(further.glob("*.json")) if further else []
+    for path in outside:
+        digest.update(path.read_bytes())
+    hash = digest.hexdigest()[:16] if outside else card.hash
+    return replace(card, samplers=(*card.samplers, *(solver.info() for solver in solvers.values())), hash=hash)
+
+
+def read_ladder(folder: Path, extra: Mapping[str, Any]) -> Ladder:
+    """The training levels, and how input was scaled and normalised (arXiv 2301.10972): `input_scale` and `normalize` of celadon.json."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        return Ladder.from_config(config, input_scale=extra.get("input_scale", 1.0), normalize=extra.get("normalize"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder.name} cannot run here: {error}") from error
+
+
+def resolve(source: str | Path) -> Path:
+    """The checkpoint's local folder; a hub id ("owner/name") is fetched once into the hub's own cache."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "model_index.json").exists():
+            raise CheckpointError(f"{folder.name} holds no model_index.json: it is not a checkpoint in diffusers layout")
+        return folder
+    if str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        raise CheckpointError(f"no folder {folder.name}: name an existing folder in diffusers layout, or a hub id such as owner/name")
+    from huggingface_hub import snapshot_download  # here, since most models are folders
+
+    return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+
+
+def build_card(
+    folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int, unet: Mapping[str, Any]
+) -> ModelCard:
+    """The card of a checkpoint: `celadon.json` where it speaks, the configs where it does not."""
+    if extra.get("schema", 1) != 1:
+        raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
+    defaults = Defaults(**extra.get("defaults", {}))
+    width, height = extra.get("width", trained_px), extra.get("height", trained_px)
+    return ModelCard(
+        id=extra.get("id", folder.resolve().name),
+        title=extra.get("title", folder.resolve().name),
+        description=extra.get("description", ""),
+        license=extra.get("license", "unknown"),
+        hash=checkpoint_hash(folder),
+        prediction_type=ladder.prediction_type,
+        width=width,
+        height=height,
+        max_width=extra.get("max_width", max(LIMIT_PX, width)),
+        max_height=extra.get("max_height", max(LIMIT_PX, height)),
+        size_multiple=factor,
+        max_steps=1000,
+        max_prompt_tokens=prompt_tokens,
+        defaults=defaults,
+        samplers=samplers.catalog(ladder),
+        schedules=schedules.catalog(ladder),
+        guidances=guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable(unet)),
+        words=tuple(extra.get("words", ())),
+    )
+
+
+def perturbable(unet: Mapping[str, Any]) -> bool:
+    """Whether the middle of the U-Net attends to itself, which PAG and SEG disturb."""
+    crossed = unet.get("mid_block_only_cross_attention")
+    crossed = unet.get("only_cross_attention", False) if crossed is None else crossed
+    return unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn" and crossed is not True
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Sixteen hex digits of the SHA-256 over everything that decides a picture: weights, configs, vocabulary."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in HASHED):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"{path.parent.name}/{path.name} is missing: it is not a whole checkpoint in diffusers layout")
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data

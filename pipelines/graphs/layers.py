@@ -1,0 +1,99 @@
+"""The layers of diffusers' models as OpenVINO operations, by the names of their weights. Shapes stand at line ends.
+
+A node is what an operation returns; weights stay in the precision of their file and are widened in the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.graphs.runtime import ops
+from pipelines.graphs.weights import Weights
+
+Node = Any
+
+
+class Layers:
+    """One part of a checkpoint: `Layers(weights).conv(x, "conv_in")`."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    def has(self, name: str) -> bool:
+        return f"{name}.weight" in self.weights
+
+    def constant(self, name: str, *shape: int) -> Node:
+        """A weight, in `shape` if one is given."""
+        values = self.weights[name]
+        values = values.reshape(shape) if shape else values
+        node = ops.constant(np.ascontiguousarray(values))
+        return node if values.dtype == np.float32 else ops.convert(node, "f32")
+
+    def conv(self, x: Node, name: str, *, stride: int = 1, padding: int | None = None) -> Node:
+        """[B, c, h, w] -> [B, C, h / stride, w / stride]; padding of half the kernel unless told."""
+        size = self.weights[f"{name}.weight"].shape[-1]
+        pad = [size // 2 if padding is None else padding] * 2
+        out = ops.convolution(x, self.constant(f"{name}.weight"), [stride, stride], pad, pad, [1, 1])
+        return ops.add(out, self.constant(f"{name}.bias", 1, -1, 1, 1))
+
+    def linear(self, x: Node, name: str) -> Node:
+        """[..., c] -> [..., C], with a bias where there is one. A 1x1 convolution's weight will do."""
+        weight = self.weights[f"{name}.weight"]
+        out = ops.matmul(x, self.constant(f"{name}.weight", *weight.shape[:2]), False, True)
+        return ops.add(out, self.constant(f"{name}.bias")) if f"{name}.bias" in self.weights else out
+
+    def group_norm(self, x: Node, name: str, groups: int, epsilon: float) -> Node:
+        return ops.group_normalization(x, self.constant(f"{name}.weight"), self.constant(f"{name}.bias"), groups, epsilon)
+
+    def layer_norm(self, x: Node, name: str, epsilon: float = 1e-5) -> Node:
+        """Over the last axis."""
+        flat = ops.mvn(x, ops.constant(np.array([-1], np.int64)), True, epsilon, "inside_sqrt")
+        return ops.add(ops.multiply(flat, self.constant(f"{name}.weight")), self.constant(f"{name}.bias"))
+
+    def resnet(self, x: Node, name: str, groups: int, epsilon: float, time: Node | None = None) -> Node:
+        """diffusers' ResnetBlock2D: [B, c, h, w] -> [B, C, h, w]; time is silu of the time embedding [B, T]."""
+        h = self.conv(ops.swish(self.group_norm(x, f"{name}.norm1", groups, epsilon)), f"{name}.conv1")
+        if time is not None:
+            told = self.linear(time, f"{name}.time_emb_proj")  # [B, C]
+            h = ops.add(h, ops.unsqueeze(told, ops.constant(np.array([2, 3], np.int64))))
+        h = self.conv(ops.swish(self.group_norm(h, f"{name}.norm2", groups, epsilon)), f"{name}.conv2")
+        return ops.add(self.conv(x, f"{name}.conv_shortcut") if self.has(f"{name}.conv_shortcut") else x, h)
+
+    def upsample(self, x: Node, name: str, like: Node | None = None) -> Node:
+        """Nearest neighbour to twice the size, or to that of `like` [B, c, h, w], then a convolution."""
+        axes = ops.constant(np.array([2, 3], np.int64))
+        rule = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        if like is None:
+            x = ops.interpolate(x, ops.constant(np.array([2, 2], np.float32)), shape_calculation_mode="scales", axes=axes, **rule)
+        else:
+            size = ops.gather(ops.shape_of(like), axes, ops.constant(np.array(0, np.int64)))
+            x = ops.interpolate(x, size, shape_calculation_mode="sizes", axes=axes, **rule)
+        return self.conv(x, f"{name}.conv")
+
+
+def attention(q: Node, k: Node, v: Node, heads: int, mask: Node | None = None) -> Node:
+    """[B, N, C], [B, M, C], [B, M, C] -> [B, N, C]."""
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))  # [B, heads, N, C / heads]
+    out = ops.scaled_dot_product_attention(q, k, v) if mask is None else ops.scaled_dot_product_attention(q, k, v, mask)
+    return merge_heads(out)
+
+
+def split_heads(x: Node, heads: int) -> Node:
+    return ops.transpose(ops.reshape(x, ops.constant(np.array([0, 0, heads, -1], np.int64)), True), ops.constant(np.array([0, 2, 1, 3])))
+
+
+def merge_heads(x: Node) -> Node:
+    return ops.reshape(ops.transpose(x, ops.constant(np.array([0, 2, 1, 3]))), ops.constant(np.array([0, 0, -1], np.int64)), True)
+
+
+def to_tokens(x: Node) -> Node:
+    """[B, C, h, w] -> [B, h * w, C]."""
+    flat = ops.reshape(x, ops.constant(np.array([0, 0, -1], np.int64)), True)
+    return ops.transpose(flat, ops.constant(np.array([0, 2, 1])))
+
+
+def from_tokens(x: Node, like: Node) -> Node:
+    """[B, h * w, C] -> [B, C, h, w], with the size of `like` [B, C, h, w]."""
+    return ops.reshape(ops.transpose(x, ops.constant(np.array([0, 2, 1]))), ops.shape_of(like), False)

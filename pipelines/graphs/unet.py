@@ -1,0 +1,159 @@
+"""diffusers' UNet2DConditionModel, as Stable Diffusion 1.x and 2.x use it, as an OpenVINO graph.
+
+Inputs: x [R, C, h, w]; time [R, c0], the sinusoidal embedding, which is made outside because in bfloat16 it would lose the timestep;
+context [R, L, E]; pag and seg [R, 1, 1], 1.0 for the rows whose self-attention in the mid block is disturbed (`pipelines.perturbation`).
+Output: [R, C, h, w].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.graphs.layers import Layers, Node, attention, from_tokens, to_tokens
+from pipelines.graphs.runtime import openvino, ops
+from pipelines.graphs.weights import Weights
+
+Config = Mapping[str, Any]
+
+# What this graph has no operation for, and the value that asks for none.
+PLAIN = {
+    "act_fn": "silu", "addition_embed_type": None, "center_input_sample": False, "class_embed_type": None, "conv_in_kernel": 3,
+    "conv_out_kernel": 3, "dual_cross_attention": False, "encoder_hid_dim_type": None, "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False, "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
+    "attention_type": "default", "cross_attention_norm": None, "mid_block_scale_factor": 1,
+}  # fmt: skip
+BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True, "UpBlock2D": False, "CrossAttnUpBlock2D": True}  # with attention?
+
+
+class NoGraph(ValueError):
+    """The model has layers that are not built here; the message names them."""
+
+
+def check(config: Config) -> None:
+    """Raises NoGraph for what is not built here."""
+    odd = {name for name, plain in PLAIN.items() if config.get(name, plain) != plain}
+    odd |= {kind for kind in (*config["down_block_types"], *config["up_block_types"]) if kind not in BLOCKS}
+    if odd:
+        raise NoGraph(f"the U-Net has {', '.join(sorted(odd))}, for which there is no OpenVINO graph")
+
+
+def time_embedding(timestep: NDArray[np.float32], config: Config) -> NDArray[np.float32]:
+    """[R] -> [R, c0]: diffusers' get_timestep_embedding, in single precision."""
+    half = config["block_out_channels"][0] // 2
+    exponent = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(half - config.get("freq_shift", 0))
+    angles = timestep.astype(np.float32)[:, None] * np.exp(exponent, dtype=np.float32)  # [R, half]
+    waves = [np.sin(angles), np.cos(angles)]
+    return np.concatenate(waves[::-1] if config.get("flip_sin_to_cos", True) else waves, axis=1)
+
+
+def build(weights: Weights, config: Config) -> openvino.Model:
+    """The graph, with dynamic rows, sizes and prompt lengths. Raises NoGraph."""
+    check(config)
+    return _Unet(weights, config).model()
+
+
+class _Unet:
+    def __init__(self, weights: Weights, config: Config) -> None:
+        self._layers, self._config = Layers(weights), config
+        self._groups, self._epsilon = config.get("norm_num_groups", 32), config.get("norm_eps", 1e-5)
+        levels = len(config["block_out_channels"])
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' own misnomer
+        self._heads = list(heads) if isinstance(heads, list | tuple) else [heads] * levels
+        depth = config.get("transformer_layers_per_block", 1)
+        self._depth = list(depth) if isinstance(depth, list | tuple) else [depth] * levels
+        first, width = config["block_out_channels"][0], config.get("cross_attention_dim", 1280)
+        self._x = _input("x", [-1, config["in_channels"], -1, -1])
+        self._sines = _input("time", [-1, first])
+        self._context = _input("context", [-1, -1, width])
+        self._pag, self._seg = _input("pag", [-1, 1, 1]), _input("seg", [-1, 1, 1])
+
+    def model(self) -> openvino.Model:
+        layers = self._layers
+        told = layers.linear(ops.swish(layers.linear(self._sines, "time_embedding.linear_1")), "time_embedding.linear_2")
+        self._time = ops.swish(told)  # [R, T]
+        h = layers.conv(self._x, "conv_in")
+        skips = self._down(h)
+        h = self._up(self._mid(skips[-1]), skips)
+        h = ops.swish(layers.group_norm(h, "conv_norm_out", self._groups, self._epsilon))
+        out = ops.result(layers.conv(h, "conv_out"), "out")
+        return openvino.Model([out], [self._x, self._sines, self._context, self._pag, self._seg], "unet")
+
+    def _down(self, h: Node) -> list[Node]:
+        """The skip connections, shallowest first."""
+        skips = [h]
+        for i, kind in enumerate(self._config["down_block_types"]):
+            for j in range(self._config["layers_per_block"]):
+                h = self._resnet(h, f"down_blocks.{i}.resnets.{j}")
+                if BLOCKS[kind]:
+                    h = self._transformer(h, f"down_blocks.{i}.attentions.{j}", self._heads[i], self._depth[i])
+                skips.append(h)
+            if self._layers.has(f"down_blocks.{i}.downsamplers.0.conv"):
+                h = self._layers.conv(
+                    h, f"down_blocks.{i}.downsamplers.0.conv", stride=2, padding=self._config.get("downsample_padding", 1)
+                )
+                skips.append(h)
+        return skips
+
+    def _mid(self, h: Node) -> Node:
+        h = self._resnet(h, "mid_block.resnets.0")
+        h = self._transformer(h, "mid_block.attentions.0", self._heads[-1], self._depth[-1], disturbed=True)
+        return self._resnet(h, "mid_block.resnets.1")
+
+    def _up(self, h: Node, skips: list[Node]) -> Node:
+        skips = list(skips)
+        heads, depths = self._heads[::-1], (self._config.get("reverse_transformer_layers_per_block") or self._depth[::-1])
+        for i, kind in enumerate(self._config["up_block_types"]):
+            for j in range(self._config["layers_per_block"] + 1):
+                h = self._resnet(ops.concat([h, skips.pop()], 1), f"up_blocks.{i}.resnets.{j}")
+                if BLOCKS[kind]:
+                    h = self._transformer(h, f"up_blocks.{i}.attentions.{j}", heads[i], depths[i])
+            if self._layers.has(f"up_blocks.{i}.upsamplers.0.conv"):
+                h = self._layers.upsample(h, f"up_blocks.{i}.upsamplers.0", like=skips[-1])
+        return h
+
+    def _resnet(self, x: Node, name: str) -> Node:
+        return self._layers.resnet(x, name, self._groups, self._epsilon, self._time)
+
+    def _transformer(self, x: Node, name: str, heads: int, depth: int, *, disturbed: bool = False) -> Node:
+        """diffusers' Transformer2DModel. [R, C, h, w] -> the same shape."""
+        layers, linear = self._layers, self._config.get("use_linear_projection", False)
+        h = layers.group_norm(x, f"{name}.norm", self._groups, 1e-6)
+        h = layers.linear(to_tokens(h), f"{name}.proj_in") if linear else to_tokens(layers.conv(h, f"{name}.proj_in"))  # [R, N, C]
+        for k in range(depth):
+            h = self._block(h, f"{name}.transformer_blocks.{k}", heads, disturbed=disturbed)
+        if linear:
+            return ops.add(from_tokens(layers.linear(h, f"{name}.proj_out"), x), x)
+        return ops.add(layers.conv(from_tokens(h, x), f"{name}.proj_out"), x)
+
+    def _block(self, h: Node, name: str, heads: int, *, disturbed: bool) -> Node:
+        """diffusers' BasicTransformerBlock: self-attention, cross-attention, GEGLU. [R, N, C] -> [R, N, C]."""
+        layers = self._layers
+        own = layers.layer_norm(h, f"{name}.norm1")
+        h = ops.add(h, self._attend(own, own, f"{name}.attn1", heads, disturbed=disturbed))
+        h = ops.add(h, self._attend(layers.layer_norm(h, f"{name}.norm2"), self._context, f"{name}.attn2", heads))
+        both = layers.linear(layers.layer_norm(h, f"{name}.norm3"), f"{name}.ff.net.0.proj")  # [R, N, 8 C]
+        value, gate = ops.split(both, ops.constant(np.array(-1, np.int64)), 2).outputs()
+        return ops.add(h, layers.linear(ops.multiply(value, ops.gelu(gate, "erf")), f"{name}.ff.net.2"))
+
+    def _attend(self, x: Node, to: Node, name: str, heads: int, *, disturbed: bool = False) -> Node:
+        layers = self._layers
+        query, key, value = layers.linear(x, f"{name}.to_q"), layers.linear(to, f"{name}.to_k"), layers.linear(to, f"{name}.to_v")
+        if disturbed:
+            mean = ops.reduce_mean(query, ops.constant(np.array([1], np.int64)), True)  # [R, 1, C]
+            query = ops.select(ops.greater(self._seg, ops.constant(np.float32(0))), mean, query)
+        out = attention(query, key, value, heads)
+        if disturbed:
+            out = ops.select(ops.greater(self._pag, ops.constant(np.float32(0))), value, out)
+        return layers.linear(out, f"{name}.to_out.0")
+
+
+def _input(name: str, shape: list[int]) -> Node:
+    node = ops.parameter(openvino.PartialShape(shape), openvino.Type.f32, name)
+    node.output(0).get_tensor().set_names({name})
+    return node

@@ -1,0 +1,45 @@
+"""The decoder of diffusers' AutoencoderKL as an OpenVINO graph: latents [B, 4, h, w] -> pictures [B, 3, H, W] in -1..1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.graphs.layers import Layers, Node, attention, from_tokens, to_tokens
+from pipelines.graphs.runtime import openvino, ops
+from pipelines.graphs.unet import NoGraph
+from pipelines.graphs.weights import Weights
+
+EPSILON = 1e-6
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of checkpoints before diffusers 0.18
+
+
+def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
+    """The graph, with a dynamic size. Raises NoGraph for another kind of decoder."""
+    odd = sorted({kind for kind in config["up_block_types"] if kind != "UpDecoderBlock2D"})
+    if odd or config.get("act_fn", "silu") != "silu":
+        raise NoGraph(f"the VAE has {', '.join(odd) or config['act_fn']}, for which there is no OpenVINO graph")
+    layers, groups = Layers(weights), config.get("norm_num_groups", 32)
+    z = ops.parameter(openvino.PartialShape([-1, config["latent_channels"], -1, -1]), openvino.Type.f32, "z")
+    h = layers.conv(z, "post_quant_conv") if layers.has("post_quant_conv") else z
+    h = layers.conv(h, "decoder.conv_in")
+    h = layers.resnet(h, "decoder.mid_block.resnets.0", groups, EPSILON)
+    if layers.has("decoder.mid_block.attentions.0.group_norm"):
+        h = _attention(layers, h, "decoder.mid_block.attentions.0", groups)
+    h = layers.resnet(h, "decoder.mid_block.resnets.1", groups, EPSILON)
+    for i in range(len(config["up_block_types"])):
+        for j in range(config["layers_per_block"] + 1):
+            h = layers.resnet(h, f"decoder.up_blocks.{i}.resnets.{j}", groups, EPSILON)
+        if layers.has(f"decoder.up_blocks.{i}.upsamplers.0.conv"):
+            h = layers.upsample(h, f"decoder.up_blocks.{i}.upsamplers.0")
+    h = ops.swish(layers.group_norm(h, "decoder.conv_norm_out", groups, EPSILON))
+    return openvino.Model([ops.result(layers.conv(h, "decoder.conv_out"), "out")], [z], "vae_decoder")
+
+
+def _attention(layers: Layers, x: Node, name: str, groups: int) -> Node:
+    """One head over all positions. [B, C, h, w] -> the same shape."""
+    h = to_tokens(layers.group_norm(x, f"{name}.group_norm", groups, EPSILON))  # [B, N, C]
+    names = {new: new if layers.has(f"{name}.{new}") else old for new, old in OLD_NAMES.items()}
+    q, k, v = (layers.linear(h, f"{name}.{names[part]}") for part in ("to_q", "to_k", "to_v"))
+    out = layers.linear(attention(q, k, v, 1), f"{name}.{names['to_out.0']}")
+    return ops.add(from_tokens(out, x), x)

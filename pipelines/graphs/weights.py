@@ -1,0 +1,47 @@
+"""Weights of a diffusers folder as numpy arrays: safetensors only, no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import deserialize
+
+Tensor = NDArray[Any]
+
+NAMES = ("diffusion_pytorch_model", "model")  # diffusers' and transformers'
+TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64, "I32": np.int32}
+
+
+class Weights:
+    """The tensors of one part of a checkpoint, by name. Each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FileNotFoundError where the folder holds no safetensors of the usual names."""
+        self._data: dict[str, Any] = {}
+        for path in weight_files(folder):
+            self._data.update(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raises KeyError for a name that is not there."""
+        info = self._data[name]
+        if info["dtype"] == "BF16":  # the upper half of a float32
+            upper = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16
+            return upper.view(np.float32).reshape(info["shape"])
+        return np.frombuffer(info["data"], TYPES[info["dtype"]]).reshape(info["shape"])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the part in that folder. Raises FileNotFoundError where there are none of the usual names."""
+    for name in NAMES:
+        if (index := folder / f"{name}.safetensors.index.json").exists():
+            return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if (whole := folder / f"{name}.safetensors").exists():
+            return [whole]
+    raise FileNotFoundError(f"{folder.name} holds no safetensors of its weights")

@@ -1,0 +1,146 @@
+"""The CPU backend without torch: a checkpoint's U-Net, VAE decoder and text encoder compiled by OpenVINO from its safetensors.
+
+What was compiled is kept in a cache folder, so that the next start reads no weights. The U-Net runs in the precision that is asked
+for, text encoder and VAE in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.checkpoint_folder import Described
+from pipelines.graphs import clip, unet, vae
+from pipelines.graphs.runtime import openvino
+from pipelines.graphs.weights import Weights
+from pipelines.planning import Pixels, to_pixels
+from pipelines.tokens import Tokenizer
+
+Array = Any
+GRAPHS: Mapping[str, Callable[[Weights, Mapping[str, Any]], openvino.Model]] = {
+    "unet": unet.build, "vae": vae.build, "text_encoder": clip.build,
+}  # fmt: skip
+CACHE_FORMAT = 1  # raised when a graph is built in another way
+
+
+def fastest_precision(core: openvino.Core | None = None) -> str:
+    """bfloat16 where the CPU multiplies it natively, else float32."""
+    can = (core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" if "BF16" in can else "float32"
+
+
+class Compiler:
+    """Compiles parts of a checkpoint for the CPU, or takes them from the cache."""
+
+    def __init__(self, said: Described, cache: Path | None, threads: int = 0) -> None:
+        self._said, self._cache, self._threads = said, cache, threads
+        self._core = openvino.Core()
+
+    def compile(self, part: str, precision: str, streams: int = 1) -> openvino.CompiledModel:
+        """`part` is unet, vae or text_encoder; `precision` float32 or bfloat16. Raises NoGraph or FileNotFoundError."""
+        hints = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(streams), **({"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}),
+        }  # fmt: skip
+        path = self._path(part, hints)
+        if path and path.exists():
+            try:
+                return self._core.import_model(path.read_bytes(), "CPU", hints)
+            except RuntimeError:  # of another processor or version: made anew
+                path.unlink(missing_ok=True)
+        model = GRAPHS[part](Weights(self._said.folder / part), self._said.configs[part])
+        compiled = self._core.compile_model(model, "CPU", hints)
+        if path:
+            _keep(path, compiled)
+        return compiled
+
+    def _path(self, part: str, hints: Mapping[str, str]) -> Path | None:
+        if self._cache is None:
+            return None
+        decides = [CACHE_FORMAT, openvino.get_version(), self._said.card.hash, part, sorted(hints.items()), os.cpu_count(), processor()]
+        return self._cache / f"{part}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]}.blob"
+
+
+def processor() -> str:
+    """The processor's name: what is compiled for one may not run on another."""
+    return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+
+def _keep(path: Path, compiled: openvino.CompiledModel) -> None:
+    """Write a cache entry whole or not at all; a full disk costs the cache, not the worker."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(compiled.export_model().getvalue())
+        part.replace(path)
+    except OSError:
+        return
+
+
+class OpenVinoDenoiser:
+    """A U-Net in one or more streams, each with its share of the rows. Registers are numpy arrays."""
+
+    xp: ModuleType = array_api_compat.numpy
+    device: Any = "cpu"
+
+    def __init__(self, compiled: openvino.CompiledModel, config: Mapping[str, Any], streams: int = 1) -> None:
+        self._config = config
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = ()) -> Array:
+        """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32."""
+        rows = len(x)
+        told = list(marks) or [""] * rows
+        inputs = {
+            "x": x, "time": unet.time_embedding(np.asarray(timestep), self._config), "context": context,
+            "pag": _marked(told, "pag"), "seg": _marked(told, "seg"),
+        }  # fmt: skip
+        cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(self._requests))) if len(cut)]
+        for request, cut in zip(self._requests, cuts, strict=False):
+            part = slice(int(cut[0]), int(cut[-1]) + 1)
+            request.start_async({name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()})
+        out = []
+        for request, _ in zip(self._requests, cuts, strict=False):
+            request.wait()
+            out.append(request.get_output_tensor(0).data.copy())
+        return out[0] if len(out) == 1 else np.concatenate(out)
+
+
+def _marked(marks: Sequence[str], kind: str) -> NDArray[np.float32]:
+    return np.array([m == kind for m in marks], np.float32)[:, None, None]
+
+
+class OpenVinoStages:
+    """The stages of a checkpoint around its U-Net, as a worker asks for them."""
+
+    def __init__(self, said: Described, compiler: Compiler) -> None:
+        """Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
+        self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
+        self._said, self._vae = said, said.configs["vae"]
+        self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
+        self._text = compiler.compile("text_encoder", "float32").create_infer_request()
+        self._decoder = compiler.compile("vae", "float32").create_infer_request()
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self._said.latent_shape(width, height)
+
+    def tokens(self, prompt: str) -> int:
+        return self._tokenizer.count(prompt)
+
+    def encode(self, prompt: str) -> NDArray[np.float32]:
+        """[L, E]."""
+        return np.array(self._text.infer({0: self._tokenizer.ids(prompt)})[0][0])
+
+    def decode(self, latents: Array) -> Pixels:
+        """Raises FloatingPointError where the VAE overflows."""
+        z = np.asarray(latents, np.float32)[None] / np.float32(self._vae.get("scaling_factor", 0.18215))
+        return to_pixels(self._decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])

@@ -1,0 +1,89 @@
+"""What a request means on a model, before any of it is computed: its rows, its guidance, and the cheap look at what forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.card import ModelCard
+from pipelines.guidance_plan import Plan, plan
+from pipelines.ladder import Ladder
+from pipelines.params import GenerationParams
+from pipelines.samplers import compile_table
+from pipelines.solver_files import Solver
+from pipelines.step_table import StepTable
+
+Array = Any
+Pixels = NDArray[np.uint8]
+
+
+class Known(Protocol):
+    """What must be known of a model for that; both backends' models do."""
+
+    @property
+    def card(self) -> ModelCard: ...
+    @property
+    def ladder(self) -> Ladder: ...
+    @property
+    def latent_rgb(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    @property
+    def solvers(self) -> Mapping[str, Solver]: ...
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
+
+
+class Stages(Known, Protocol):
+    """The stages of a model around its U-Net; arrays are those of its denoiser.
+
+    Each call takes one prompt or one picture: what comes out must not depend on what came along.
+    """
+
+    def tokens(self, prompt: str) -> int:
+        """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
+        ...
+
+    def encode(self, prompt: str) -> Array:
+        """The text encoder's states [L, E] float32. Longer prompts are cut."""
+        ...
+
+    def decode(self, latents: Array) -> Pixels:
+        """Latents [C, h, w] -> picture [H, W, 3]. Raises FloatingPointError where the VAE overflows."""
+        ...
+
+
+def table_for(model: Known, params: GenerationParams) -> StepTable:
+    """The rows of these parameters on this model. Raises ValueError on an impossible combination."""
+    if params.sampler in model.solvers:
+        return model.solvers[params.sampler].table(model.ladder, params.steps)
+    of_sampler, of_schedule = dict(params.sampler_options), dict(params.schedule_options)
+    return compile_table(model.ladder, params.sampler, params.schedule, params.steps, of_sampler, of_schedule)
+
+
+def plan_for(model: Known, params: GenerationParams, table: StepTable) -> Plan:
+    """The guidance of these parameters at each row of their table. Raises ValueError on an impossible combination."""
+    return plan(params.guidance, model.card.defaults.guidance_rescale, params.guidance_options, table.step)
+
+
+def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
+    """A cheap look at latents [C, h, w]: one linear map to RGB, one pixel per latent cell -> [h, w, 3]."""
+    matrix, bias = model.latent_rgb
+    rgb = np.einsum("chw,cr->hwr", denoised, matrix) + bias
+    return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
+
+
+def to_pixels(image: NDArray[np.float32]) -> Pixels:
+    """A decoded picture [3, H, W] in -1..1 -> [H, W, 3].
+
+    Raises FloatingPointError where it is not finite, which would be a silent black picture.
+    """
+    if not np.isfinite(image).all():
+        raise FloatingPointError("The VAE returned values that are not finite; run the worker in float32 or bfloat16.")
+    scaled = np.round(np.clip(image / 2 + 0.5, 0, 1) * 255)
+    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
+
+
+def on_host(array: Array) -> NDArray[np.float32]:
+    """As numpy, from wherever it is."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)

@@ -1,0 +1,70 @@
+"""CLIP's tokenizer without transformers: the same ids from the same files, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Pieces
+from tokenizers.models import BPE
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+PARTS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Tokenizer:
+    """A prompt -> ids of a fixed length, start and end tokens included."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        """Raises OSError where the folder holds neither tokenizer.json nor vocab.json and merges.txt."""
+        whole = folder / "tokenizer.json"
+        self._pieces = Pieces.from_file(str(whole)) if whole.exists() else _from_merges(folder)
+        self._pieces.no_truncation()
+        self._pieces.no_padding()
+        self.length = length
+        self._end, self._pad = self._id(END), self._id(_pad_token(folder))
+
+    def _id(self, token: str) -> int:
+        found = self._pieces.token_to_id(token)
+        if found is None:
+            raise OSError(f"the tokenizer has no token {token}")
+        return found
+
+    def count(self, prompt: str) -> int:
+        """Tokens of the prompt itself, however many."""
+        return len(self._pieces.encode(prompt).ids) - 2
+
+    def ids(self, prompt: str) -> NDArray[np.int32]:
+        """[1, length]; longer prompts are cut, shorter ones padded."""
+        found = self._pieces.encode(prompt).ids
+        if len(found) > self.length:
+            found = [*found[: self.length - 1], self._end]
+        return np.array([found + [self._pad] * (self.length - len(found))], np.int32)
+
+
+def _from_merges(folder: Path) -> Pieces:
+    """The older two files, put together as transformers does."""
+    vocab: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [(a, b) for a, b in (line.split(" ") for line in lines if line and not line.startswith("#version"))]
+    pieces = Pieces(BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False, unk_token=END))
+    pieces.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    split = pre_tokenizers.Split(Regex(PARTS), behavior="removed", invert=True)
+    pieces.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pieces.post_processor = processors.RobertaProcessing(
+        (END, vocab[END]), (START, vocab[START]), trim_offsets=False, add_prefix_space=False
+    )
+    pieces.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (START, END)])
+    return pieces
+
+
+def _pad_token(folder: Path) -> str:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        told: Any = json.loads((folder / name).read_text()).get("pad_token") if (folder / name).exists() else None
+        if told:
+            return str(told["content"] if isinstance(told, dict) else told)
+    return END

@@ -1,0 +1,199 @@
+"""The OpenVINO backend: the engine against the slow torch loop, promises kept, caches, and which backend is picked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.checkpoint_folder import describe
+from pipelines.denoiser import batch_invariant
+from pipelines.engine.engine import Engine
+from pipelines.engine.events import Finished
+from pipelines.engine.sample import Sample
+from pipelines.loading import load
+from pipelines.openvino_model import Compiler, OpenVinoDenoiser, OpenVinoStages
+from pipelines.params import GenerationParams
+from pipelines.planning import table_for
+from pipelines.text_to_image import denoise, encode_prompt
+from tests.test_openvino_graphs import MINI, PROMPTS, draws, relative
+from training.toy import write_toy
+from workers.model import ModelRefused, open_model, pick_backend
+from workers.settings import WorkerSettings
+
+
+def request(**changes: Any) -> GenerationParams:
+    usual = {"model": "toy", "width": 128, "height": 128, "schedule": "auto", "seed": 42, "negative_prompt": "a blue car"}
+    return GenerationParams(**usual | changes)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+def opened(
+    folder: Path, precision: str = "float32", streams: int = 1, cache: Path | None = None
+) -> tuple[OpenVinoStages, OpenVinoDenoiser]:
+    said = describe(folder)
+    compiler = Compiler(said, cache, threads=streams)
+    return OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
+
+
+def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[GenerationParams], **engine: Any) -> list[np.ndarray]:
+    """Latents of each request, all in one engine."""
+    machine = Engine(denoiser, slots=len(asked), **engine)
+    for i, params in enumerate(asked):
+        table = table_for(stages, params)
+        guided = stages.encode(params.negative_prompt) if params.guidance > 1 else None
+        shape = stages.latent_shape(params.width, params.height)
+        rescale = stages.card.defaults.guidance_rescale
+        machine.add(Sample(
+            id=str(i), table=table, shape=shape, seed=params.image_seed(0), cond=stages.encode(params.prompt), uncond=guided,
+            guidance=params.guidance, guidance_rescale=rescale, guidance_options=params.guidance_options, preview=False,
+        ))  # fmt: skip
+    found: dict[str, np.ndarray] = {}
+    while machine.busy:
+        found |= {e.sample_id: e.latents for e in machine.step(0.0) if isinstance(e, Finished)}
+    return [found[str(i)] for i in range(len(asked))]
+
+
+MIX = [
+    request(prompt="a red apple", sampler="dpmpp_2m", steps=6, guidance=3.0),
+    request(prompt="a cat", sampler="heun", steps=4, guidance=1.0, seed=5),
+    request(prompt="two dogs on a blue background", sampler="euler_a", steps=7, guidance=5.0, seed=6),
+    request(prompt="", sampler="unipc", steps=5, guidance=2.0, guidance_options={"pag_scale": 2.0}, seed=7),
+]
+
+
+def test_the_engine_draws_what_the_slow_torch_loop_draws(toy: Path) -> None:
+    checkpoint = load(toy, device=torch.device("cpu"), dtype=torch.float32)
+    stages, denoiser = opened(toy)
+    for params, latents in zip(MIX, drawn(stages, denoiser, MIX), strict=True):
+        assert relative(latents, denoise(checkpoint, params)) < 1e-4
+
+
+def test_stages_are_those_of_torch(toy: Path) -> None:
+    from pipelines.text_to_image import decode, prompt_tokens
+
+    checkpoint = load(toy, device=torch.device("cpu"), dtype=torch.float32)
+    stages, _ = opened(toy)
+    for prompt in PROMPTS:
+        assert stages.tokens(prompt) == prompt_tokens(checkpoint, prompt)
+        assert np.abs(stages.encode(prompt) - encode_prompt(checkpoint, prompt).numpy()).max() < 1e-5
+    z = np.random.default_rng(0).standard_normal((4, 16, 16), dtype=np.float32)
+    assert np.abs(stages.decode(z).astype(int) - decode(checkpoint, z)).max() <= 1
+    with pytest.raises(FloatingPointError):
+        stages.decode(np.full((4, 16, 16), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_picture_is_the_same_alone_and_in_a_crowd_and_in_any_number_of_streams(precision: str, toy: Path) -> None:
+    stages, denoiser = opened(toy, precision)
+    shape = stages.latent_shape(128, 128)
+    rows = {} if batch_invariant(denoiser, shape, stages.encode("")) else {"rows": 2}
+    together = drawn(stages, denoiser, MIX, **rows)
+    apart = [drawn(stages, denoiser, [params], **rows)[0] for params in MIX]
+    assert all(np.array_equal(a, b) for a, b in zip(together, apart, strict=True))
+    if not rows:
+        many = drawn(*opened(toy, precision, streams=3), MIX)
+        assert all(np.array_equal(a, b) for a, b in zip(together, many, strict=True))
+
+
+def test_bfloat16_on_the_shipped_model_stays_within_a_hundredth() -> None:
+    """At every level, the first ones too: the time embedding is made in single precision outside the graph."""
+    said = describe(MINI)
+    compiler = Compiler(said, None, threads=1)
+    low, full = (OpenVinoDenoiser(compiler.compile("unet", p), said.configs["unet"]) for p in ("bfloat16", "float32"))
+    x, t, context = draws(said.configs["unet"] | {"cross_attention_dim": 192}, 8, (16, 16))
+    for wanted, found in zip(full(x, t, context), low(x, t, context), strict=True):
+        assert relative(found, wanted) < 1.5e-2
+
+
+def test_a_second_start_reads_no_weights(tmp_path: Path) -> None:
+    folder = write_toy(tmp_path / "toy")
+    first = drawn(*opened(folder, cache=tmp_path / "cache"), MIX[:1])[0]
+    said = describe(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    compiler = Compiler(said, tmp_path / "cache", threads=1)
+    again = OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.compile("unet", "float32"), said.configs["unet"])
+    assert np.array_equal(first, drawn(*again, MIX[:1])[0])
+
+
+def test_a_broken_cache_is_made_anew(tmp_path: Path, toy: Path) -> None:
+    first = drawn(*opened(toy, cache=tmp_path), MIX[:1])[0]
+    blobs = list(tmp_path.glob("*.blob"))
+    assert len(blobs) == 3
+    for blob in blobs:
+        blob.write_bytes(b"not a model")
+    assert np.array_equal(first, drawn(*opened(toy, cache=tmp_path), MIX[:1])[0])
+    assert all(blob.stat().st_size > 1000 for blob in blobs)
+
+
+# The choice
+
+
+def settings(**given: Any) -> WorkerSettings:
+    return WorkerSettings(redis_url="redis://localhost", **given)
+
+
+@pytest.mark.parametrize(("given", "installed", "gpu", "picked"), [
+    ({}, {"openvino", "torch"}, False, "openvino"),
+    ({}, {"openvino", "torch"}, True, "torch"),
+    ({}, {"openvino"}, True, "openvino"),
+    ({}, {"torch"}, False, "torch"),
+    ({"device": "cpu"}, {"openvino", "torch"}, True, "openvino"),
+    ({"device": "cuda"}, {"openvino", "torch"}, False, "torch"),
+    ({"dtype": "float16"}, {"openvino", "torch"}, False, "torch"),
+    ({"backend": "torch"}, {"openvino", "torch"}, False, "torch"),
+    ({"device": "cuda"}, {"openvino"}, False, "make install-gpu"),
+    ({"backend": "torch"}, {"openvino"}, False, r"celadon\[gpu\]"),
+    ({}, set(), False, "no backend is installed"),
+])  # fmt: skip
+def test_the_backend_is_picked_with_a_reason(given: dict[str, Any], installed: set[str], gpu: bool, picked: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr("workers.model._sees_gpu", lambda: gpu)
+    if picked in ("openvino", "torch"):
+        backend, reason = pick_backend(settings(**given))
+        assert backend == picked and reason
+    else:
+        with pytest.raises(ModelRefused, match=picked):
+            pick_backend(settings(**given))
+
+
+def test_both_backends_open_and_say_what_they_are(toy: Path, tmp_path: Path) -> None:
+    names = {}
+    for backend in ("openvino", "torch"):
+        model = open_model(settings(backend=backend, device="cpu", dtype="float32", model=str(toy), data_dir=tmp_path, threads=1))
+        names[backend] = model.backend
+        assert model.stages.card.id == "toy" and not model.engine.busy
+    assert names["openvino"].startswith("openvino-float32, 1 stream of 1 thread, rows ")
+    assert names["torch"].startswith("torch-float32, rows ")
+    with pytest.raises(ModelRefused, match="on CPUs"):
+        open_model(settings(backend="openvino", dtype="float16", model=str(toy)))
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules |= dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"))
+import numpy as np
+from workers.settings import WorkerSettings
+from workers.model import open_model
+import workers.drawing, workers.worker, workers.encode
+model = open_model(WorkerSettings(redis_url="redis://localhost", backend="openvino", model=sys.argv[1], data_dir=sys.argv[2]))
+picture = model.stages.decode(np.zeros(model.stages.latent_shape(128, 128), np.float32))
+assert picture.shape == (128, 128, 3), picture.shape
+print(model.backend, sys.modules["openvino_telemetry"])
+"""
+
+
+def test_a_worker_needs_no_torch(toy: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(toy), str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("openvino-") and done.stdout.strip().endswith(" None")

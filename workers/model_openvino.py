@@ -1,0 +1,73 @@
+"""The OpenVINO backend of a worker: no torch in the process. Streams are chosen by a measurement, once a machine and model."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.checkpoint_folder import Described
+from pipelines.openvino_model import Compiler, OpenVinoDenoiser, OpenVinoStages, fastest_precision
+from workers.model import ModelRefused, Opened
+from workers.settings import WorkerSettings
+
+ROWS = (2, 8)  # one guided picture, and a crowd
+REPEATS = 3
+WORTH = 0.85  # another split must take less than this share of the time of one thread a stream, whose bits no core count changes
+
+
+def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
+    """Raises ModelRefused, NoGraph or OSError."""
+    if settings.device == "cuda" or settings.dtype == "float16":
+        raise ModelRefused("CELADON_BACKEND=openvino runs on CPUs, in float32 or bfloat16")
+    precision = fastest_precision() if settings.dtype == "auto" else settings.dtype
+    cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    cache = settings.cache_dir or settings.data_dir / "cache"
+    compiler = Compiler(said, cache, cores)
+    stages = OpenVinoStages(said, compiler)
+    streams = settings.streams or _streams(said, compiler, precision, cores, cache)
+    denoiser = OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
+    threads = max(1, cores // streams)
+    name = f"openvino-{precision}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
+    return Opened(stages, denoiser, "cpu", "cpu", name)
+
+
+def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:
+    """What an earlier start found, or a measurement: as many streams as cores unless fewer, wider ones are clearly faster."""
+    note = cache / f"streams-{said.card.hash}-{precision}-{cores}.json"
+    try:
+        found = int(json.loads(note.read_text())["streams"])
+        if 1 <= found <= cores:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    splits = [n for n in range(cores, 0, -1) if cores % n == 0]
+    times = {n: _seconds(said, OpenVinoDenoiser(compiler.compile("unet", precision, n), said.configs["unet"], n)) for n in splits}
+    best = min(splits, key=lambda n: times[n])
+    chosen = best if times[best] < WORTH * times[cores] else cores
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"streams": chosen, "seconds": {str(n): round(s, 5) for n, s in times.items()}}) + "\n")
+    except OSError:
+        return chosen
+    return chosen
+
+
+def _seconds(said: Described, denoiser: OpenVinoDenoiser) -> float:
+    """A row's mean over a small and a large batch, each at its best."""
+    unet, card = said.configs["unet"], said.card
+    shape = said.latent_shape(card.width, card.height)
+    total = 0.0
+    for rows in ROWS:
+        x, t = np.zeros((rows, *shape), np.float32), np.full(rows, 500, np.float32)
+        context = np.zeros((rows, said.tokens, unet.get("cross_attention_dim", 1280)), np.float32)
+        best = float("inf")
+        for _ in range(1 + REPEATS):  # the first one makes kernels for the shape
+            began = time.perf_counter()
+            denoiser(x, t, context)
+            best = min(best, time.perf_counter() - began)
+        total += best / rows
+    return total / len(ROWS)

@@ -1,0 +1,45 @@
+"""The torch backend of a worker: CUDA, or eager on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.loading import load
+from pipelines.text_to_image import TorchStages
+from workers.model import ModelRefused, Opened
+from workers.settings import WorkerSettings
+
+
+def open_torch(settings: WorkerSettings) -> Opened:
+    """Raises ModelRefused, CheckpointError or OSError."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    checkpoint = load(settings.model, device=device, dtype=dtype, solvers=Path(settings.solvers) if settings.solvers else None)
+    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype)
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device; auto takes CUDA where there is one. Raises ModelRefused where cuda is asked for and missing."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelRefused("CELADON_DEVICE=cuda, but torch sees no CUDA device; unset it to run on the CPU")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The U-Net's dtype; auto is bfloat16 on a GPU and on a CPU that multiplies it natively, else float32."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16
+    native = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32
