@@ -1,4 +1,4 @@
-"""Engine against diffusers' pipeline: the same weights, threads, dtype, seeds and step counts, in one run."""
+"""Engine against diffusers' pipeline in eager float32: the same weights, threads, seeds and step counts, on each backend, in one run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from pipelines.denoiser import batch_invariant
-from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.card import ModelCard
+from pipelines.denoiser import Denoiser, batch_invariant
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.engine.sample import Sample
-from pipelines.loading import Checkpoint
 from pipelines.params import GenerationParams
-from pipelines.planning import table_for
-from pipelines.text_to_image import decode, encode_prompt
+from pipelines.planning import Stages, table_for
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -48,20 +46,21 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Best seconds of each side over the repeats, and how far the pictures are apart (0 to 1)."""
+    """Best seconds of each side over the repeats, and how far the pictures are apart: relative L2, and the largest pixel (0 to 1)."""
 
     jobs: int
     diffusers_s: float
     celadon_s: float
     outside: float  # share of Celadon's time outside U-Net, VAE and text encoder
+    relative: float
     difference: float
     rows: str
     shares: Shares = field(default_factory=Shares)
 
 
-def workload(checkpoint: Checkpoint, count: int, steps: int) -> list[GenerationParams]:
+def workload(card: ModelCard, count: int, steps: int) -> list[GenerationParams]:
     """`count` jobs of the default size; the samplers take turns."""
-    card, names = checkpoint.card, list(SCHEDULERS)
+    names = list(SCHEDULERS)
     return [
         GenerationParams(
             prompt=SUBJECTS[i % len(SUBJECTS)],
@@ -78,33 +77,33 @@ def workload(checkpoint: Checkpoint, count: int, steps: int) -> list[GenerationP
     ]
 
 
-def compare(checkpoint: Checkpoint, pipe: StableDiffusionPipeline, jobs: list[GenerationParams], repeats: int) -> Result:
+def compare(stages: Stages, denoiser: Denoiser, pipe: StableDiffusionPipeline, jobs: list[GenerationParams], repeats: int) -> Result:
     """Both sides by turns; the best of the repeats counts for each, since a neighbour can only slow a run down."""
     theirs = ours = float("inf")
-    shares, pictures, references, rows = Shares(), [], [], ""
+    shape = stages.latent_shape(jobs[0].width, jobs[0].height)
+    rows = None if batch_invariant(denoiser, shape, stages.encode("")) else 2
+    shares, pictures, references = Shares(), [], []
     for _ in range(repeats):
-        seconds, references = timed(lambda: [diffusers_picture(pipe, checkpoint, job) for job in jobs])
+        seconds, references = timed(lambda: [diffusers_picture(pipe, stages, job) for job in jobs])
         theirs = min(theirs, seconds)
         spent = Shares()
-        denoiser = Stopwatch(checkpoint, spent)
-        shape = checkpoint.latent_shape(jobs[0].width, jobs[0].height)
-        fixed = None if batch_invariant(denoiser.inner, shape, encode_prompt(checkpoint, "").numpy()) else 2
-        rows = "any" if fixed is None else str(fixed)
-        seconds, pictures = timed(lambda d=denoiser, s=spent, f=fixed: engine_pictures(checkpoint, d, jobs, s, f))
+        seconds, pictures = timed(lambda s=spent: engine_pictures(stages, Stopwatch(denoiser, s), jobs, s, rows))
         if seconds < ours:
             ours, shares = seconds, spent
     outside = 1 - (shares.unet + shares.vae + shares.text) / ours
-    difference = max(float(np.abs(a.astype(float) - b.astype(float)).max()) for a, b in zip(pictures, references, strict=True)) / PIXELS
-    return Result(len(jobs), theirs, ours, outside, difference, rows, shares)
+    away = [a.astype(float) - b.astype(float) for a, b in zip(pictures, references, strict=True)]
+    relative = max(float(np.linalg.norm(d) / np.linalg.norm(b.astype(float))) for d, b in zip(away, references, strict=True))
+    largest = max(float(np.abs(d).max()) for d in away) / PIXELS
+    return Result(len(jobs), theirs, ours, outside, relative, largest, str(rows or "any"), shares)
 
 
-def diffusers_picture(pipe: StableDiffusionPipeline, checkpoint: Checkpoint, job: GenerationParams) -> np.ndarray:
+def diffusers_picture(pipe: StableDiffusionPipeline, stages: Stages, job: GenerationParams) -> np.ndarray:
     pipe.scheduler = SCHEDULERS[job.sampler].from_config(pipe.scheduler.config)
     image = pipe(
         job.prompt,
         num_inference_steps=job.steps,
         guidance_scale=job.guidance,
-        guidance_rescale=checkpoint.card.defaults.guidance_rescale,
+        guidance_rescale=stages.card.defaults.guidance_rescale,
         width=job.width,
         height=job.height,
         generator=torch.Generator("cpu").manual_seed(job.seed),
@@ -112,25 +111,23 @@ def diffusers_picture(pipe: StableDiffusionPipeline, checkpoint: Checkpoint, job
     return np.asarray(image)  # [H, W, 3]
 
 
-def engine_pictures(
-    checkpoint: Checkpoint, denoiser: Stopwatch, jobs: list[GenerationParams], spent: Shares, rows: int | None
-) -> list[np.ndarray]:
+def engine_pictures(stages: Stages, denoiser: Stopwatch, jobs: list[GenerationParams], spent: Shares, rows: int | None) -> list[np.ndarray]:
     """All jobs through one engine, text encoding and decoding included."""
     engine = Engine(denoiser, slots=len(jobs), max_rows=2 * len(jobs), rows=rows)
     start = time.perf_counter()
-    prompts = {text: encode_prompt(checkpoint, text).numpy() for text in {"", *(j.prompt for j in jobs)}}
+    prompts = {text: stages.encode(text) for text in {"", *(j.prompt for j in jobs)}}
     spent.text += time.perf_counter() - start
     for i, job in enumerate(jobs):
         engine.add(
             Sample(
                 id=str(i),
-                table=table_for(checkpoint, job),
-                shape=checkpoint.latent_shape(job.width, job.height),
+                table=table_for(stages, job),
+                shape=stages.latent_shape(job.width, job.height),
                 seed=job.seed,
                 cond=prompts[job.prompt],
                 uncond=prompts[""],
                 guidance=job.guidance,
-                guidance_rescale=checkpoint.card.defaults.guidance_rescale,
+                guidance_rescale=stages.card.defaults.guidance_rescale,
             )
         )
     pictures: dict[int, np.ndarray] = {}
@@ -138,7 +135,7 @@ def engine_pictures(
         for event in engine.step(time.perf_counter()):
             if isinstance(event, Finished):
                 start = time.perf_counter()
-                pictures[int(event.sample_id)] = decode(checkpoint, event.latents)
+                pictures[int(event.sample_id)] = stages.decode(event.latents)
                 spent.vae += time.perf_counter() - start
     return [pictures[i] for i in range(len(jobs))]
 
@@ -146,13 +143,12 @@ def engine_pictures(
 class Stopwatch:
     """A denoiser that adds up the time of its calls."""
 
-    def __init__(self, checkpoint: Checkpoint, spent: Shares) -> None:
-        self.inner = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
-        self.xp, self.device, self._spent = self.inner.xp, self.inner.device, spent
+    def __init__(self, inner: Denoiser, spent: Shares) -> None:
+        self._inner, self.xp, self.device, self._spent = inner, inner.xp, inner.device, spent
 
     def __call__(self, x: Any, timestep: Any, context: Any) -> Any:
         start = time.perf_counter()
-        out = self.inner(x, timestep, context)
+        out = self._inner(x, timestep, context)
         self._spent.unet += time.perf_counter() - start
         return out
 

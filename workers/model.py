@@ -56,17 +56,9 @@ def open_model(settings: WorkerSettings) -> Model:
 
     Raises ModelRefused.
     """
-    solvers = Path(settings.solvers) if settings.solvers else None
-    if solvers and not solvers.is_dir():
-        raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
-    backend, _ = pick_backend(settings)
-    try:
-        said = describe(settings.model, solvers)
-        opened = _open(backend, said, settings)
-    except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
-        raise ModelRefused(f"CELADON_MODEL: {error}") from error
-    stages, card = opened.stages, said.card
-    shape = said.latent_shape(card.width, card.height)
+    opened = open_backend(settings)
+    stages, card = opened.stages, opened.stages.card
+    shape = stages.latent_shape(card.width, card.height)
     context = stages.encode("")
     rows: int | None = settings.rows or None
     if rows is None and not batch_invariant(opened.denoiser, shape, context):
@@ -75,6 +67,18 @@ def open_model(settings: WorkerSettings) -> Model:
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
+
+
+def open_backend(settings: WorkerSettings) -> Opened:
+    """The weights in place, nothing measured yet. Raises ModelRefused."""
+    solvers = Path(settings.solvers) if settings.solvers else None
+    if solvers and not solvers.is_dir():
+        raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
+    backend, _ = pick_backend(settings)
+    try:
+        return _open(backend, describe(settings.model, solvers), settings)
+    except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
+        raise ModelRefused(f"CELADON_MODEL: {error}") from error
 
 
 def pick_backend(settings: WorkerSettings) -> tuple[Backend, str]:

@@ -36,7 +36,12 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
 
 
 def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:
-    """What an earlier start found, or a measurement: as many streams as cores unless fewer, wider ones are clearly faster."""
+    """What an earlier start found, or a measurement: as many streams as cores unless fewer, wider ones are clearly faster.
+
+    Two cores are not measured: a stream each won every time, and the start of a laptop is what everybody sees.
+    """
+    if cores <= 2:
+        return cores
     note = cache / f"streams-{said.card.hash}-{precision}-{cores}.json"
     try:
         found = int(json.loads(note.read_text())["streams"])
