@@ -296,14 +296,21 @@ def test_a_killed_worker_costs_at_most_what_came_after_the_checkpoint(own_fleet:
 
     The evaluations that are done again are those of the last moments: of one interval, and what it takes to write a checkpoint down.
     """
-    victim = own_fleet.worker(CELADON_CHECKPOINT_S="0.2", CELADON_SLOTS="2")
+    victim = own_fleet.worker(CELADON_CHECKPOINT_S="0.2", CELADON_SLOTS="1")
     job = own_fleet.submit(seed=3, **LONG)
     with Redis.from_url(redis_url) as redis:
-        saved = until_saved(own_fleet, job, redis, evaluations=150)
-    victim.send_signal(signal.SIGKILL)
+        saved = until_saved(own_fleet, job, redis, evaluations=150)  # an image has 119: one is finished, one in flight
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        finished = [image["key"] for image in json.loads(redis.hget(f"{{q0}}:k:{job['id']}", "images") or "[]")]
+    stored = {key: (own_fleet.folder / "images" / key).read_bytes() for key in finished}
     own_fleet.worker(CELADON_SLOTS="2")
     done = own_fleet.finished(job["id"])
     assert done["status"] == "succeeded"
+    keys = [image["key"] for image in done["images"]]
+    assert 0 < len(finished) < 4 and keys[: len(finished)] == finished
+    assert all(key.split("/")[1].startswith("2-") for key in keys[len(finished) :]), "the others are of the second attempt"
+    assert stored == {key: own_fleet.picture(done, index) for index, key in enumerate(finished)}
     story = [(float(id_.split("-")[0]) / 1000, kind, data["steps_done"]) for id_, kind, data in own_fleet.events(job["id"])]
     cut = [kind for _, kind, _ in story].index("requeued")
     before, resumed = [e for e in story[:cut] if e[1] == "progress"], story[cut][2]

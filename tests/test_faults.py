@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +64,32 @@ def test_a_store_that_hangs_fails_its_job_alone_and_keeps_nobody(fleet: Fleet) -
     assert fleet.finished(fleet.submit(seed=2)["id"])["status"] == "succeeded"
     worker.terminate()
     assert worker.wait(timeout=20) == 0
+
+
+def test_a_job_that_kills_every_worker_takes_nobody_along(fleet: Fleet) -> None:
+    """The process dies five times over, and starts again each time. Then the poison is a dead letter, and can be tried again."""
+    fleet.faulty_worker("die", SEED, FAULT_LIVES="many", CELADON_CHECKPOINT_S="60")
+    poison, *others = [fleet.submit(seed=seed, steps=60, sampler="heun") for seed in (SEED, 0, 1, 2)]
+    fleet.until(lambda: all(fleet.job(job["id"])["status"] == "running" for job in (poison, *others)))
+    fleet.fault.touch()
+    failed = fleet.finished(poison["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_lost")
+    assert {fleet.finished(job["id"])["status"] for job in others} == {"succeeded"}
+    crashes = {job["id"]: [kind for _, kind, _ in fleet.events(job["id"])].count("requeued") for job in (poison, *others)}
+    assert crashes.pop(poison["id"]) == 4, "the fifth time was the last"
+    assert set(crashes.values()) <= {0, 1, 2} and any(crashes.values()), "they were beside it, and then no more"
+    dead = jobs_command(fleet, "dead")
+    assert poison["id"] in dead and all(f"(attempt {attempt})" in dead for attempt in range(1, 6))
+    assert not any(job["id"] in dead for job in others)
+    assert "worker_lost" in jobs_command(fleet, "show", poison["id"])
+    fleet.fault.unlink()  # the cause is mended
+    retried = jobs_command(fleet, "retry", poison["id"]).split()[-1]
+    assert fleet.finished(retried)["status"] == "succeeded"
+    assert "no dead letters" in jobs_command(fleet, "dead")
+
+
+def jobs_command(fleet: Fleet, *arguments: str) -> str:
+    """What `celadon jobs` says, at a wide terminal."""
+    environment = os.environ | {"CELADON_URL": fleet.url, "COLUMNS": "220"}
+    command = [sys.executable, "-m", "celadon", "jobs", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
