@@ -53,8 +53,9 @@ check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, contai
 	$(BIN)/yamllint --strict docker-compose.yml deploy
 	$(BIN)/docker-compose --file docker-compose.yml --profile gpu config --quiet
 
-bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md
+bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md and benchmarks/LOAD.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.load
 
 bench-queue: $(INSTALLED_DEV) ## Measure the queue: fairness, a million jobs, told times; writes benchmarks/QUEUE.md (half an hour)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.queue
