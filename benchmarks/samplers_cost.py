@@ -1,51 +1,82 @@
 """What samplers cost: the engine's tick against one diffusers scheduler object per job, without any model.
 
 `python -m benchmarks.samplers_cost` writes benchmarks/SAMPLERS.md. The model is replaced by a constant answer, so that what
-is left is guidance, the update, and the keeping of books; both sides run the same jobs in the same process, by turns. It
-is measured with one sampler for all jobs and with as many different ones as there are.
+is left is guidance, the update, and the keeping of books; both sides run the same jobs in the same process, by turns. The
+batch is full at every tick, as in a service that has work: whoever ends is followed by the next job, outside the clock.
+It is measured with one sampler for all jobs, and with as many different ones as there are jobs. What a sampler adds as noise
+is no part of its update, and drawing it costs more than that: both sides are given noise that is drawn before.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import inspect
+import itertools
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import array_api_compat.numpy
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 
 from benchmarks.stamp import commit, machine
 from pipelines.engine.engine import Engine
+from pipelines.engine.events import Progress
 from pipelines.engine.sample import Sample
 from pipelines.ladder import Ladder
-from pipelines.sampler_list import SAMPLERS
+from pipelines.noise import NormalStream
 from pipelines.samplers import compile_table
 
 OUT = Path(__file__).parent / "SAMPLERS.md"
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "timestep_spacing": "leading"}
 GUIDANCE = 5.0
-CLASSES: dict[str, Callable[[], Any]] = {
-    "dpmpp_2m": lambda: DPMSolverMultistepScheduler(**CONFIG),
-    "euler": lambda: EulerDiscreteScheduler(**CONFIG),
-    "ddim": lambda: DDIMScheduler(**CONFIG, clip_sample=False, set_alpha_to_one=False),
-    "unipc": lambda: UniPCMultistepScheduler(**CONFIG),
-    "heun": lambda: HeunDiscreteScheduler(**CONFIG),
-    "lms": lambda: LMSDiscreteScheduler(**CONFIG),
+SPREAD = 16  # jobs have that many lengths: those that share a table find it in the cache, whatever the sampler
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # sampler -> class of diffusers, and its options
+    "dpmpp_2m": ("DPMSolverMultistep", {}),
+    "euler": ("EulerDiscrete", {}),
+    "ddim": ("DDIM", {"clip_sample": False, "set_alpha_to_one": False}),
+    "unipc": ("UniPCMultistep", {}),
+    "heun": ("HeunDiscrete", {}),
+    "lms": ("LMSDiscrete", {}),
+    "euler_a": ("EulerAncestralDiscrete", {}),
+    "pndm": ("PNDM", {"skip_prk_steps": True}),
+    "dpmpp_2s": ("DPMSolverSinglestep", {}),
+    "sa_solver": ("SASolver", {}),
+    "deis": ("DEISMultistep", {}),
+    "dpm2": ("KDPM2Discrete", {}),
+    "dpmpp_3m": ("DPMSolverMultistep", {"solver_order": 3}),
+    "lcm": ("LCM", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistep", SDE),
+    "dpm2_a": ("KDPM2AncestralDiscrete", {}),
+    "ddpm": ("DDPM", {"clip_sample": False}),
+    "ipndm": ("IPNDM", {}),
+    "dpmpp_1s": ("DPMSolverSinglestep", {"solver_order": 1}),
+    "tcd": ("TCD", {}),
+    "dpmpp_2m_sde_heun": ("DPMSolverMultistep", {**SDE, "solver_type": "heun"}),
+    "dpmpp_3s": ("DPMSolverSinglestep", {"solver_order": 3}),
 }
-ALIKE = ("dpmpp_2m",)
-MIXED = tuple(name for name in CLASSES if name in SAMPLERS)
+ALIKE, MIXED = ("dpmpp_2m",), tuple(CLASSES)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds of ticks, and the evaluations of each sampler that they made."""
+
+    seconds: float
+    evaluations: Counter[str]
+
+    @property
+    def each(self) -> float:
+        return self.seconds / self.evaluations.total()
 
 
 class Answer:
@@ -60,57 +91,102 @@ class Answer:
         return self.out[: len(x)]
 
 
-def engine_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, int], steps: int) -> float:
-    """CPU seconds of one evaluation of one job in the engine."""
+def noise_drawn_before(shape: tuple[int, int, int]) -> ExitStack:
+    """While it is open, nobody draws noise."""
+    drawn, stack = np.random.default_rng(1).standard_normal(shape, dtype=np.float32), ExitStack()
+    stack.enter_context(patch.object(NormalStream, "draw", lambda *_: drawn))
+    modules = {inspect.getmodule(getattr(diffusers, f"{name}Scheduler")) for name, _ in CLASSES.values()}
+    for module in (m for m in modules if hasattr(m, "randn_tensor")):
+        stack.enter_context(patch.object(module, "randn_tensor", lambda *_, **__: torch.from_numpy(drawn)[None]))
+    return stack
+
+
+def engine_cost(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> Cost:
+    """Of full batches in the engine."""
     engine = Engine(Answer(2 * jobs, shape), slots=jobs, max_rows=2 * jobs, preview_interval_s=float("inf"))
-    ladder, nothing = Ladder.from_config(CONFIG), np.zeros((1, 1), np.float32)
-    evaluations = 0
-    for i in range(jobs):
-        table = compile_table(ladder, names[i % len(names)], "auto", steps)
-        evaluations += len(table)
-        engine.add(Sample(id=str(i), table=table, shape=shape, seed=i, cond=nothing, uncond=nothing, guidance=GUIDANCE))
-    start = time.process_time()
-    while engine.busy:
-        engine.step(0.0)
-    return (time.process_time() - start) / evaluations
+    ladder, nothing, waiting = Ladder.from_config(CONFIG), np.zeros((1, 1), np.float32), _line(names)
+    seconds, evaluations = 0.0, Counter[str]()
+    for _ in range(ticks):
+        while engine.free_slots:
+            i, name = next(waiting)
+            table = compile_table(ladder, name, "auto", steps + i % SPREAD)
+            engine.add(Sample(id=f"{name} {i}", table=table, shape=shape, seed=i, cond=nothing, uncond=nothing, guidance=GUIDANCE))
+        start = time.process_time()
+        events = engine.step(0.0)
+        seconds += time.process_time() - start
+        evaluations.update(event.sample_id.split()[0] for event in events if isinstance(event, Progress))
+    return Cost(seconds, evaluations)
 
 
-def objects_seconds(names: tuple[str, ...], jobs: int, shape: tuple[int, int, int], steps: int) -> float:
-    """CPU seconds of one evaluation of one job with a scheduler object of its own."""
-    out = torch.from_numpy(Answer(2, shape).out)
-    flying = []
-    for i in range(jobs):
-        scheduler = CLASSES[names[i % len(names)]]()
-        scheduler.set_timesteps(steps)
-        x = torch.randn((1, *shape), generator=torch.Generator().manual_seed(i)) * scheduler.init_noise_sigma
-        flying.append((scheduler, [x]))
-    evaluations = sum(len(scheduler.timesteps) for scheduler, _ in flying)
-    start = time.process_time()
-    for k in range(max(len(scheduler.timesteps) for scheduler, _ in flying)):
-        for scheduler, held in flying:
-            if k < len(scheduler.timesteps):
-                t = scheduler.timesteps[k]
-                scheduler.scale_model_input(torch.cat([held[0]] * 2), t)
-                uncond, cond = out[0:1], out[1:2]
-                held[0] = scheduler.step(uncond + GUIDANCE * (cond - uncond), t, held[0]).prev_sample
-    return (time.process_time() - start) / evaluations
+def _line(names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Jobs without end: their number and their sampler."""
+    return enumerate(itertools.cycle(names))
+
+
+@dataclass
+class Flying:
+    """A job with a scheduler object of its own."""
+
+    sampler: str
+    scheduler: Any
+    x: torch.Tensor
+    row: int = 0
+
+    def step(self, out: torch.Tensor) -> None:
+        t = self.scheduler.timesteps[self.row]
+        self.scheduler.scale_model_input(torch.cat([self.x] * 2), t)
+        uncond, cond = out[0:1], out[1:2]
+        self.x = self.scheduler.step(uncond + GUIDANCE * (cond - uncond), t, self.x).prev_sample
+        self.row += 1
+
+    @property
+    def done(self) -> bool:
+        return self.row == len(self.scheduler.timesteps)
+
+
+def flying(number: int, name: str, shape: tuple[int, int, int], steps: int) -> Flying:
+    kind, options = CLASSES[name]
+    scheduler = getattr(diffusers, f"{kind}Scheduler").from_config({**CONFIG, **options})
+    scheduler.set_timesteps(steps + number % SPREAD)
+    x = torch.randn((1, *shape), generator=torch.Generator().manual_seed(number)) * scheduler.init_noise_sigma
+    return Flying(name, scheduler, x)
+
+
+def objects_cost(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> Cost:
+    """Of the same jobs with one scheduler object each."""
+    out, waiting = torch.from_numpy(Answer(2, shape).out), _line(names)
+    resident: list[Flying] = []
+    seconds, evaluations = 0.0, Counter[str]()
+    for _ in range(ticks):
+        resident = [job for job in resident if not job.done]
+        while len(resident) < jobs:
+            resident.append(flying(*next(waiting), shape, steps))
+        start = time.process_time()
+        for job in resident:
+            job.step(out)
+        seconds += time.process_time() - start
+        evaluations.update(job.sampler for job in resident)
+    return Cost(seconds, evaluations)
 
 
 def measure(jobs: int, shape: tuple[int, int, int], steps: int, repeats: int) -> dict[str, float]:
     """Microseconds of one evaluation of one job, the best of the repeats; the sides take turns."""
-    work = {
-        "engine, one sampler": lambda: engine_seconds(ALIKE, jobs, shape, steps),
-        "engine, mixed": lambda: engine_seconds(MIXED, jobs, shape, steps),
-        "objects, one sampler": lambda: objects_seconds(ALIKE, jobs, shape, steps),
-        "objects, mixed": lambda: objects_seconds(MIXED, jobs, shape, steps),
-        **{f"alone {name}": lambda n=name: engine_seconds((n,), jobs, shape, steps) for name in MIXED},
+    ticks = max(2 * steps, 2 * steps * len(MIXED) // jobs)  # so many that every sampler had its turn
+    kinds: dict[str, tuple[Callable[..., Cost], Sequence[str], int]] = {
+        "engine, one sampler": (engine_cost, ALIKE, 2 * steps),
+        "engine, mixed": (engine_cost, MIXED, ticks),
+        "objects, one sampler": (objects_cost, ALIKE, 2 * steps),
+        "objects, mixed": (objects_cost, MIXED, ticks),
+        **{name: (engine_cost, (name,), 2 * steps) for name in MIXED},
     }
-    found: dict[str, list[float]] = {name: [] for name in work}
-    with torch.inference_mode():
+    found: dict[str, list[Cost]] = {name: [] for name in kinds}
+    with torch.inference_mode(), noise_drawn_before(shape):
         for _ in range(repeats):
-            for name, run in work.items():
-                found[name].append(run())
-    return {name: 1e6 * min(seconds) for name, seconds in found.items()}
+            for name, (cost, names, length) in kinds.items():
+                found[name].append(cost(names, jobs, shape, steps, length))
+    best = {name: 1e6 * min(cost.each for cost in costs) for name, costs in found.items()}
+    shares = found["engine, mixed"][0].evaluations
+    return best | {"expected": sum(best[name] * count for name, count in shares.items()) / shares.total()}
 
 
 def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, repeats: int) -> str:
@@ -118,34 +194,26 @@ def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, rep
         "# What samplers cost",
         "",
         f"Made by `python -m benchmarks.samplers_cost` on {datetime.date.today().isoformat()}, commit {commit()}, {machine()}, one thread, "
-        f"{steps} steps, guided, best of {repeats}. CPU microseconds of one evaluation of one job without the model: guidance, update, "
-        "books. "
-        f"Mixed is {', '.join(MIXED)} by turns; *expected* is the mean of what each of them costs in a batch of its own, so "
-        "mixed / expected near 1 says that different samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job.",
+        f"{steps} to {steps + SPREAD - 1} steps, guided, best of {repeats}. CPU microseconds of one evaluation of one job in a full batch, "
+        "without the model: guidance, update, books, but no drawing of noise. "
+        f"One sampler is {ALIKE[0]}; mixed are {len(MIXED)} by turns ({', '.join(MIXED)}); *expected* is the mean of what each "
+        "evaluation of the mixed batch costs where all jobs have that sampler, so mixed / expected near 1 says that different "
+        "samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job.",
         "",
         "| latent | jobs | engine, one sampler | engine, mixed | expected | mixed / expected | objects, one sampler | objects, mixed "
         "| objects / engine, one sampler | objects / engine, mixed |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for shape in sizes:
-        for jobs in counts:
-            found = measure(jobs, shape, steps, repeats)
-            expected = _expected(found, jobs, steps)
-            one, mixed = found["engine, one sampler"], found["engine, mixed"]
-            lines.append(
-                f"| {'x'.join(map(str, shape))} | {jobs} | {one:.0f} | {mixed:.0f} | {expected:.0f} | {mixed / expected:.2f} "
-                f"| {found['objects, one sampler']:.0f} | {found['objects, mixed']:.0f} "
-                f"| {found['objects, one sampler'] / one:.1f} | {found['objects, mixed'] / mixed:.1f} |"
-            )
-            print(lines[-1], flush=True)
+    for shape, jobs in itertools.product(sizes, counts):
+        found = measure(jobs, shape, steps, repeats)
+        one, mixed, expected = found["engine, one sampler"], found["engine, mixed"], found["expected"]
+        ours, theirs = found["objects, one sampler"], found["objects, mixed"]
+        lines.append(
+            f"| {'x'.join(map(str, shape))} | {jobs} | {one:.0f} | {mixed:.0f} | {expected:.0f} | {mixed / expected:.2f} "
+            f"| {ours:.0f} | {theirs:.0f} | {ours / one:.1f} | {theirs / mixed:.1f} |"
+        )
+        print(lines[-1], flush=True)
     return "\n".join([*lines, ""])
-
-
-def _expected(found: dict[str, float], jobs: int, steps: int) -> float:
-    """The mean over the evaluations of a mixed batch, each at the cost of its sampler alone."""
-    names = [MIXED[i % len(MIXED)] for i in range(jobs)]
-    weights = [len(compile_table(Ladder.from_config(CONFIG), name, "auto", steps)) for name in names]
-    return sum(w * found[f"alone {name}"] for w, name in zip(weights, names, strict=True)) / sum(weights)
 
 
 def main() -> None:
@@ -156,6 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
     options.out.write_text(report([(4, 16, 16), (4, 64, 64)], options.jobs, options.steps, options.repeats))
 
 

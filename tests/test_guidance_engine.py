@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from pipelines.engine import checkpoint as archive
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Finished
-from pipelines.engine.sample import AVERAGE, Sample
+from pipelines.engine.sample import Sample
+from pipelines.engine.slots import AVERAGE
 from pipelines.loading import Checkpoint, load
 from pipelines.samplers import compile_table
 from pipelines.text_to_image import denoise

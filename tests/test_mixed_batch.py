@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 
@@ -10,10 +11,11 @@ from pipelines.engine import update
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.engine.sample import Sample
+from pipelines.engine.slots import PLANES, SlotPool
 from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
-from pipelines.step_table import BASIS, STATE
+from pipelines.step_table import STATE
 from tests.fakes import RowwiseDenoiser, schedule_options, sd_ladder_config
 
 LADDER = Ladder.from_config(sd_ladder_config())
@@ -61,16 +63,42 @@ def test_every_pair_in_one_batch_equals_its_solo_run() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_update_reads_and_writes_what_the_table_needs_and_no_more(sampler: str) -> None:
-    """`moves` of a table against the meaning of a table: run it with every entry, and with those of `moves` alone."""
+    """The engine's sums against the slow twin, which takes every entry of the table: the same bits in what is read again."""
     table = compile_table(LADDER, sampler, "karras", 6)
     rng = np.random.default_rng(5)
-    whole = partial = np.vstack([rng.standard_normal((1, 8)), np.zeros((len(STATE) - 1, 8))])  # as a slot starts
-    for row, move in enumerate(table.moves()):
-        fresh = {"denoised": rng.standard_normal(8), "denoised_uncond": rng.standard_normal(8), "noise": rng.standard_normal(8)}
-        whole = table.update[row] @ np.stack([fresh[b] if b in fresh else whole[STATE.index(b)] for b in BASIS])
-        basis = {i: (fresh[b] if b in fresh else partial[STATE.index(b)])[None] for i, b in enumerate(BASIS)}
-        made = update.combine(move, table.update[row][None], basis)
-        partial = np.stack([made[i][0] if i in made else partial[i] for i in range(len(STATE))])
-        live = list(table.live(row + 1))
-        np.testing.assert_allclose(partial[live], whole[live], rtol=1e-12, atol=1e-12)
-        assert 0 in made and set(made) <= set(live)
+    pool = SlotPool(array_api_compat.numpy, "cpu", (1, 2, 4))
+    pool.take(np.zeros((1, 2, 4), np.float32))
+    slot = pool.take(first := rng.standard_normal((1, 2, 4), np.float32))
+    whole = dict.fromkeys(STATE, np.zeros((1, 8), np.float32)) | {"x": first.reshape(1, 8)}
+    for row, sums in enumerate(update.sums_of(table)):
+        fresh = {name: rng.standard_normal((1, 8), np.float32) for name in ("denoised", "denoised_uncond", "noise")}
+        for name, values in fresh.items():
+            pool.write(PLANES.index(name), [slot], values)
+        for places, lines in list(update.combine(array_api_compat.numpy, pool, [slot], [sums])):
+            pool.scatter(places, lines)
+        whole = table.advance(row, whole | fresh)
+        live = table.live(row + 1)
+        for register in live:
+            np.testing.assert_array_equal(pool.read(register, [slot]), whole[STATE[register]])
+        assert {0} <= set(sums.planes[0].tolist()) <= set(live)
+
+
+def test_the_operations_of_an_update_do_not_grow_with_the_samplers_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of every sampler takes as many operations as that one of them whose sums are the longest."""
+    taken: list[int] = []
+    gather = SlotPool.gather
+    monkeypatch.setattr(SlotPool, "gather", lambda pool, places: taken.append(len(places)) or gather(pool, places))
+
+    def operations(*some: str) -> list[int]:
+        engine, counts = Engine(RowwiseDenoiser(), slots=len(SAMPLERS), max_rows=len(SAMPLERS)), []
+        for i, sampler in enumerate(some):
+            table = compile_table(LADDER, sampler, "karras", 9)
+            engine.add(Sample(id=str(i), table=table, shape=SHAPE, seed=i, cond=np.zeros((1, 2), np.float32)))
+        for _ in range(8):
+            taken.clear()
+            engine.step(0.0)
+            counts.append(len(taken))
+        return counts
+
+    alone = [operations(sampler) for sampler in SAMPLERS]
+    assert operations(*SAMPLERS) == [max(counts) for counts in zip(*alone, strict=True)]

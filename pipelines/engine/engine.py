@@ -7,7 +7,6 @@ schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,11 @@ from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher, update
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
-from pipelines.engine.sample import AVERAGE, InFlight, Sample, Saved
-from pipelines.engine.slots import Shape, SlotPool
+from pipelines.engine.sample import InFlight, Sample, Saved
+from pipelines.engine.slots import AVERAGE, DENOISED, NOISE, UNCONDITIONAL, Shape, SlotPool, X
 from pipelines.noise import NormalStream
-from pipelines.step_table import BASIS, STATE
 
 Array = Any
-
-X, DENOISED, UNCONDITIONAL, NOISE = (BASIS.index(name) for name in ("x", "denoised", "denoised_uncond", "noise"))
 
 
 class Engine:
@@ -72,8 +68,8 @@ class Engine:
             noise.draw(sample.shape)
         slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
-        cast = sample.table.update.astype(np.float32)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, cast, sample.table.moves(), row=row, served=self._tick)
+        sums = update.sums_of(sample.table)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, row=row, served=self._tick)
 
     def export(self, sample_id: str) -> Saved | None:
         """A checkpoint of a sample, which goes on; None if it is not here."""
@@ -96,35 +92,36 @@ class Engine:
 
     def step(self, now: float) -> list[Event]:
         """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
-        batch = sorted(batcher.choose(self._flying.values(), self._max_rows), key=update.kind)
+        batch = sorted(batcher.choose(self._flying.values(), self._max_rows), key=lambda flight: flight.slot)
         self._tick += 1
         return self._move(batch, now) if batch else []
 
     def _move(self, batch: list[InFlight], now: float) -> list[Event]:
         """Advance the batch; a model call that raises is halved until the one sample that cannot run stands alone."""
+        pool, slots = self._pools[batch[0].sample.shape], [f.slot for f in batch]
         try:
-            moved = list(self._update(batch, *self._evaluate(batch)))
+            moved, average = self._update(batch, pool, *self._evaluate(batch))
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0], error)]
             half = len(batch) // 2
             return self._move(batch[:half], now) + self._move(batch[half:], now)
+        for places, lines in moved:
+            pool.scatter(places, lines)
+        if average is not None:
+            pool.write(AVERAGE, slots, average)
+        finite = self._xp.all(self._xp.isfinite(pool.read(X, slots)), axis=1)  # [S]
         events: list[Event] = []
-        pool = self._pools[batch[0].sample.shape]
-        for some, registers, denoised in moved:
-            for register, values in registers.items():
-                pool.write(register, [f.slot for f in some], values)
-            finite = np.asarray(self._to_host(self._xp.all(self._xp.isfinite(registers[0]), axis=1)))  # [s]
-            for i, flight in enumerate(some):
-                flight.advance(self._tick)
-                events += self._report(flight, bool(finite[i]), registers[0][i], denoised[i], now)
+        for flight, sound in zip(batch, np.asarray(self._to_host(finite)).tolist(), strict=True):
+            flight.advance(self._tick)
+            events += self._report(flight, sound, now)
         return events
 
     def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array, Array | None]:
         """x [S, D], scalars [S, 10], and raw conditional, unconditional and disturbed outputs [S, D]."""
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
-        x = self._pools[shape].read(0, [f.slot for f in batch])  # [S, D]
+        x = self._pools[shape].read(X, [f.slot for f in batch])  # [S, D]
         told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 10]
         scalars = xp.asarray(told, device=device)
         guided = [i for i, f in enumerate(batch) if f.guided]
@@ -166,31 +163,34 @@ class Engine:
         return self._denoiser(x, timestep, context, marks) if any(marks) else self._denoiser(x, timestep, context)
 
     def _update(
-        self, batch: list[InFlight], x: Array, scalars: Array, cond: Array, uncond: Array, disturbed: Array | None
-    ) -> Iterator[tuple[list[InFlight], dict[int, Array], Array]]:
-        """The fused update state' = rows . basis, by samples that move alike: their changed registers [s, D], denoised [s, D].
+        self, batch: list[InFlight], pool: SlotPool, x: Array, scalars: Array, cond: Array, uncond: Array, disturbed: Array | None
+    ) -> tuple[list[tuple[Array, Array]], Array | None]:
+        """The fused update state' = rows . basis: places in the pool and what they become, and the next averages [S, D] if there are any.
 
-        Nothing is written yet, so a batch that fails here may be tried again in halves.
+        No register is written yet, so a batch that fails here may be tried again in halves.
         """
-        xp, device, pool = self._xp, self._denoiser.device, self._pools[batch[0].sample.shape]
-        coefficients = xp.asarray(np.stack([f.update[f.row] for f in batch]), device=device)  # [S, 8, 11]
-        for cut in update.cuts(batch, device):
-            some, c_skip, c_out = batch[cut], scalars[cut, 2:3], scalars[cut, 3:4]  # [c, 1]
-            average = pool.read(AVERAGE, [f.slot for f in some]) if any(f.remembers for f in some) else None  # [c, D]
-            perturbed = None if disturbed is None else disturbed[cut]
-            rows = guidance.Rows(cond[cut], uncond[cut], perturbed, x[cut], c_skip, c_out, scalars[cut, 4:], average)
-            raw, average = guidance.combine(xp, rows, [f.variant for f in some])  # [c, D]
-            denoised = c_skip * x[cut] + c_out * raw  # [c, D]
-            for part, move in update.alike(some):
-                alike, basis = some[part], {X: x[cut][part], DENOISED: denoised[part]}
-                for b in update.reads(move) - basis.keys():
-                    if b == UNCONDITIONAL:
-                        plain = c_skip * x[cut] + c_out * uncond[cut]  # [c, D]
-                        basis[b] = xp.where(rows.column("scale") == 1, denoised, plain)[part]
-                    else:
-                        basis[b] = self._noise(alike) if b == NOISE else pool.read(STATE.index(BASIS[b]), [f.slot for f in alike])
-                registers = update.combine(move, coefficients[cut][part], basis)
-                yield alike, registers if average is None else registers | {AVERAGE: average[part]}, denoised[part]
+        slots, sums = [f.slot for f in batch], [f.sums[f.row] for f in batch]
+        average = pool.read(AVERAGE, slots) + 0 if any(f.remembers for f in batch) else None  # [S, D]
+        for cut in update.cuts(pool, len(batch)):
+            perturbed, before = (None if a is None else a[cut] for a in (disturbed, average))
+            rows = guidance.Rows(cond[cut], uncond[cut], perturbed, x[cut], scalars[cut, 2:3], scalars[cut, 3:4], scalars[cut, 4:], before)
+            after = self._guide(pool, batch[cut], rows)
+            if average is not None:
+                average[cut] = after
+        if noisy := [f for f, s in zip(batch, sums, strict=True) if NOISE in s.reads]:
+            pool.write(NOISE, [f.slot for f in noisy], self._noise(noisy))
+        return list(update.combine(self._xp, pool, slots, sums)), average
+
+    def _guide(self, pool: SlotPool, batch: list[InFlight], rows: guidance.Rows) -> Array | None:
+        """Put what the rows' sums read of the model's answers into the pool; the next averages [s, D]."""
+        slots = [f.slot for f in batch]
+        raw, average = guidance.combine(self._xp, rows, [f.variant for f in batch])  # [s, D]
+        denoised = rows.c_skip * rows.x + rows.c_out * raw  # [s, D]
+        pool.write(DENOISED, slots, denoised)
+        if any(UNCONDITIONAL in f.sums[f.row].reads for f in batch):
+            plain = rows.c_skip * rows.x + rows.c_out * rows.uncond  # [s, D]
+            pool.write(UNCONDITIONAL, slots, self._xp.where(rows.column("scale") == 1, denoised, plain))
+        return average
 
     def _noise(self, batch: list[InFlight]) -> Array:
         """This row's normals of samples whose rows are noisy: [s, D]."""
@@ -198,7 +198,7 @@ class Engine:
         assert len(drawn) == len(batch), "a row that reads noise is noisy"
         return self._xp.asarray(np.stack(drawn).reshape(len(batch), -1), device=self._denoiser.device)
 
-    def _report(self, flight: InFlight, finite: bool, x: Array, denoised: Array, now: float) -> list[Event]:
+    def _report(self, flight: InFlight, finite: bool, now: float) -> list[Event]:
         """Events of one sample after its row; a finished or broken sample leaves."""
         sample = flight.sample
         if not finite:
@@ -207,12 +207,17 @@ class Engine:
             return [Failed(sample.id, "not_finite", message)]
         events: list[Event] = [Progress(sample.id, flight.row, len(sample.table))]
         if flight.done:
+            latents = self._copy(flight, X)
             self._remove(flight)
-            return [*events, Finished(sample.id, self._xp.reshape(x + 0, sample.shape))]
+            return [*events, Finished(sample.id, latents)]
         if sample.preview and now - flight.previewed >= self._preview_interval_s:
             flight.previewed = now
-            events.append(Preview(sample.id, self._xp.reshape(denoised + 0, sample.shape)))
+            events.append(Preview(sample.id, self._copy(flight, DENOISED)))
         return events
+
+    def _copy(self, flight: InFlight, plane: int) -> Array:
+        """[C, h, w]"""
+        return self._xp.reshape(self._pools[flight.sample.shape].read(plane, [flight.slot]) + 0, flight.sample.shape)
 
     def _fail(self, flight: InFlight, error: Exception) -> Failed:
         self._remove(flight)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.engine.slots import AVERAGE
+from pipelines.engine.update import Sums
 from pipelines.guidance_plan import Plan, plan
 from pipelines.noise import NormalStream
-from pipelines.step_table import STATE, Move, StepTable
+from pipelines.step_table import StepTable
 
 Array = Any
-
-AVERAGE = len(STATE)  # the register after those of the table: what guidance keeps of earlier rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class Saved:
 
     row: int
     rows: int  # of its table
-    live: tuple[int, ...]  # indices into STATE, or AVERAGE
+    live: tuple[int, ...]  # registers of the table, as in STATE, or AVERAGE
     registers: NDArray[np.float32]  # [len(live), C, h, w]
 
     def fits(self, sample: Sample) -> bool:
@@ -84,8 +84,7 @@ class InFlight:
     slot: int
     arrived: int  # number of arrival: age, whatever the clock does
     noise: NormalStream
-    update: NDArray[np.float32]  # [R, 8, 11], the table cast once
-    moves: tuple[Move, ...]  # what each row of it touches
+    sums: tuple[Sums, ...]  # what each row of the table does
     row: int = 0
     served: int = 0  # tick of the last row
     previewed: float = float("-inf")  # seconds, the caller's clock

@@ -1,4 +1,4 @@
-"""Slots: the memory of samples. One pool per latent shape; a slot is the registers of one sample: STATE and AVERAGE."""
+"""Slots: the memory of samples. One pool per latent shape; a slot is one line of D numbers in each of PLANES."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.engine.sample import AVERAGE
+from pipelines.step_table import STATE
 
 Array = Any
 Shape = tuple[int, int, int]
 
+# The registers of a sample, what guidance keeps of earlier rows, and what only the row that runs has.
+PLANES = (*STATE, "average", "denoised", "denoised_uncond", "noise")
+X, AVERAGE, DENOISED, UNCONDITIONAL, NOISE = (PLANES.index(name) for name in ("x", *PLANES[len(STATE) :]))
+
 
 class SlotPool:
-    """Registers [9][n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
+    """Planes [12 n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
 
     def __init__(self, xp: ModuleType, device: Any, shape: Shape) -> None:
-        self._xp, self._device = xp, device
+        self._xp, self.device = xp, device
         self.shape = shape
         self.size = int(np.prod(shape))
-        self._registers: list[Array] = [self._zeros(0) for _ in range(AVERAGE + 1)]
+        self._count = 0
+        self._lines = self._zeros(0)
         self._free: list[int] = []
 
     def take(self, first: NDArray[np.float32]) -> int:
@@ -29,9 +34,8 @@ class SlotPool:
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        for register in self._registers:
-            register[slot, ...] = 0
-        self._put(slot, 0, first)
+        self._lines[slot :: self._count] = 0
+        self._put(slot, X, first)
         return slot
 
     def restore(self, live: tuple[int, ...], registers: NDArray[np.float32]) -> int:
@@ -47,34 +51,47 @@ class SlotPool:
     @property
     def idle(self) -> bool:
         """Whether no slot is taken."""
-        return bool(len(self._free) == self._registers[0].shape[0])
+        return len(self._free) == self._count
 
-    def read(self, register: int, slots: list[int]) -> Array:
-        """One register of these slots: [S, D], to be read only and before the next `write`; a view where they are neighbours."""
-        block = self._registers[register]
-        run = _run(slots)
-        return block[run] if run else self._xp.take(block, self._index(slots), axis=0)
+    def read(self, plane: int, slots: list[int]) -> Array:
+        """One plane of these slots: [S, D], to be read only and before the next write; a view where they are neighbours."""
+        run = self._run(plane, slots)
+        return self._lines[run] if run else self.gather(self._index(plane, slots))
 
-    def write(self, register: int, slots: list[int], values: Array) -> None:
-        """Put one register [S, D] back."""
-        self._registers[register][_run(slots) or self._index(slots)] = values
+    def write(self, plane: int, slots: list[int], values: Array) -> None:
+        """Put one plane [S, D] back."""
+        self._lines[self._run(plane, slots) or self._index(plane, slots)] = values
 
-    def _put(self, slot: int, register: int, values: NDArray[np.float32]) -> None:
-        self._registers[register][slot, ...] = self._xp.asarray(values.reshape(-1), device=self._device)
+    def places(self, planes: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the lines of these planes and slots are, for `gather` and `scatter`."""
+        return planes * self._count + slots
+
+    def gather(self, places: Array) -> Array:
+        """Lines [r, D], copied."""
+        return self._xp.take(self._lines, places, axis=0)
+
+    def scatter(self, places: Array, lines: Array) -> None:
+        """Put lines [r, D] to these places, each of which is named once."""
+        self._lines[places] = lines
+
+    def _put(self, slot: int, plane: int, values: NDArray[np.float32]) -> None:
+        self._lines[plane * self._count + slot, ...] = self._xp.asarray(values.reshape(-1), device=self.device)
 
     def _grow(self) -> None:
-        old = self._registers[0].shape[0]
-        new = max(4, 2 * old)
-        self._registers = [self._xp.concat([register, self._zeros(new - old)], axis=0) for register in self._registers]
+        old, new = self._count, max(4, 2 * self._count)
+        more = self._zeros(new - old)
+        kept = [self._lines[plane * old : (plane + 1) * old] for plane in range(len(PLANES))]
+        self._lines = self._xp.concat([part for block in kept for part in (block, more)], axis=0)
         self._free.extend(reversed(range(old, new)))
+        self._count = new
 
     def _zeros(self, count: int) -> Array:
-        return self._xp.zeros((count, self.size), dtype=self._xp.float32, device=self._device)
+        return self._xp.zeros((count, self.size), dtype=self._xp.float32, device=self.device)
 
-    def _index(self, slots: list[int]) -> Array:
-        return self._xp.asarray(slots, dtype=self._xp.int64, device=self._device)
+    def _index(self, plane: int, slots: list[int]) -> Array:
+        return self._xp.asarray([plane * self._count + slot for slot in slots], dtype=self._xp.int64, device=self.device)
 
-
-def _run(slots: list[int]) -> slice | None:
-    """Slots one after the other as a slice, which copies nothing."""
-    return slice(slots[0], slots[-1] + 1) if slots == list(range(slots[0], slots[-1] + 1)) else None
+    def _run(self, plane: int, slots: list[int]) -> slice | None:
+        """Slots one after the other as a slice, which copies nothing."""
+        first, last = plane * self._count + slots[0], plane * self._count + slots[-1]
+        return slice(first, last + 1) if slots == list(range(slots[0], slots[-1] + 1)) else None

@@ -1,61 +1,82 @@
-"""The fused update: state' = rows . basis, over what a row really reads and writes.
+"""The fused update: state' = rows . basis, for a whole batch at once, whatever samplers are in it.
 
 A table's rows are 8 x 11 matrices, but most samplers use a handful of their entries: registers that keep themselves or
-are never read again cost nothing here. Samples whose rows have the same entries move together, so the cost is the sum
-of what each of them needs, whatever else is in the batch. Every entry is one multiplication and one addition, in the
-order of BASIS, element by element: a picture's bits do not depend on who moves along.
+are never read again cost nothing here. What is left are sums of a few terms, and they know of no sampler: all sums of the
+batch take their first term together, then those that have a second one take it, and so on. So the number of operations
+is that of the longest sum, with one sampler in the batch or with forty. Every term is one multiplication and one
+addition, in the order of BASIS, element by element: a picture's bits do not depend on who moves along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
-from pipelines.engine.sample import InFlight
-from pipelines.step_table import Move
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.engine.slots import PLANES, SlotPool
+from pipelines.step_table import BASIS, Move, StepTable
 
 Array = Any
-CACHED = 1 << 15  # numbers of a register that a CPU moves at once: its caches hold the whole row then
+CACHED = 1 << 15  # numbers that a CPU moves at once: its caches hold what one operation leaves for the next
+TERMS = len(BASIS)
+PLANE_OF = np.array([PLANES.index(name) for name in BASIS])
 
 
-def cuts(batch: list[InFlight], device: Any) -> Iterator[slice]:
-    """The batch in pieces of what the device takes at once."""
-    size = max(1, CACHED // _numbers(batch[0])) if str(device).startswith("cpu") else len(batch)
-    return (slice(first, min(first + size, len(batch))) for first in range(0, len(batch), size))
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """What becomes of the registers that a row changes: for each a sum of the first `terms` of 11 products."""
+
+    planes: NDArray[np.int64]  # [12, r] of the pool: the one that changes, then those that are read
+    weights: NDArray[np.float32]  # [11, r]
+    terms: NDArray[np.int64]  # [r], at least one
+    reads: frozenset[int]  # planes
 
 
-def alike(batch: list[InFlight]) -> Iterator[tuple[slice, Move]]:
-    """Runs of a batch that is ordered by `kind` which move alike."""
-    start = 0
-    for move, group in groupby(batch, key=kind):
-        end = start + len(list(group))
-        yield slice(start, end), move
-        start = end
+@lru_cache(maxsize=512)
+def sums_of(table: StepTable) -> tuple[Sums, ...]:
+    """Those of each row, the table cast once."""
+    return tuple(_sums(move, update) for move, update in zip(table.moves(), table.update.astype(np.float32), strict=True))
 
 
-def kind(flight: InFlight) -> Move:
-    """Equal for samples whose next rows have the same entries."""
-    return flight.moves[flight.row]
+def _sums(move: Move, update: NDArray[np.float32]) -> Sums:
+    used = [terms or (0,) for _, terms in move]  # a register that is set to zero is 0 x
+    targets = np.array([register for register, _ in move])  # [r]; registers have the numbers of their planes
+    places = np.array([[*terms, *[0] * (TERMS - len(terms))] for terms in used])  # [r, 11] of BASIS
+    planes = np.concatenate([targets[None], PLANE_OF[places.T]])
+    weights = np.ascontiguousarray(update[targets[:, None], places].T)
+    return Sums(planes, weights, np.array([len(t) for t in used]), frozenset(PLANE_OF[[b for t in used for b in t]].tolist()))
 
 
-def reads(move: Move) -> set[int]:
-    """What of the basis a move is made from."""
-    return {b for _, terms in move for b in terms}
+def cuts(pool: SlotPool, count: int) -> Iterator[slice]:
+    """Lines in pieces of what the device takes at once."""
+    size = max(1, CACHED // pool.size) if str(pool.device).startswith("cpu") else count
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
-def combine(move: Move, coefficients: Array, basis: Mapping[int, Array]) -> dict[int, Array]:
-    """The registers that change: coefficients [s, 8, 11], basis vectors [s, D] -> register -> [s, D], each a new array."""
-    made: dict[int, Array] = {}
-    for register, terms in move:
-        first, *rest = terms or (0,)  # a register that is set to zero
-        total = coefficients[:, register, first, None] * basis[first]  # [s, D]
-        for b in rest:
-            total += coefficients[:, register, b, None] * basis[b]
-        made[register] = total
-    return made
+def combine(xp: ModuleType, pool: SlotPool, slots: Sequence[int], sums: Sequence[Sums]) -> Iterator[tuple[Array, Array]]:
+    """Places in the pool [r] and what they become [r, D], piece by piece; nothing is written.
 
-
-def _numbers(flight: InFlight) -> int:
-    channels, height, width = flight.sample.shape
-    return channels * height * width
+    Longer sums come first, so that those with a k-th term are always the first ones of a piece.
+    """
+    terms = np.concatenate([s.terms for s in sums])  # [r]
+    order, most = np.argsort(-terms, kind="stable"), int(terms.max())
+    slot = np.repeat(slots, [len(s.terms) for s in sums])  # [r]
+    planes = np.concatenate([s.planes[: most + 1] for s in sums], axis=1)  # [1 + most, r]
+    places = xp.asarray(pool.places(planes, slot)[:, order], device=pool.device)
+    weights = xp.asarray(np.concatenate([s.weights[:most] for s in sums], axis=1)[:, order, None], device=pool.device)  # [most, r, 1]
+    longer = (terms[order] > np.arange(most)[:, None]).sum(axis=1).tolist()  # how many sums have a k-th term
+    for cut in cuts(pool, len(order)):
+        total = pool.gather(places[1, cut])  # [c, D]
+        total *= weights[0, cut]
+        for k in range(1, most):
+            if (end := min(longer[k], cut.stop)) <= cut.start:
+                break
+            product = pool.gather(places[k + 1, cut.start : end])
+            product *= weights[k, cut.start : end]
+            total[: end - cut.start] += product
+        yield places[0, cut], total
