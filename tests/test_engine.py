@@ -251,7 +251,7 @@ def test_the_batcher_serves_a_sample_that_alone_exceeds_the_pass() -> None:
     engine = Engine(RowwiseDenoiser(), max_rows=1)
     engine.add(sample("s"))
     assert isinstance(run(engine)["s"], Finished)
-    assert batcher.choose([], 4) == []
+    assert batcher.choose([], lambda shape: 4) == []
 
 
 def test_memory_of_a_size_that_nobody_draws_is_given_back() -> None:

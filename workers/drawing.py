@@ -72,7 +72,9 @@ class DrawingThread:
                 began = time.monotonic()
                 with self._at("tick", *self._jobs):
                     events = self._engine.step(began)
-                self._measure(events, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                self._engine.took(seconds)
+                self._measure(events, seconds)
                 for event in events:
                     self._handle(event)
                 self._decode_one()

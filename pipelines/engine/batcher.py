@@ -7,21 +7,22 @@ waiting line in `_urgency`, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pipelines.engine.sample import InFlight
+from pipelines.engine.slots import Shape
 
 
-def choose(flying: Iterable[InFlight], max_rows: int) -> list[InFlight]:
-    """Samples of one latent shape, at most `max_rows` U-Net rows together, but always at least one sample."""
+def choose(flying: Iterable[InFlight], limit: Callable[[Shape], int]) -> list[InFlight]:
+    """Samples of one latent shape, at most `limit` of it U-Net rows together, but always at least one sample."""
     line = sorted(flying, key=_urgency)
     if not line:
         return []
     shape = line[0].sample.shape
     batch: list[InFlight] = []
-    rows = 0
+    rows, most = 0, limit(shape)
     for flight in (f for f in line if f.sample.shape == shape):
-        if batch and rows + flight.rows > max_rows:
+        if batch and rows + flight.rows > most:
             break
         batch.append(flight)
         rows += flight.rows

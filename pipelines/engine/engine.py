@@ -15,6 +15,7 @@ from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher, update
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
+from pipelines.engine.knee import Knee
 from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import AVERAGE, DENOISED, NOISE, UNCONDITIONAL, Shape, SlotPool, X
 from pipelines.noise import NormalStream
@@ -33,7 +34,8 @@ class Engine:
         self, denoiser: Denoiser, *, slots: int = 16, max_rows: int = 32, rows: int | None = None, preview_interval_s: float = 0.5
     ) -> None:
         self._denoiser, self._xp = denoiser, denoiser.xp
-        self._slots, self._max_rows, self._rows = slots, max_rows, rows
+        self._slots, self._rows, self._knee = slots, rows, Knee(max_rows)
+        self._pass: tuple[Shape, int] | None = None  # the last one, until it is told how long it took
         self._preview_interval_s = preview_interval_s
         self._flying: dict[str, InFlight] = {}
         self._pools: dict[Shape, SlotPool] = {}
@@ -92,9 +94,16 @@ class Engine:
 
     def step(self, now: float) -> list[Event]:
         """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
-        batch = sorted(batcher.choose(self._flying.values(), self._max_rows), key=lambda flight: flight.slot)
+        batch = sorted(batcher.choose(self._flying.values(), self._knee.limit), key=lambda flight: flight.slot)
         self._tick += 1
+        self._pass = (batch[0].sample.shape, sum(flight.rows for flight in batch)) if batch else None
         return self._move(batch, now) if batch else []
+
+    def took(self, seconds: float) -> None:
+        """How long the last tick took, from which the size of the next ones follows. Who does not tell gets the largest batches."""
+        if self._pass and self._rows is None:
+            self._knee.observe(*self._pass, seconds)
+        self._pass = None
 
     def _move(self, batch: list[InFlight], now: float) -> list[Event]:
         """Advance the batch; a model call that raises is halved until the one sample that cannot run stands alone."""
