@@ -61,15 +61,41 @@ async def announce(url: str, card: ModelCard) -> None:
         await Registry(redis).announce(card)
 
 
-def first_picture_seconds(folder: Path, model: Path) -> float:
-    """From `celadon up` on an empty data directory to the answer that holds the first picture's URL."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    first_s: float  # from `celadon up` on an empty data directory to the answer that holds the first picture's URL
+    again_s: float  # the same on that directory, with the compiled model in its cache
+    worker_mb: float  # resident memory of the worker then
+
+
+def measure_start(folder: Path, model: Path) -> Start:
+    first_s, _ = first_picture(folder, model)
+    again_s, worker_mb = first_picture(folder, model)
+    return Start(first_s, again_s, worker_mb)
+
+
+def first_picture(folder: Path, model: Path) -> tuple[float, float]:
+    """Seconds to the first picture, and the worker's megabytes after it."""
     with service(folder, model) as (url, started):
         wait_for(f"{url}/readyz")
         answer = httpx2.post(f"{url}/generate", json={"prompt": "a red apple", "seed": 1}, headers={"Prefer": "wait=60"}, timeout=90)
         answer.raise_for_status()
         if answer.json()["status"] != "succeeded":
             raise RuntimeError(f"the first job ended as {answer.json()['status']}: {answer.json()['error']}")
-        return time.perf_counter() - started
+        return time.perf_counter() - started, max(rss_mb(pid) for pid in workers(url, folder))
+
+
+def workers(url: str, folder: Path) -> list[int]:
+    """Processes of `celadon worker` on that data directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command, environment = (path / "cmdline").read_bytes().split(b"\0"), (path / "environ").read_bytes()
+            if b"worker" in command and str(folder).encode() in environment:
+                found.append(int(path.name))
+    if not found:
+        raise RuntimeError(f"{url} drew a picture, but no process of a worker was found")
+    return found
 
 
 @contextlib.contextmanager
