@@ -118,6 +118,11 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", show_default=False)] = None,
     sampler: Annotated[str | None, typer.Option(help="The solver, for example ddim or dpmpp_2m.", show_default=False)] = None,
     schedule: Annotated[str | None, typer.Option(help="The noise levels, for example karras.", show_default=False)] = None,
+    sampler_option: eyes.SamplerOption = [],  # noqa: B006 - typer copies it
+    schedule_option: eyes.ScheduleOption = [],  # noqa: B006
+    guidance_option: Annotated[
+        list[str], typer.Option("--guidance-option", help="Such as variant=apg or end=0.8; may be repeated.", show_default=False)
+    ] = [],  # noqa: B006
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default=False)] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many pictures.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="Which of the service's models.", show_default=False)] = None,
@@ -132,8 +137,12 @@ def generate(
     """
     from celadon import generate as command
     from celadon.client import CeladonError
+    from celadon.pairs import options_of, refusing
     from celadon.supervisor import StartRefused
 
+    given = {"sampler_options": sampler_option, "schedule_options": schedule_option, "guidance_options": guidance_option}
+    with refusing():
+        options = {name: options_of(written) for name, written in given.items() if written}
     params = {
         "negative_prompt": negative,
         "width": width,
@@ -146,6 +155,7 @@ def generate(
         "num_images": num_images,
         "model": model,
         "output_format": format_,
+        **options,
     }
     try:
         command.run(prompt, output, params, os.environ.get("CELADON_URL", ""), Console(stderr=True))

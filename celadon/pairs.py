@@ -76,7 +76,7 @@ class Pairs:
         from pipelines.samplers import compile_table
         from pipelines.schedule_list import SCHEDULES
 
-        options = dict(map(typed, sampler_options))
+        options = options_of(sampler_options)
         samplers = samplers_of(self.ladder.space)
         try:
             choice = names.find(sampler or self.defaults.sampler, schedule or None, samplers, options)
@@ -88,7 +88,7 @@ class Pairs:
         for kind, one, known in (("sampler", choice.sampler, samplers), ("schedule", id, SCHEDULES)):
             if one not in known:
                 raise names.UnknownName(kind, one, names.needs(one))
-        of_schedule = dict(map(typed, schedule_options))
+        of_schedule = options_of(schedule_options)
         count = steps or self.defaults.steps
         table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule)
         return Pair(
@@ -100,6 +100,14 @@ class Pairs:
             count,
             table,
         )
+
+
+def options_of(written: Sequence[str]) -> dict[str, Any]:
+    """name=value each, a name once. Raises ValueError."""
+    given = [typed(text) for text in written]
+    if twice := sorted({name for i, (name, _) in enumerate(given) if name in dict(given[:i])}):
+        raise ValueError(f"the option {twice[0]} is given twice")
+    return dict(given)
 
 
 def typed(text: str) -> tuple[str, Any]:

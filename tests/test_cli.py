@@ -102,6 +102,31 @@ def test_generate_saves_what_was_asked_for(service: UpProcess, client: Client, t
             assert (picture.format, picture.size) == ("WEBP", (64, 96))
 
 
+def test_generate_sends_options_of_sampler_schedule_and_guidance(service: UpProcess, client: Client, tmp_path: Path) -> None:
+    """A warning shows that the service has read them."""
+    pair = ("--sampler", "euler", "--sampler-option", "s_noise=1.1", "--schedule", "karras", "--schedule-option", "rho=5")
+    guidance = ("--guidance-option", "variant=apg", "--guidance-option", "momentum=-0.5", "--guidance-option", "end=0.5")
+    run = celadon("generate", "a car", "--steps", "4", *pair, *guidance, "-o", str(tmp_path / "car.png"), CELADON_URL=client.url)
+    assert run.returncode == 0, run.stderr
+    assert "s_noise of euler act only where it adds noise" in " ".join(run.stderr.split())
+    said = httpx2.get(f"{client.url}/jobs?limit=1").json()["jobs"][0]["params"]
+    assert said["sampler_options"]["s_noise"] == 1.1 and said["schedule_options"] == {"rho": 5}
+    assert {k: said["guidance_options"][k] for k in ("variant", "momentum", "end")} == {"variant": "apg", "momentum": -0.5, "end": 0.5}
+
+
+@pytest.mark.parametrize(("options", "status", "words"), [
+    (["--guidance-option", "variant"], 2, "written name=value, not 'variant'"),
+    (["--guidance-option", "end=0.5", "--guidance-option", "end=0.8"], 2, "the option end is given twice"),
+    (["--guidance-option", "momentum=-0.5"], 1, "momentum"),
+    (["--guidance-option", "end=2"], 1, "end"),
+    (["--sampler", "ddim", "--sampler-option", "s_churn=2"], 1, "eta"),
+])  # fmt: skip
+def test_generate_says_which_option_is_wrong(client: Client, options: list[str], status: int, words: str) -> None:
+    run = celadon("generate", "a car", *options, CELADON_URL=client.url)
+    assert (run.returncode, len(run.stderr.splitlines())) == (status, 1), run.stderr
+    assert words in run.stderr
+
+
 def test_generate_finds_the_service_of_its_data_folder(service: UpProcess, client: Client, tmp_path: Path) -> None:
     run = celadon("generate", "A Blue/Car!", "--steps", "2", "--seed", "3", "-o", f"{tmp_path}/", CELADON_DATA_DIR=str(service.data_dir))
     assert run.returncode == 0, run.stderr

@@ -13,8 +13,11 @@ import pytest
 
 from cards import SCHEDULES, card
 from live_gateway import Live, assert_error, running
+from pipelines import schedules
 from pipelines.card import ScheduleInfo
+from pipelines.ladder import Ladder
 from service import schedule_plot
+from tests.fakes import sd_ladder_config
 
 NS = {"s": "http://www.w3.org/2000/svg"}
 CURVES = {"karras": [-5.0, -2.0, 0.5, 7.0], "<simple & plain>": [-5.0, 3.0]}
@@ -96,7 +99,8 @@ def test_any_curve_can_be_drawn(curve: list[float]) -> None:
 
 @pytest.fixture(scope="module")
 def gateway(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    drawn = (*SCHEDULES[1:2], ScheduleInfo(id="karras", name="Karras", curve=(-5.0, 1.0, 7.0)), SCHEDULES[0])
+    custom = next(info for info in schedules.catalog(Ladder.from_config(sd_ladder_config())) if info.id == "custom")
+    drawn = (*SCHEDULES[1:2], ScheduleInfo(id="karras", name="Karras", curve=(-5.0, 1.0, 7.0)), custom)
     with running(valkey, Path(tmp_path_factory.mktemp("data")), card(schedules=drawn)) as live:
         yield live
 
@@ -113,12 +117,13 @@ def test_the_gateway_draws_what_the_worker_announced(gateway: Live) -> None:
 @pytest.mark.parametrize(
     ("path", "code", "param"),
     [
-        ("/schedules/karas.svg", "unknown_schedule", "schedule"),
-        ("/schedules/flux.svg", "unknown_schedule", "schedule"),
-        ("/schedules/karras.svg?compare=nothing", "unknown_schedule", "schedule"),
+        ("/schedules/karas.svg", "unknown_schedule", "id"),
+        ("/schedules/flux.svg", "unknown_schedule", "id"),
+        ("/schedules/karras.svg?compare=nothing", "unknown_schedule", "compare"),
         ("/schedules/karras.svg?rho=5", "unknown_field", "rho"),
         ("/schedules/karras.svg?model=other", "unknown_model", "model"),
-        ("/schedules/auto.svg", "invalid_value", "compare"),
+        ("/schedules/custom.svg", "invalid_value", "id"),
+        ("/schedules/karras.svg?compare=custom", "invalid_value", "compare"),
         ("/schedules/karras.svg?compare=", "invalid_value", "compare"),
     ],
 )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.registry import WorkerInfo
-from pipelines.card import Defaults, GuidanceInfo, SamplerInfo, ScheduleInfo
+from pipelines.card import Defaults, GuidanceInfo, ModelCard, SamplerInfo, ScheduleInfo
 from service import drafts, errors, schedule_plot
 from service.error_answers import documented
 from service.gateway import Current
@@ -107,14 +107,24 @@ async def schedule_svg(
     Other options and lengths need the model's ladder, which the gateway does not have: `celadon plot schedule` draws those.
     """
     card = await gateway.catalog.card(query.model)
-    asked = [id, *(query.compare.split(",") if query.compare else ())]
-    found = {info.id: info.curve for info in (drafts.schedule_of(card, name.strip()) for name in asked)}
+    asked = [("id", id), *(("compare", name.strip()) for name in (query.compare.split(",") if query.compare else ()))]
+    found = dict(_curve(card, name, param) for param, name in asked)
     if len(found) > schedule_plot.MOST:
         raise errors.InvalidValue(f"At most {schedule_plot.MOST} schedules can be told apart in one picture.", param="compare")
-    drawn = {name: curve for name, curve in found.items() if curve}
-    if len(drawn) < len(found):
-        raise errors.InvalidValue(f"{card.id} has announced no curve of {', '.join(found.keys() - drawn.keys())}.", param="compare")
-    return Response(schedule_plot.svg(drawn, card.title), media_type=schedule_plot.MEDIA_TYPE, headers=PLOT_HEADERS)
+    return Response(schedule_plot.svg(found, card.title), media_type=schedule_plot.MEDIA_TYPE, headers=PLOT_HEADERS)
+
+
+def _curve(card: ModelCard, name: str, param: str) -> tuple[str, tuple[float, ...]]:
+    """Id and logSNR of a schedule. Raises UnknownSchedule, InvalidValue, which blame `param`."""
+    try:
+        info = drafts.schedule_of(card, name)
+    except errors.UnknownSchedule as error:
+        error.param = param
+        raise
+    if not info.curve:
+        why = "its levels are what a request gives it" if info.id == "custom" else f"{card.id} has announced no curve of it"
+        raise errors.InvalidValue(f"{info.id} cannot be drawn: {why}.", param=param)
+    return info.id, info.curve
 
 
 @router.get("/guidances", summary="The variants of guidance that a model can be drawn with", responses=FOR_MODEL)
