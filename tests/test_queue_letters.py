@@ -81,6 +81,27 @@ async def test_a_retry_is_a_new_job_and_the_old_one_stays_as_it_ended(queue: Job
     assert await queue.finish("w9", 1, running.id, [])
 
 
+async def test_who_followed_a_poison_is_a_dead_letter_too_and_each_can_be_retried(queue: JobQueue, redis: Redis, clock: Clock) -> None:
+    leader, *followers = [(await queue.submit(sample_job(reuse=True), reuse_fingerprint="f")).job for _ in range(3)]
+    for n in range(5):
+        assert [job.id for job in await queue.claim(f"w{n}", [MODEL], 1)] == [leader.id]
+        await clock.advance(15)
+        await queue.reap()
+    dead = {job.id: job for job in await queue.dead()}
+    assert dead.keys() == {job.id for job in (leader, *followers)}
+    for job in followers:
+        assert dead[job.id].losses == dead[leader.id].losses and len(dead[job.id].losses) == 5
+        assert dead[job.id].error == dead[leader.id].error
+        assert 600_000 < await redis.ttl("{q0}:j:" + job.id) <= 604_800
+    retried = [await queue.retry(job.id) for job in (leader, *followers)]
+    assert len({job.id for job in retried if job}) == 3
+    assert await queue.dead() == []
+    for job in await queue.claim("w9", [MODEL], 9):
+        assert await queue.finish("w9", job.attempt, job.id, [])
+    ends = [await queue.get(job.id) for job in retried if job]
+    assert [end.status for end in ends if end] == [JobStatus.SUCCEEDED] * 3
+
+
 async def test_retrying_twice_is_one_job(queue: JobQueue, clock: Clock) -> None:
     job = await dead_letter(queue, clock)
     found = await asyncio.gather(*(queue.retry(job.id) for _ in range(5)))

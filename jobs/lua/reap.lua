@@ -13,17 +13,26 @@ local function note_loss(id)
   call('HSET', job(id), 'losses', cjson.encode(losses))
 end
 
+local function bury(id)
+  call('ZADD', q .. 'dead', t, id)
+  call('EXPIRE', job(id), math.max(tonumber(retention), KEPT_S))
+end
+
 local function lose(id)
   note_loss(id)
   local failures = call('HINCRBY', job(id), 'failures', 1)
   if failures < MAX_FAILURES or call('HGET', job(id), 'cancel_requested') == '1' then
     return give_back(id, 'worker_lost', retention)
   end
+  local followers = call('ZRANGE', q .. 'f:' .. id, 0, -1)
   call('HSET', job(id), 'error', lost)
   settle(id, 'failed', retention)
-  call('ZADD', q .. 'dead', t, id)
   call('ZREMRANGEBYSCORE', q .. 'dead', '-inf', t - KEPT_S)
-  call('EXPIRE', job(id), math.max(tonumber(retention), KEPT_S))
+  bury(id)
+  for _, follower in ipairs(followers) do -- they share its end, its reasons, and that it can be retried
+    call('HSET', job(follower), 'losses', call('HGET', job(id), 'losses'))
+    bury(follower)
+  end
 end
 
 local function expire(id)
