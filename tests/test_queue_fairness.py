@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from benchmarks.depth import commands
 from jobs.job_queue import JobQueue
-from tests.job_samples import MODEL, sample_job
+from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 
 async def test_one_job_overtakes_the_thousand_of_another_client(queue: JobQueue) -> None:
@@ -144,3 +144,46 @@ async def test_a_slow_lane_starves_no_client(queue: JobQueue, others: list[str])
     assert Counter(served[: len(others) + 1]) == Counter(["bob", *others])
     assert Counter(served[len(others) + 1 :])["bob"] == 1
     assert served.index("bob", served.index("bob") + 1) <= 2 * len(others) + 1
+
+
+@pytest.mark.parametrize("how", ["cancel_running", "release", "reap", "cancel"])
+async def test_who_takes_over_a_canceled_job_is_charged_for_the_rest_alone(queue: JobQueue, redis: Redis, clock: Clock, how: str) -> None:
+    """20 evaluations of half a second: 10 were done and are paid for, the checkpoint holds 8 of them, 12 remain."""
+    await queue.report_cost(MODEL, 64, 64, 0.5)
+    wanted = {"reuse": True, "service_class": "interactive"}
+    leader, heir = [(await queue.submit(sample_job(**wanted), reuse_fingerprint="f")).job for _ in range(2)]
+    await queue.submit(sample_job("bob"))  # as long as anybody waits, accounts are kept
+    await queue.claim("w1", [MODEL], 1)
+    assert await redis.zscore("{q0}:spent", "ada") == 10e6
+    await queue.progress("w1", 1, leader.id, 10)
+    await queue.checkpoint("w1", 1, leader.id, b"state", steps_done=8)
+    paid = 5e6
+    if how == "cancel":  # of a job that was given back: what it did after its checkpoint is nobody's
+        assert await queue.release("w1", 1, leader.id)
+        paid = 4e6
+    await queue.cancel(leader.id)
+    if how == "reap":
+        await clock.advance(15)
+        await queue.reap()
+    elif how != "cancel":
+        assert await getattr(queue, how)("w1", 1, leader.id)
+    assert await redis.zscore("{q0}:spent", "ada") == paid
+    [job] = await queue.claim("w2", [MODEL], 1)
+    assert (job.id, job.steps_done) == (heir.id, 8)
+    assert await redis.zscore("{q0}:spent", "ada") == paid + 6e6
+    assert await queue.finish("w2", 1, heir.id, [sample_image(heir)])
+    assert await redis.zscore("{q0}:spent", "ada") == paid + 6e6
+
+
+async def test_who_takes_over_what_is_gone_is_charged_for_all_of_it(queue: JobQueue, redis: Redis) -> None:
+    await queue.report_cost(MODEL, 64, 64, 0.5)
+    leader, heir = [(await queue.submit(sample_job(reuse=True, priority=1), reuse_fingerprint="f")).job for _ in range(2)]
+    await queue.submit(sample_job())
+    await queue.claim("w1", [MODEL], 1)
+    await queue.checkpoint("w1", 1, leader.id, b"state", steps_done=8)
+    await queue.cancel(leader.id)
+    await queue.cancel_running("w1", 1, leader.id)
+    await redis.delete("{q0}:k:" + heir.id)  # as its time was over
+    [job] = await queue.claim("w2", [MODEL], 1)
+    assert (job.id, job.steps_done) == (heir.id, 0)
+    assert await redis.zscore("{q0}:spent", "ada") == 4e6 + 10e6

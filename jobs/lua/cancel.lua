@@ -7,6 +7,7 @@ if not status then return false end
 if status == 'queued' or status == 'running' then call('HSET', job(id), 'cancel_requested', 1) end
 if status == 'queued' then
   withdraw(id)
+  correct(id, '') -- it may have run before
   settle(id, 'canceled', retention)
 end
 return call('HGETALL', job(id))

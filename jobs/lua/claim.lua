@@ -12,14 +12,22 @@ for rank, class in ipairs(CLASSES) do
   for i = 5, #ARGV do lanes[#lanes + 1] = { name = lane_of(ARGV[i], class), queue = ARGV[i], rank = rank } end
 end
 
--- The job becomes this worker's; false if its record is gone. Its work is charged once, however often it runs.
+-- The job becomes this worker's; false if its record is gone. Its work is charged once, however often it runs; of what it
+-- inherited from a canceled job only the rest is.
 local function take(id, found)
   withdraw(id, found)
-  local f = call('HMGET', job(id), 'status', 'predicted_s', 'charged', 'started_at', 'client', 'queue', 'attempt')
+  local f = call('HMGET', job(id), 'status', 'predicted_s', 'charged', 'started_at', 'client', 'queue', 'attempt', 'inherited',
+    'steps_total')
   if f[1] ~= 'queued' then return false, 0 end
-  local charge = f[3] and 0 or charge_of(f[5], math.max(micros(f[2]), 1))
+  local steps, inherited = tonumber(call('HGET', q .. 'k:' .. id, 'steps') or 0), tonumber(f[8] or 0)
+  if steps < inherited then -- the time of its checkpoint was over
+    inherited = steps
+    call('HSET', job(id), 'inherited', steps)
+  end
+  local work = math.floor(micros(f[2]) * (1 - inherited / math.max(tonumber(f[9]), 1)))
+  local charge = f[3] and 0 or charge_of(f[5], math.max(work, 1))
   call('HSET', job(id), 'status', 'running', 'worker', worker, 'attempt', tonumber(f[7]) + 1, 'charged', f[3] or charge,
-    'started_at', f[4] ~= '' and f[4] or stamp(t), 'steps_done', call('HGET', q .. 'k:' .. id, 'steps') or 0)
+    'started_at', f[4] ~= '' and f[4] or stamp(t), 'steps_done', steps)
   call('HINCRBY', q .. 'work', 'running:' .. f[6], micros(f[2]))
   call('ZADD', q .. 'lease', t + lease, id)
   call('SADD', held, id)

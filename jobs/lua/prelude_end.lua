@@ -49,7 +49,8 @@ local function hand_over(id)
   if call('EXISTS', group) == 1 then call('RENAME', group, q .. 'f:' .. heir) end
   if call('EXISTS', q .. 'k:' .. id) == 1 then
     call('RENAME', q .. 'k:' .. id, q .. 'k:' .. heir)
-    call('HSET', job(heir), 'steps_done', call('HGET', q .. 'k:' .. heir, 'steps'))
+    local steps = call('HGET', q .. 'k:' .. heir, 'steps')
+    call('HSET', job(heir), 'steps_done', steps, 'inherited', steps) -- what the canceled job was charged for
   end
   local class, score, due = best_place(heir)
   call('HSET', job(heir), 'as_class', class, 'as_score', score, 'as_due', due)
@@ -99,7 +100,10 @@ end
 
 -- Back into the queue, or canceled if that was wished meanwhile. Work behind the checkpoint is gone, and that is said.
 local function give_back(id, reason, retention)
-  if call('HGET', job(id), 'cancel_requested') == '1' then return settle(id, 'canceled', retention) end
+  if call('HGET', job(id), 'cancel_requested') == '1' then
+    correct(id, '')
+    return settle(id, 'canceled', retention)
+  end
   free(id)
   call('HSET', job(id), 'status', 'queued', 'worker', '', 'steps_done', call('HGET', q .. 'k:' .. id, 'steps') or 0)
   emit(id, 'requeued', { reason = reason })

@@ -79,11 +79,13 @@ local function remaining(id, more)
   return predicted, call('ZRANK', q .. 'alone:' .. queue, id) or position, math.max(eta, left)
 end
 
--- The client was charged what was predicted; now it is known what it was. Nothing saves up below the present.
+-- The client was charged what was predicted; now it is known what it was. Nothing saves up below the present. What was inherited
+-- from a canceled job was charged for that one.
 local function correct(id, seconds)
-  local f = call('HMGET', job(id), 'queue', 'client', 'charged', 'size', 'steps_done')
+  local f = call('HMGET', job(id), 'queue', 'client', 'charged', 'size', 'steps_done', 'inherited')
   if not f[3] then return end
-  local real = seconds ~= '' and tonumber(seconds) or (tonumber(f[5]) > 0 and predict(f[1], f[4], f[5]) or 0)
+  local done = tonumber(f[5]) - tonumber(f[6] or 0)
+  local real = seconds ~= '' and tonumber(seconds) or (done > 0 and predict(f[1], f[4], done) or 0)
   local client, before = f[2], present()
   local error = charge_of(client, micros(real)) - tonumber(f[3])
   local spent = tonumber(call('ZSCORE', q .. 'spent', client))
