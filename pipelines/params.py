@@ -39,6 +39,7 @@ class GenerationParams:
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
     num_images: int = 1
     output_format: OutputFormat = "png"
+    output_quality: int | None = None  # 1 to 100, of jpeg and webp
     preview: bool = False
     kind: Kind = "text_to_image"
 

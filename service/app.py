@@ -27,7 +27,8 @@ from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
-from service.api import health, images, models, native, webhooks
+from jobs.tries import Tries
+from service.api import health, images, models, native, openai, webhooks
 from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
@@ -61,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (native.router, job_routes.router, webhooks.router, models.router, images.router, health.router):
+    for router in (native.router, job_routes.router, openai.router, webhooks.router, models.router, images.router, health.router):
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)
@@ -121,7 +122,8 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         catalog = Catalog(registry, settings)
         generations = Generations(queue, EventLog(shards), catalog, store, settings)
         links = ImageLinks(registry, settings)
-        app.state.gateway = Gateway(settings, log, metrics, shards, queue, HookQueue(shards), registry, store, catalog, links, generations)
+        hooks, tries = HookQueue(shards), Tries(shards)
+        app.state.gateway = Gateway(settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, generations, tries)
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
@@ -163,7 +165,7 @@ async def _handle(request: Request, exc: Exception) -> Response:
         raise exc  # the outermost layer answers 500 and logs where it came from
     if error.http_status == 405:
         error.headers["Allow"] = ", ".join(_methods(request))
-    return respond(error, request.scope["request_id"])
+    return respond(error, request.scope)
 
 
 def _methods(request: Request) -> list[str]:

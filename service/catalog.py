@@ -46,6 +46,11 @@ class Remembered(Generic[Value]):
         return value
 
 
+def alias(model: str | None, settings: Settings) -> str | None:
+    """The model that a name behind /v1 stands for."""
+    return settings.openai_models.get(model, model) if model else model
+
+
 class Catalog:
     """The models that workers have announced. The gateway knows models only from here."""
 

@@ -50,6 +50,7 @@ class Draft:
     num_images: int = 1
     model: str | None = None
     output_format: OutputFormat = "png"
+    output_quality: int | None = None
     preview: bool = False
 
 
@@ -93,6 +94,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
         num_images=_within("num_images", draft.num_images, 1, settings.max_images),
         model=card.id,
         output_format=_format(draft.output_format),
+        output_quality=_quality(draft),
         preview=draft.preview,
     )
     evaluations = sampler.evaluations(params.steps, ends_open=ends_open(schedule, schedule_options))
@@ -110,6 +112,14 @@ def _within(name: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise InvalidValue(f"{name} must be from {low} to {high}.", param=name)
     return value
+
+
+def _quality(draft: Draft) -> int | None:
+    if draft.output_quality is None:
+        return None
+    if draft.output_format == "png":
+        raise InvalidValue("output_quality goes with output_format jpeg or webp: png loses nothing.", param="output_quality")
+    return _within("output_quality", draft.output_quality, 1, 100)
 
 
 def _size(draft: Draft, card: ModelCard, settings: Settings) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from jobs.job_queue import ServerUnfit
 from service.errors import (
@@ -33,6 +34,8 @@ from service.errors import (
     shown,
 )
 
+PASSING = frozenset({429, 503, 504})  # what passes: a repeat may do better
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 BOUND_HEADERS = {
     "RateLimit-Policy": {"description": "the bound that was met: name, quota `q`, window `w` in seconds", "schema": {"type": "string"}},
     "RateLimit": {"description": "what is left `r`, and in how many seconds `t` there may be more", "schema": {"type": "string"}},
@@ -76,10 +79,21 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def respond(error: ApiError, request_id: str) -> JSONResponse:
-    """The one JSON shape."""
+def respond(error: ApiError, scope: Scope) -> JSONResponse:
+    """The one JSON shape; behind /v1 it also has what OpenAI's clients look for."""
+    request_id = scope["request_id"]
+    if scope["path"].startswith("/v1/"):
+        again = {"x-should-retry": "true" if error.http_status in PASSING else "false"}  # their SDK repeats 409 and 500 by itself
+        return JSONResponse(openai_error(error, request_id), status_code=error.http_status, headers=error.headers | again)
     detail = ErrorDetail(code=error.code, message=error.message, param=error.param, request_id=request_id)
     return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=error.http_status, headers=error.headers)
+
+
+def openai_error(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The same four fields, and `type`."""
+    kind = OPENAI_TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "server_error")
+    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code, "request_id": request_id}
+    return {"error": detail}
 
 
 def translate(exc: Exception) -> ApiError | None:

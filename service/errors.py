@@ -12,13 +12,16 @@
     │   ├── UnknownSampler            400 unknown_sampler
     │   ├── UnknownSchedule           400 unknown_schedule
     │   ├── UnknownOption             400 unknown_option
-    │   └── WebhookRefused            400 webhook_refused
+    │   ├── WebhookRefused            400 webhook_refused
+    │   └── NotSupported              400 not_supported
     ├── BadSignature                  403 bad_signature
     ├── NotFound                      404 not_found
     │   ├── JobNotFound               404 job_not_found
     │   ├── ImageNotFound             404 image_not_found
-    │   └── DeliveryNotFound          404 delivery_not_found
+    │   ├── DeliveryNotFound          404 delivery_not_found
+    │   └── ModelNotFound             404 model_not_found
     ├── MethodNotAllowed              405 method_not_allowed
+    ├── JobCanceled                   409 job_canceled
     ├── JobNotFinished                409 job_not_finished
     ├── JobNotDead                    409 job_not_dead
     ├── KeyReused                     409 idempotency_key_reused
@@ -38,7 +41,9 @@
     │   └── QueueReadOnly             503 queue_read_only
     ├── StorageUnavailable            503 storage_unavailable
     ├── NoModel                       503 no_model
-    └── NotReady                      503 not_ready
+    ├── NotReady                      503 not_ready
+    ├── JobFailed                     500 job_failed
+    └── StillRunning                  504 still_running
 
 A message says what is wrong and what would be right, in words that a client may show. It never holds a prompt, a
 path of this machine, or a trace.
@@ -130,6 +135,11 @@ class WebhookRefused(BadRequest):
     about = "The webhook's URL is none that this service calls."
 
 
+class NotSupported(BadRequest):
+    code = "not_supported"
+    about = "This service does not do that."
+
+
 class BadSignature(ApiError):
     http_status = 403
     code = "bad_signature"
@@ -157,10 +167,21 @@ class DeliveryNotFound(NotFound):
     about = "There is no dead webhook delivery of that id."
 
 
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    about = "No worker has announced that model."
+
+
 class MethodNotAllowed(ApiError):
     http_status = 405
     code = "method_not_allowed"
     about = "This address does not know that method; the Allow header lists those it knows."
+
+
+class JobCanceled(ApiError):
+    http_status = 409
+    code = "job_canceled"
+    about = "The job was canceled before it was done."
 
 
 class JobNotFinished(ApiError):
@@ -291,6 +312,18 @@ class NotReady(ApiError):
     http_status = 503
     code = "not_ready"
     about = "The service would not take a job now; the message names what is missing."
+    retry_after_s = 1
+
+
+class JobFailed(ApiError):
+    code = "job_failed"
+    about = "The job failed; the message says why."
+
+
+class StillRunning(ApiError):
+    http_status = 504
+    code = "still_running"
+    about = "The pictures are not done yet. The job goes on: the same request, told as a repeat, waits for it."
     retry_after_s = 1
 
 

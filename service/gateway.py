@@ -13,6 +13,7 @@ from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry
 from jobs.shards import Shards
+from jobs.tries import Tries
 from service.catalog import Catalog, ImageLinks
 from service.generations import Generations
 from service.metrics import Metrics
@@ -34,6 +35,7 @@ class Gateway:
     catalog: Catalog
     links: ImageLinks
     generations: Generations
+    tries: Tries
 
 
 def _gateway(request: Request) -> Gateway:

@@ -60,14 +60,14 @@ class Surroundings:
             self._log.error("unhandled", request_id=request_id, error=type(exc).__name__, where=_where(exc))
             if status:  # the head has left: cutting the connection is the only honest end
                 raise ConnectionAbortedError(f"answer cut short; request {request_id}") from None
-            await respond(ApiError(), request_id)(scope, receive, send_dressed)
+            await respond(ApiError(), scope)(scope, receive, send_dressed)
         finally:
             self._note(scope, request_id, status or 500, time.perf_counter() - started)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on, but let no body in that is longer than the limit, announced or not."""
         if _announced_length(scope) > self._max_body_bytes:
-            return await respond(self._too_large(), scope["request_id"])(scope, receive, send)
+            return await respond(self._too_large(), scope)(scope, receive, send)
         taken = 0
 
         async def receive_counted() -> Message:

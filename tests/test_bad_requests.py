@@ -67,6 +67,9 @@ def fields(code: str, param: str | None = None, /, **wrong: Any) -> Any:
 
 
 FIELDS = [
+    pytest.param({**GOOD, "output_quality": 50}, "invalid_value", "output_quality", id="quality of png"),
+    pytest.param({**GOOD, "output_format": "jpeg", "output_quality": 0}, "invalid_value", "output_quality", id="no quality"),
+    pytest.param({**GOOD, "output_format": "webp", "output_quality": 101}, "invalid_value", "output_quality", id="too much quality"),
     # types: a bool is no int, a float no int, a text no number
     fields("invalid_value", prompt=1),
     fields("invalid_value", prompt=None),

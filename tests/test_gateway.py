@@ -79,6 +79,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(gateway: Live) -> None:
         "schedule_options": {},
         "num_images": 1,
         "output_format": "png",
+        "output_quality": None,
         "preview": False,
         "kind": "text_to_image",
     }
@@ -102,6 +103,7 @@ def test_every_field_is_honoured_and_names_may_be_aliases(gateway: Live) -> None
         "num_images": 3,
         "model": MODEL,
         "output_format": "webp",
+        "output_quality": 60,
         "preview": True,
     }
     job = gateway.post(body).json()

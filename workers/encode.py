@@ -42,9 +42,9 @@ def encode(pixels: Pixels, params: GenerationParams, index: int, card: ModelCard
         chunks.add_itxt("celadon", record)
         image.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)
     elif params.output_format == "jpeg":
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=_exif(text, record))
+        image.save(buffer, "JPEG", quality=params.output_quality or JPEG_QUALITY, subsampling=0, exif=_exif(text, record))
     else:
-        image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4, exif=_exif(text, record))
+        image.save(buffer, "WEBP", quality=params.output_quality or WEBP_QUALITY, method=4, exif=_exif(text, record))
     return buffer.getvalue()
 
 

@@ -99,6 +99,7 @@ class GenerateRequest(BaseModel):
     num_images: int = Field(default=1, ge=1, description="pictures of one job")
     model: str | None = Field(default=None, min_length=1, description="id of GET /models")
     output_format: OutputFormat = "png"
+    output_quality: int | None = Field(default=None, ge=1, le=100, description="of jpeg (95 if left out) and webp (92); 100 is best")
     preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
     service_class: ServiceClass = Field(default="normal", description="among the jobs of all: interactive first, then normal, then batch")

@@ -1,0 +1,199 @@
+"""The door of the OpenAI Images API: /v1/images/generations and /v1/models. What is behind it is `generations`, as for every door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from jobs.image_store import NotFound
+from jobs.job import Job, JobStatus
+from service import errors
+from service.catalog import alias
+from service.drafts import fingerprint
+from service.error_answers import documented, openai_error
+from service.gateway import BaseUrl, Client, Current, Gateway
+from service.generations import START
+from service.headers import IdempotencyKey
+from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, partial, wanted_partials
+from service.strict_json import StrictJsonRoute
+from service.terms import Terms
+
+MARGIN_S = 5.0  # before a client gives up by itself
+PING_S = 15.0
+
+router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["openai"])
+
+
+class ModelAnswer(BaseModel):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "celadon"
+
+
+class ModelsAnswer(BaseModel):
+    object: str = "list"
+    data: list[ModelAnswer]
+
+
+@router.get("/models", summary="Models, in OpenAI's form", responses=documented(errors.QueueUnavailable))
+async def list_models(gateway: Current) -> ModelsAnswer:
+    return ModelsAnswer(data=[ModelAnswer(id=model, created=0) for model in await gateway.catalog.cards()])
+
+
+@router.get("/models/{model}", summary="A model, in OpenAI's form", responses=documented(errors.ModelNotFound, errors.QueueUnavailable))
+async def get_model(model: str, gateway: Current) -> ModelAnswer:
+    return ModelAnswer(id=(await _card(gateway, model)).id, created=0)
+
+
+@router.post(
+    "/images/generations",
+    response_model=ImagesAnswer,
+    summary="Draw pictures, in OpenAI's form",
+    response_description="the pictures; or, with `stream`, server-sent events",
+    responses={
+        200: {"content": {"text/event-stream": {}}},
+        **documented(
+            errors.InvalidJson, errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader,
+            errors.NotSupported, errors.ModelNotFound, errors.KeyReused, errors.JobCanceled, errors.JobExpired, errors.BodyTooLarge,
+            errors.UnsupportedMediaType, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.TooManyStreams,
+            errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
+            errors.JobFailed, errors.StillRunning,
+        ),
+    },
+)  # fmt: skip
+async def generate_images(
+    body: ImagesRequest,
+    request: Request,
+    gateway: Current,
+    client: Client,
+    base: BaseUrl,
+    key: IdempotencyKey,
+    retry_count: Annotated[str, Header(alias="x-stainless-retry-count", description="of the SDK; above 0 it is a repeat")] = "0",
+    read_timeout: Annotated[str, Header(alias="x-stainless-read-timeout", description="of the SDK: seconds it will wait")] = "",
+) -> Response | ImagesAnswer:
+    """Queue a job and wait for it. A repeat by the SDK joins the job of its first try, whatever became of the answer."""
+    said = fingerprint(body.model_dump(exclude_unset=True))
+    if key is None:
+        number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
+        key = f"openai:{said}:{number}"
+    with ExitStack() as place:
+        if body.stream:
+            place.enter_context(gateway.generations.stream())  # before anything is queued: there is room, or an error
+        draft = body.to_draft(await _card(gateway, body.model))
+        try:
+            submitted = await gateway.generations.submit(draft, Terms(), client=client, idempotency_key=key, fingerprint=said)
+        except errors.InvalidSize as error:
+            raise errors.InvalidSize(error.message, param="size") from None
+        job = submitted.job
+        if submitted.created:
+            gateway.metrics.submitted(job.params.model)
+            user = errors.shown(body.safety_identifier or body.user or "")
+            gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
+        if body.stream:
+            kept = place.pop_all()
+            return StreamingResponse(_stream(gateway, job, body, kept, request.scope["request_id"]), media_type="text/event-stream")
+    job = await gateway.generations.wait(job.id, _patience(read_timeout, gateway.settings.openai_wait_s))
+    _ended_well(job)
+    urls = [base + link for link in await gateway.links.sign([i.key for i in job.images])] if body.response_format != "b64_json" else []
+    pictures = await _pictures(gateway, job) if body.response_format != "url" else []
+    return answer(job, body, urls, pictures)
+
+
+@router.post("/images/edits", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
+@router.post("/images/variations", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
+async def no_edits() -> None:
+    """Pictures cannot go in yet. Always 400 `not_supported`."""
+    raise errors.NotSupported("This service draws from text alone so far: /v1/images/generations.")
+
+
+async def _card(gateway: Gateway, model: str | None) -> Any:
+    """Raises ModelNotFound, NoModel."""
+    try:
+        return await gateway.catalog.card(alias(model, gateway.settings))
+    except errors.UnknownModel as error:
+        raise errors.ModelNotFound(error.message, param="model") from None
+
+
+def _patience(read_timeout: str, longest: float) -> float:
+    """Seconds to wait: less than the client does, so that it hears from us and not from its own clock."""
+    try:
+        return max(1.0, min(longest, float(read_timeout) - MARGIN_S))
+    except ValueError:
+        return longest
+
+
+def _ended_well(job: Job) -> None:
+    """Raises JobFailed, JobCanceled, StillRunning."""
+    match job.status:
+        case JobStatus.SUCCEEDED:
+            return
+        case JobStatus.FAILED:
+            raise errors.JobFailed(f"{job.error.message} ({job.error.code})" if job.error else "")
+        case JobStatus.CANCELED:
+            raise errors.JobCanceled()
+    raise errors.StillRunning()
+
+
+async def _pictures(gateway: Gateway, job: Job) -> list[bytes]:
+    """Raises JobExpired where they were erased meanwhile, StorageUnavailable."""
+    try:
+        return [await gateway.store.read(image.key) for image in job.images]
+    except NotFound:
+        raise errors.JobExpired() from None
+    except OSError as error:
+        raise errors.StorageUnavailable() from error
+
+
+async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, place: ExitStack, request_id: str) -> AsyncIterator[bytes]:
+    """Partial pictures as previews come, the whole one, and `[DONE]`; an error as the last event where it did not end well."""
+    with place:
+        try:
+            async for event in with_pings(_told(gateway, job, body), PING_S):
+                yield event
+        except errors.ApiError as error:
+            yield _event("error", openai_error(error, request_id))
+        yield b"data: [DONE]\n\n"
+
+
+async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterator[bytes]:
+    sent = 0
+    async for event in gateway.generations.events(job.id, START):
+        preview, done = event.data.get("preview"), int(event.data.get("steps_done", 0))
+        if preview and wanted_partials(done, job.steps_total, body.partial_images or 0, sent):
+            yield _event("image_generation.partial_image", partial(job, body, preview, sent))
+            sent += 1
+    job = await gateway.generations.get(job.id)
+    _ended_well(job)
+    (picture,) = await _pictures(gateway, job)
+    yield _event("image_generation.completed", completed(job, body, picture))
+
+
+async def with_pings(events: AsyncIterator[bytes], silence_s: float) -> AsyncIterator[bytes]:
+    """The same, with a comment after so many seconds of silence: gaps kill proxies."""
+    coming: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events, None))
+            done, _ = await asyncio.wait({coming}, timeout=silence_s)
+            if not done:
+                yield b": ping\n\n"
+                continue
+            event, coming = coming.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if coming:
+            coming.cancel()
+
+
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

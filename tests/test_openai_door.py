@@ -1,0 +1,218 @@
+"""The OpenAI door, spoken to by the openai package: sync, async, streaming, its errors and its retries."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+import jobs.valkey
+from fleet import Fleet
+from live_gateway import Live, depth, running
+from service.api.openai import with_pings
+from service.openai_images import wanted_partials
+from tests.cards import card
+from training.toy import write_toy
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A real gateway and a real worker with a toy model."""
+    folder = tmp_path_factory.mktemp("openai")
+    server = jobs.valkey.start(folder)
+    service = Fleet(jobs.valkey.url(folder), folder, write_toy(folder / "toy"))
+    try:
+        service.gateway()
+        service.worker()
+        yield service
+    finally:
+        service.close()
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def sdk(fleet: Fleet) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{fleet.url}/v1", api_key="none", max_retries=2) as client:
+        yield client
+
+
+def size(data: str) -> tuple[int, int]:
+    return Image.open(io.BytesIO(base64.b64decode(data))).size
+
+
+def test_a_picture_comes_as_url_and_as_base64(sdk: openai.OpenAI, fleet: Fleet) -> None:
+    found = sdk.images.generate(prompt="a red apple", size="128x128")
+    assert found.data and found.created > 1_700_000_000 and found.size == "128x128" and found.output_format == "png"
+    (picture,) = found.data
+    assert picture.b64_json and picture.url and size(picture.b64_json) == (128, 128)
+    assert httpx2.get(picture.url).content == base64.b64decode(picture.b64_json)
+    assert fleet.client.get(f"/jobs/{found.model_extra['id']}").json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(("wanted", "has"), [("url", (True, False)), ("b64_json", (False, True))])
+def test_who_names_a_format_gets_that(sdk: openai.OpenAI, wanted: Any, has: tuple[bool, bool]) -> None:
+    found = sdk.images.generate(prompt="a cat", n=2, response_format=wanted, quality="low", extra_body={"output_format": "webp"})
+    assert len(found.data) == 2 and found.quality == "low"
+    assert all((bool(p.url), bool(p.b64_json)) == has for p in found.data)
+    assert len({p.model_extra["seed"] for p in found.data}) == 2
+
+
+def test_compression_makes_smaller_files(sdk: openai.OpenAI) -> None:
+    def weight(compression: int) -> int:
+        found = sdk.images.generate(prompt="a cat", output_format="jpeg", output_compression=compression, response_format="b64_json")
+        data = base64.b64decode(found.data[0].b64_json)
+        assert data.startswith(b"\xff\xd8")
+        return len(data)
+
+    assert weight(5) < weight(100) / 2
+
+
+async def test_the_async_client_and_models(fleet: Fleet) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{fleet.url}/v1", api_key="none") as sdk:
+        models = [model.id async for model in await sdk.models.list()]
+        assert models == ["toy"] and (await sdk.models.retrieve("toy")).object == "model"
+        found = await asyncio.gather(*(sdk.images.generate(prompt=f"{n} cats", model="toy", response_format="b64_json") for n in range(3)))
+        assert all(size(answer.data[0].b64_json) == (128, 128) for answer in found)
+        with pytest.raises(openai.NotFoundError) as refused:
+            await sdk.models.retrieve("dall-e-9")
+        assert refused.value.code == "model_not_found"
+
+
+def test_a_stream_ends_with_the_whole_picture(sdk: openai.OpenAI) -> None:
+    events = list(sdk.images.generate(prompt="a castle", stream=True, partial_images=2, quality="max", size="256x256"))
+    *partial, last = events
+    assert last.type == "image_generation.completed" and size(last.b64_json) == (256, 256) and last.size == "256x256"
+    assert len(partial) <= 2 and [p.partial_image_index for p in partial] == list(range(len(partial)))
+    assert all(p.type == "image_generation.partial_image" and size(p.b64_json)[0] > 0 for p in partial)
+    assert last.usage.total_tokens == 0
+
+
+@pytest.mark.parametrize(("asked", "error", "code", "param"), [
+    ({"model": "gpt-image-9"}, openai.NotFoundError, "model_not_found", "model"),
+    ({"size": "huge"}, openai.BadRequestError, "invalid_value", "size"),
+    ({"size": "1000000x2"}, openai.BadRequestError, "invalid_value", "size"),
+    ({"size": "4096x4096"}, openai.BadRequestError, "invalid_size", "size"),
+    ({"background": "transparent"}, openai.BadRequestError, "not_supported", "background"),
+    ({"output_compression": 50}, openai.BadRequestError, "invalid_value", "output_compression"),
+    ({"partial_images": 1}, openai.BadRequestError, "invalid_value", "partial_images"),
+    ({"stream": True, "n": 2}, openai.BadRequestError, "not_supported", "n"),
+    ({"n": 11}, openai.BadRequestError, "invalid_value", "n"),
+    ({"output_format": "gif"}, openai.BadRequestError, "invalid_value", "output_format"),
+    ({"extra_body": {"frame_count": 3}}, openai.BadRequestError, "unknown_field", "frame_count"),
+])  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_once(sdk: openai.OpenAI, asked: Any, error: type[Exception], code: str, param: str) -> None:
+    with pytest.raises(error) as refused:
+        sdk.images.generate(**{"prompt": "a cat"} | asked)
+    assert (refused.value.code, refused.value.param, refused.value.type) == (code, param, "invalid_request_error")
+    assert refused.value.response.headers["x-should-retry"] == "false" and refused.value.body["request_id"]
+
+
+def test_edits_say_that_they_are_not_there_yet(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.images.edit(image=("a.png", b"\x89PNG", "image/png"), prompt="a hat")
+    assert refused.value.code == "not_supported"
+
+
+def test_fields_that_change_nothing_say_so(sdk: openai.OpenAI) -> None:
+    found = sdk.images.generate(prompt="a zebra", moderation="low", style="vivid", user="u-1", response_format="url")
+    assert [w.split(":")[0] for w in found.model_extra["warnings"]][-2:] == ["moderation", "style"]
+
+
+def test_a_repeat_after_a_lost_answer_gets_the_original_pictures(fleet: Fleet) -> None:
+    answers = [
+        fleet.client.post("/v1/images/generations", json={"prompt": "a lost cat"}, headers={"x-stainless-retry-count": str(n)}).json()
+        for n in (0, 1, 2, 0)
+    ]
+    assert len({a["id"] for a in answers[:3]}) == 1 and len({a["data"][0]["b64_json"] for a in answers[:3]}) == 1
+    assert answers[3]["id"] != answers[0]["id"] and answers[3]["data"][0]["seed"] != answers[0]["data"][0]["seed"]
+
+
+# Retries, against a gateway whose worker is this test
+
+
+@pytest.fixture
+def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
+    with running(redis_url, tmp_path, card(), openai_models={"dall-e-3": card().id}, openai_wait_s=1) as live:
+        yield live
+
+
+def ask(live: Live, *, retry: int = 0, body: dict[str, Any] | None = None, **headers: str) -> httpx2.Response:
+    said = {"prompt": "a cat"} | (body or {})
+    return live.http.post("/v1/images/generations", json=said, headers={"x-stainless-retry-count": str(retry)} | headers)
+
+
+def test_a_repeat_joins_the_job_of_its_first_try(gateway: Live, redis_url: str) -> None:
+    first = ask(gateway)
+    assert first.status_code == 504 and first.headers["x-should-retry"] == "true" and first.json()["error"]["code"] == "still_running"
+    assert ask(gateway, retry=1).status_code == 504 and ask(gateway, retry=2).status_code == 504
+    assert sum(depth(redis_url).values()) == 1
+    ask(gateway)  # a first try again: the user wants another picture
+    assert sum(depth(redis_url).values()) == 2
+    ask(gateway, retry=1, body={"prompt": "a dog"})  # its first try never arrived
+    assert sum(depth(redis_url).values()) == 3
+
+
+def test_a_key_of_the_client_wins(gateway: Live, redis_url: str) -> None:
+    for _ in range(2):
+        ask(gateway, **{"Idempotency-Key": "mine"})
+    assert sum(depth(redis_url).values()) == 1
+    refused = ask(gateway, body={"prompt": "other"}, **{"Idempotency-Key": "mine"})
+    assert refused.status_code == 409 and refused.headers["x-should-retry"] == "false"
+
+
+def test_the_sdk_itself_retries_into_one_job(gateway: Live, redis_url: str) -> None:
+    """Its answer is lost twice; the third attempt hears of the same job."""
+    sdk = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=2, timeout=60)
+    with sdk, pytest.raises(openai.InternalServerError) as failed:
+        sdk.images.generate(prompt="a cat", model="dall-e-3")
+    assert failed.value.code == "still_running"
+    assert failed.value.response.request.headers["x-stainless-retry-count"] == "2"
+    assert sum(depth(redis_url).values()) == 1
+
+
+def test_nothing_is_queued_where_it_is_refused(gateway: Live, redis_url: str) -> None:
+    assert ask(gateway, body={"prompt": 3}).status_code == 400
+    assert ask(gateway, body={"background": "transparent"}).status_code == 400
+    unknown = gateway.http.post("/v1/images/elsewhere", json={})
+    assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "invalid_request_error"
+    assert sum(depth(redis_url).values()) == 0
+
+
+# Parts
+
+
+def test_partials_are_due_at_even_parts_of_the_way() -> None:
+    due, sent = [], 0
+    for done in range(1, 21):
+        if wanted_partials(done, 20, 3, sent):
+            due.append(done)
+            sent += 1
+    assert due == [5, 10, 15]
+    assert not wanted_partials(20, 20, 0, 0)
+
+
+async def test_silence_is_filled_with_comments() -> None:
+    late = asyncio.Event()
+
+    async def events() -> Any:
+        yield b"one"
+        await late.wait()
+        yield b"two"
+
+    heard = []
+    async for event in with_pings(events(), 0.01):
+        heard.append(event)
+        if event.startswith(b":"):
+            late.set()
+    assert heard[0] == b"one" and heard[-1] == b"two" and b": ping\n\n" in heard
+    assert json.dumps(heard.count(b"two")) == "1"
