@@ -28,8 +28,8 @@ from pipelines.samplers import compile_table
 from pipelines.text_to_image import decode, encode_prompt
 from training.compositor import Compositor, Scene
 from training.data import rasterise
-from training.evaluate import plain_wording, scene_sets
-from training.judge import Judge, load_judge, shrink, train_judge, verdicts
+from training.judge import judge_for, shrink, verdicts
+from training.scene_sets import plain_wording, scene_sets
 from training.sources import fetch
 from workers.settings import DEFAULT_MODEL
 
@@ -41,7 +41,8 @@ class Studio:
 
     def __init__(self, checkpoint: Checkpoint, root: Path, scenes: int) -> None:
         self._checkpoint, self._root = checkpoint, root
-        sprites, self._judge = _sprites(root), _judge(root)
+        sprites = _sprites(root)
+        self._judge = judge_for(sprites, root)
         per_set = -(-scenes // len(SETS))
         sets = scene_sets(Compositor(sprites), per_set)
         self._scenes: list[Scene] = [scene for name in SETS for scene in sets[name]][:scenes]
@@ -101,10 +102,6 @@ def _sprites(root: Path) -> np.ndarray:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, rasterise(fetch(root / "data" / "packages")))
     return np.load(path)
-
-
-def _judge(root: Path) -> Judge:
-    return load_judge(root) if (root / "judge.pt").exists() else train_judge(_sprites(root), root)
 
 
 def main() -> None:

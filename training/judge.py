@@ -1,4 +1,4 @@
-"""The judge of drawn pictures: a small network that names the thing, and pixel rules for background and colour.
+"""The judge of drawn pictures: a small network that names the thing, and pixel rules for background, colour and count.
 
 It is trained on fresh renders, never on drawn pictures, blurred at random so that softness alone is no fault. Its own score on
 renders it has not seen is the ceiling of every figure it gives.
@@ -6,11 +6,13 @@ renders it has not seen is the ceiling of every figure it gives.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,67 +20,79 @@ from training.checkpoint import Clock, generator, learning_rate, load, save
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, hue_distance, to_hsv
 from training.words import BACKGROUNDS, COLOURS, STYLES, THINGS
 
-SIDE = 64
+SIDE = 128
 SEED = 1_000_003  # far from the training pictures' seed
+TOTAL = 72_000  # renders
 
 
 class Judge(nn.Module):
-    """[n, 3, 64, 64] in 0..1 -> logits of thing, style and count."""
+    """[n, 3, 128, 128] in 0..1 -> logits of thing, style and count."""
 
     SIZES = (len(THINGS), len(STYLES), 2)
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        widths = (3, width, 2 * width, 4 * width, 4 * width, 4 * width)
-        for a, b, stride in zip(widths, widths[1:], (2, 2, 2, 1, 2), strict=False):
+        widths = (3, width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width)
+        for a, b, stride in zip(widths, widths[1:], (2, 2, 2, 1, 2, 1), strict=False):
             layers += [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1))
-        self.head = nn.Linear(16 * width, sum(self.SIZES))
+        self.head = nn.Linear(32 * width, sum(self.SIZES))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.head(self.features(x)).split(self.SIZES, dim=1)
+        return self.head(self.features(x)).float().split(self.SIZES, dim=1)
 
 
 def shrink(pictures: np.ndarray) -> torch.Tensor:
-    """[n, 128, 128, 3] uint8 -> [n, 3, 64, 64] in 0..1."""
+    """[n, h, h, 3] uint8, h a multiple of 128 -> [n, 3, 128, 128] in 0..1."""
     x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
     return F.avg_pool2d(x, x.shape[-1] // SIDE)
 
 
 def soften(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A random blur, so that the judge looks at shapes and colours, not at crispness."""
-    side = int(rng.integers(24, SIDE + 1))
+    side = int(rng.integers(3 * SIDE // 8, SIDE + 1))
     return F.interpolate(F.interpolate(x, side, mode="bilinear", antialias=True), SIDE, mode="bilinear")
 
 
-def train_judge(sprites: np.ndarray, folder: Path, total: int = 40_000, batch: int = 64, minutes: float = 1e9) -> Judge:
+def train_judge(sprites: np.ndarray, folder: Path, total: int = TOTAL, batch: int = 32, minutes: float = 1e9, device: str = "cpu") -> Judge:
     torch.manual_seed(0)
-    judge, compositor = Judge(), Compositor(sprites)
+    judge, compositor = Judge().to(device, memory_format=torch.channels_last), Compositor(sprites)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
     images = 0
     with Clock("judge", total, images, minutes) as clock:
         while images < total and not clock.out_of_time:
             rng = generator(SEED, images)
             scenes = [compositor.random_scene(rng) for _ in range(batch)]
-            x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng)
-            targets = torch.tensor([(s.thing, s.style, s.count - 1) for s in scenes])
+            x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng).to(device, memory_format=torch.channels_last)
+            targets = torch.tensor([(s.thing, s.style, s.count - 1) for s in scenes], device=device)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(images / total, 2e-3)
-            loss = sum(F.cross_entropy(logits, target) for logits, target in zip(judge(x), targets.T, strict=True))
+                group["lr"] = learning_rate(images / total, 2e-3, hold=0.3)
+            with torch.autocast(device.partition(":")[0], torch.bfloat16):
+                logits = judge(x)
+            loss = sum(F.cross_entropy(part, target) for part, target in zip(logits, targets.T, strict=True))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             images += batch
             clock.tick(images, float(loss.detach()))
-    save(folder / "judge.pt", judge=judge.state_dict())
-    return judge.eval()
+    save(folder / "judge.pt", judge=judge.state_dict(), of=fingerprint(sprites))
+    return judge.eval().requires_grad_(False)
 
 
-def load_judge(folder: Path) -> Judge:
-    judge = Judge()
-    judge.load_state_dict(load(folder / "judge.pt")["judge"])
-    return judge.eval()
+def fingerprint(sprites: np.ndarray) -> str:
+    """What a judge must have been trained on to judge pictures of these sprites."""
+    return hashlib.sha256(np.ascontiguousarray(sprites[: len(STYLES)]).tobytes()).hexdigest()
+
+
+def judge_for(sprites: np.ndarray, folder: Path, device: str = "cpu", total: int = TOTAL) -> Judge:
+    """The judge of these sprites, trained now (some minutes) unless it lies in the folder."""
+    path = folder / "judge.pt"
+    if not path.exists() or load(path).get("of") != fingerprint(sprites):
+        return train_judge(sprites, folder, total, device=device)
+    judge = Judge().to(device)
+    judge.load_state_dict(load(path)["judge"])
+    return judge.eval().requires_grad_(False)
 
 
 def background_of(picture: np.ndarray) -> str:
@@ -110,21 +124,51 @@ def colour_of(picture: np.ndarray) -> str:
     return min(COLOUR_NAMES, key=distance)
 
 
+def count_of(picture: np.ndarray) -> int:
+    """Separate things: connected areas that differ from the background, holes filled, specks left out.
+
+    Areas are not closed over gaps, since two things may stand two pixels apart; parts below a third of the largest are no things.
+    """
+    ground = np.array(BACKGROUNDS[background_of(picture)])
+    mask = np.abs(picture.astype(int) - ground).sum(-1) > 60
+    mask = ndimage.binary_opening(ndimage.binary_fill_holes(mask), iterations=2)
+    labels, found = ndimage.label(mask)
+    if not found:
+        return 0
+    sizes = np.bincount(labels.ravel())[1:]
+    return int((3 * sizes >= sizes.max()).sum())
+
+
+Answers = dict[str, np.ndarray]
+
+
+def answers(judge: Judge, pictures: np.ndarray, scenes: list[Scene], batch: int = 64) -> Answers:
+    """Right or wrong of each picture [n], 1.0 or 0.0, NaN where the question does not apply; "certainty" is the judge's of the thing.
+
+    Asked are the thing (first guess, and among five), style and count by the network; background, colour and count by pixels.
+    """
+    device = next(judge.parameters()).device
+    with torch.no_grad():
+        parts = [judge(shrink(pictures[i : i + batch]).to(device)) for i in range(0, len(pictures), batch)]
+    things, styles, counts = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    wanted = torch.tensor([(s.thing, s.style, s.count) for s in scenes])
+    rank = things.argsort(1, descending=True)
+    grounds = [BACKGROUND_NAMES[s.background] if s.background >= 0 else "white" for s in scenes]
+    colours = [float(colour_of(p) == COLOUR_NAMES[s.colour]) if s.colour >= 0 else np.nan for p, s in zip(pictures, scenes, strict=True)]
+    return {
+        "thing": (rank[:, 0] == wanted[:, 0]).double().numpy(),
+        "thing in top 5": (rank[:, :5] == wanted[:, :1]).any(1).double().numpy(),
+        "style": (styles.argmax(1) == wanted[:, 1]).double().numpy(),
+        "count": (counts.argmax(1) + 1 == wanted[:, 2]).double().numpy(),
+        "count by components": np.array([float(count_of(p) == s.count) for p, s in zip(pictures, scenes, strict=True)]),
+        "background": np.array([float(background_of(p) == ground) for p, ground in zip(pictures, grounds, strict=True)]),
+        "colour": np.array(colours),
+        "certainty": torch.softmax(things, 1).gather(1, wanted[:, :1])[:, 0].double().numpy(),
+    }
+
+
 def verdicts(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
     """Shares of pictures that show the asked thing (top 1, top 5), style, count, background and colour."""
-    with torch.no_grad():
-        things, styles, counts = judge(shrink(pictures))
-    grounds = [BACKGROUND_NAMES[s.background] if s.background >= 0 else "white" for s in scenes]
-    rank = things.argsort(1, descending=True)
-    wanted = torch.tensor([s.thing for s in scenes])
-    out = {
-        "thing": float((rank[:, 0] == wanted).float().mean()),
-        "thing in top 5": float((rank[:, :5] == wanted[:, None]).any(1).float().mean()),
-        "style": float((styles.argmax(1) == torch.tensor([s.style for s in scenes])).float().mean()),
-        "count": float((counts.argmax(1) + 1 == torch.tensor([s.count for s in scenes])).float().mean()),
-        "background": float(np.mean([background_of(p) == ground for p, ground in zip(pictures, grounds, strict=True)])),
-    }
-    named = [(p, COLOUR_NAMES[s.colour]) for p, s in zip(pictures, scenes, strict=True) if s.colour >= 0]
-    if named:
-        out["colour"] = float(np.mean([colour_of(p) == colour for p, colour in named]))
-    return out
+    found = answers(judge, pictures, scenes)
+    asked = ("thing", "thing in top 5", "style", "count", "background", "colour")
+    return {name: float(np.nanmean(found[name])) for name in asked if not np.isnan(found[name]).all()}
