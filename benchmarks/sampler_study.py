@@ -41,10 +41,10 @@ class Studio:
 
     def __init__(self, checkpoint: Checkpoint, root: Path, scenes: int) -> None:
         self._checkpoint, self._root = checkpoint, root
-        sprites = _sprites(root)
-        self._judge = judge_for(sprites, root)
+        compositor = Compositor(_sprites(root))
+        self._judge = judge_for(compositor, root)
         per_set = -(-scenes // len(SETS))
-        sets = scene_sets(Compositor(sprites), per_set)
+        sets = scene_sets(compositor, per_set)
         self._scenes: list[Scene] = [scene for name in SETS for scene in sets[name]][:scenes]
         self._prompts = [plain_wording(scene) for scene in self._scenes]
         self._contexts = {text: encode_prompt(checkpoint, text).numpy() for text in {"", *self._prompts}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from training.captions import STYLED
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, allowed
 from training.evaluation_attributes import attributes, trusted
 from training.features import EfficientNet
-from training.judge import Judge, answers, count_of, fingerprint, judge_for
+from training.judge import Judge, answers, count_of, judge_for
 from training.lpips import ALEXNET, Lpips
 from training.scene_sets import plain_wording, random_scenes, renders, scene_sets
 from training.toy import write_toy
@@ -71,6 +72,12 @@ def test_renders_do_not_depend_on_their_neighbours(compositor: Compositor):
 
 
 # Rules
+
+
+def test_the_sheet_shows_every_style():
+    prompts = evaluate.sheet_prompts()
+    assert len(set(prompts)) == 32 and sum(p in evaluate.SHEET for p in prompts) > 16
+    assert all(any(p.startswith(STYLED[style][0].format("")) for p in prompts) for style in STYLES[1:])
 
 
 def discs(centres: list[tuple[int, int, int]], ground: str = "blue", noise: float = 0) -> np.ndarray:
@@ -141,15 +148,15 @@ def test_a_picture_is_asked_only_what_its_scene_says(compositor: Compositor):
     assert found["background"].tolist() == [1, 1] and found["count by components"].tolist() == [1, 1]
 
 
-def test_a_judge_of_other_sprites_is_trained_anew(sprites: np.ndarray, tmp_path: Path):
-    first = judge_for(sprites, tmp_path, total=32)
+def test_a_judge_of_other_sprites_is_trained_anew(compositor: Compositor, tmp_path: Path):
+    first = judge_for(compositor, tmp_path, total=32)
     written = (tmp_path / "judge.pt").stat().st_mtime_ns
-    again = judge_for(sprites, tmp_path, total=32)
+    again = judge_for(compositor, tmp_path, total=64)
     assert (tmp_path / "judge.pt").stat().st_mtime_ns == written
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    other = sprites.copy()
-    other[0, 0, 60:64, 60:64, 0] ^= 255
-    assert fingerprint(other) != fingerprint(sprites)
+    other = copy.copy(compositor)
+    other.sprites = compositor.sprites.copy()
+    other.sprites[0, 0, 60:64, 60:64, 0] ^= 255
     judge_for(other, tmp_path, total=32)
     assert (tmp_path / "judge.pt").stat().st_mtime_ns > written
 
@@ -168,6 +175,7 @@ def root(sprites: np.ndarray, compositor: Compositor, tmp_path: Path, monkeypatc
     write_toy(tmp_path / "toy")
     monkeypatch.setattr(evaluate, "load_features", lambda root, device: EfficientNet(random_efficientnet(), device))
     monkeypatch.setattr(evaluate, "load_lpips", lambda root, device: Lpips(random_lpips("alexnet", ALEXNET), device=device))
+    monkeypatch.setattr(evaluate, "SHEET", evaluate.SHEET[:6])
     monkeypatch.setattr(evaluation_sweep, "STEPS", (2,))
     return tmp_path
 
@@ -180,6 +188,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict:
     return json.loads((root / "evaluation.json").read_text())
 
 
+@pytest.mark.timeout(300)
 def test_the_whole_command_and_that_it_goes_on_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch):
     drawn, draw = [], Artist.draw
 
@@ -194,7 +203,7 @@ def test_the_whole_command_and_that_it_goes_on_where_it_stopped(root: Path, monk
         run(root, monkeypatch)
     figures = run(root, monkeypatch)
     sets = figures["sets"]
-    assert sum(drawn) - drawn[4] == 2 * len(sets) + 8 + 32, "nothing is drawn twice"
+    assert sum(drawn) - drawn[4] == 2 * len(sets) + 8 + 6, "nothing is drawn twice"
     assert figures["about"]["defaults"]["steps"] == 3
     assert all(row["pictures"] == 2 and 0 <= row["thing"][1] <= row["thing"][0] <= row["thing"][2] <= 1 for row in sets.values())
     assert figures["ceiling"]["background"][0] == 1 == figures["ceiling"]["colour"][0]
@@ -206,6 +215,7 @@ def test_the_whole_command_and_that_it_goes_on_where_it_stopped(root: Path, monk
     assert all(f"| {name} | 1 |" in page for name in sets) and "Relations are not asked for" in page
 
 
+@pytest.mark.timeout(300)
 def test_the_sweep_marks_the_cards_own_setting(root: Path, monkeypatch: pytest.MonkeyPatch):
     rows = run(root, monkeypatch, "--sweep", "--sweep-scenes=3")["sweep"]
     assert [row["steps"] for row in rows if row["default"]] == [3]

@@ -30,7 +30,7 @@ class Artist:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise SystemExit(f"--device {device}: this PyTorch sees no GPU")
         card = json.loads((folder / "celadon.json").read_text())
-        if card.get("input_scale", 1) != 1 or card.get("normalize"):
+        if card.get("input_scale", 1) != 1 or card.get("normalize", "none") != "none":
             raise SystemExit(f"{folder}: plain diffusers knows neither input scale nor normalisation, so it cannot draw with this model")
         self.defaults = card["defaults"]
         self.defaults |= {name: value for name, value in changes.items() if value is not None}

@@ -119,9 +119,8 @@ def compare(args: argparse.Namespace, artist: Artist, compositor: Compositor, ju
 def main() -> None:
     args = arguments()
     out, table = args.out or args.root / "evaluation.json", args.table or args.model / "EVALUATION.md"
-    sprites = np.load(args.root / "data" / "sprites.npy")
-    compositor = Compositor(sprites)
-    judge = judge_for(sprites, args.root, args.device, args.judge_total)
+    compositor = Compositor(np.load(args.root / "data" / "sprites.npy"))
+    judge = judge_for(compositor, args.root, args.device, args.judge_total)
     artist = Artist(args.model, args.device, steps=args.steps, guidance=args.guidance, guidance_rescale=args.rescale)
     figures = json.loads(out.read_text()) if out.exists() else {}
     if figures.get("about", {}).get("weights") != artist.weights:

@@ -55,13 +55,13 @@ def soften(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return F.interpolate(F.interpolate(x, side, mode="bilinear", antialias=True), SIDE, mode="bilinear")
 
 
-def train_judge(sprites: np.ndarray, folder: Path, total: int = TOTAL, batch: int = 32, minutes: float = 1e9, device: str = "cpu") -> Judge:
+def train_judge(compositor: Compositor, folder: Path, total: int = TOTAL, batch: int = 32, device: str = "cpu") -> Judge:
     torch.manual_seed(0)
-    judge, compositor = Judge().to(device, memory_format=torch.channels_last), Compositor(sprites)
+    judge = Judge().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
     images = 0
-    with Clock("judge", total, images, minutes) as clock:
-        while images < total and not clock.out_of_time:
+    with Clock("judge", total, images, minutes=1e9) as clock:
+        while images < total:
             rng = generator(SEED, images)
             scenes = [compositor.random_scene(rng) for _ in range(batch)]
             x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng).to(device, memory_format=torch.channels_last)
@@ -76,7 +76,7 @@ def train_judge(sprites: np.ndarray, folder: Path, total: int = TOTAL, batch: in
             optimiser.step()
             images += batch
             clock.tick(images, float(loss.detach()))
-    save(folder / "judge.pt", judge=judge.state_dict(), of=fingerprint(sprites))
+    save(folder / "judge.pt", judge=judge.state_dict(), of=fingerprint(compositor.sprites))
     return judge.eval().requires_grad_(False)
 
 
@@ -85,11 +85,11 @@ def fingerprint(sprites: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(sprites[: len(STYLES)]).tobytes()).hexdigest()
 
 
-def judge_for(sprites: np.ndarray, folder: Path, device: str = "cpu", total: int = TOTAL) -> Judge:
-    """The judge of these sprites, trained now (some minutes) unless it lies in the folder."""
+def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: int = TOTAL) -> Judge:
+    """The judge of the compositor's sprites, trained now (some minutes) unless it lies in the folder."""
     path = folder / "judge.pt"
-    if not path.exists() or load(path).get("of") != fingerprint(sprites):
-        return train_judge(sprites, folder, total, device=device)
+    if not path.exists() or load(path).get("of") != fingerprint(compositor.sprites):
+        return train_judge(compositor, folder, total, device=device)
     judge = Judge().to(device)
     judge.load_state_dict(load(path)["judge"])
     return judge.eval().requires_grad_(False)
