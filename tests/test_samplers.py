@@ -15,7 +15,7 @@ from oracles import CONFIGS, EPSILON, ZERO_SNR, Mixture, difference, noises, run
 from pipelines import schedules
 from pipelines.card import OptionInfo
 from pipelines.ladder import Ladder
-from pipelines.sampler_list import SAMPLERS
+from pipelines.sampler_list import SAMPLERS, samplers_of
 from pipelines.samplers import catalog, compile_table
 from pipelines.schedule_list import SCHEDULES
 from pipelines.step_table import BASIS, STATE
@@ -61,6 +61,37 @@ def rises(table) -> int:
     return int(np.sum(np.diff(levels_of(table)) >= 0))
 
 
+def restarts(steps: int) -> int:
+    """How often Restart may go up again: A1111's rule."""
+    return 0 if steps < 20 else 1 if steps < 36 else 2
+
+
+def check_churn(table, calm, s_churn, s_tmin, s_tmax, s_noise) -> None:
+    """arXiv 2206.00364, algorithm 2: levels t_i fall as without churn (`calm`), and step i starts from (1 + gamma_i) t_i.
+
+    What lifts x there is drawn at the end of the step before: alpha sqrt(t'^2 - t^2) s_noise.
+    """
+    fall, starts = levels_of(calm), levels_of(table)
+    assert np.all(np.diff(fall) < 0)
+    gamma = np.where((fall >= s_tmin) & (fall <= s_tmax), min(s_churn / len(fall), 2**0.5 - 1), 0.0)
+    np.testing.assert_allclose(starts, fall * (1 + gamma), rtol=1e-9)
+    first = np.flatnonzero(np.diff(table.step, prepend=-1))[1:]
+    drawn = table.update[first - 1, STATE.index("x"), BASIS.index("noise")]  # by the last row of the step before
+    np.testing.assert_allclose(drawn, table.alpha[first] * np.sqrt(starts**2 - fall**2)[1:] * s_noise, rtol=1e-6, atol=1e-9)
+
+
+def check_fast(table) -> None:
+    """arXiv 2206.00927, section 3.4: solver steps of three evaluations, then what is left, each from below the one before.
+
+    Each evaluation is a row; within a solver step its stages fall.
+    """
+    n, whole = len(table), len(table) // 3
+    orders = [3] * (whole - 1) + [2, 1] if n % 3 == 0 else [3] * whole + [n % 3]
+    firsts = np.cumsum([0, *orders])[:-1]
+    assert sum(orders) == n and np.all(np.diff(levels_of(table)[firsts]) < 0)
+    assert all(np.all(np.diff(some) < 0) for some in np.split(levels_of(table), firsts[1:]))
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_evaluations_are_what_the_card_says(sampler):
     """Whole schedules and parts of them, those that end clean and those that end above zero."""
@@ -94,7 +125,7 @@ def test_every_listed_pair_works(ladder, sampler):
         table = compile_table(model, sampler, schedule.id, steps, {}, schedule_options(schedule.id, steps))
         assert info.min_steps <= 3 and min(info.max_steps, schedule.max_steps) >= 25
         assert len(table) == info.evaluations(steps, ends_open=schedule.ends_open) and table.step[-1] == steps - 1
-        assert rises(table) <= (2 if sampler == "restart" else 0), (schedule.id, steps)
+        assert rises(table) <= (restarts(steps) if sampler == "restart" else 0), (schedule.id, steps)
         end = run_table(table, network, noises((1, 4, 2, 2)))
         assert np.isfinite(end).all(), (schedule.id, steps)
         assert steps < 3 or abs(end[-1]).max() < 50, (schedule.id, steps)  # the data stays within 3; 14 is the noise
@@ -138,10 +169,13 @@ def test_no_legal_request_gives_infinities(request):
     for column in (table.alpha, table.sigma, table.timestep, table.c_skip, table.c_out, table.update, [table.init]):
         assert np.isfinite(column).all()
     assert SCHEDULES[request[2]].ends_open or request[1] in ABOVE_ZERO or missed(table) < 1e-6
-    # each evaluation of dpm_fast is a step, and with eta its stages lie below where the noise lifts it to
-    lifted = request[4].get("s_churn") or (request[1] == "dpm_fast" and request[4]["eta"])
-    lifts = 2 if request[1] == "restart" else request[3] if lifted else 0
-    assert rises(table) <= lifts
+    churn = {name: value for name, value in request[4].items() if name in ("s_churn", "s_tmin", "s_tmax", "s_noise")}
+    if request[4].get("s_churn"):
+        check_churn(table, compile_table(*request[:4], {**request[4], "s_churn": 0.0}, request[5]), **churn)
+    elif request[1] == "dpm_fast":
+        check_fast(table)
+    else:
+        assert rises(table) <= (restarts(request[3]) if request[1] == "restart" else 0)
     assert table.timestep.min() >= 0 and table.timestep.max() <= 999
 
 
@@ -154,6 +188,31 @@ def test_prediction_types_agree(sampler, prediction_type):
         ladder = Ladder.from_config(EPSILON | {"prediction_type": kind})
         paths.append(run_table(compile_table(ladder, sampler, "trailing", 8), Mixture().network(ladder), noises(SHAPE)))
     assert (difference(*paths) < 1e-6) != ((sampler, prediction_type) == ("pndm", "v_prediction"))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(list(CONFIGS)),
+    st.sampled_from(["euler", "heun", "dpm2"]),
+    st.sampled_from([id for id, one in SCHEDULES.items() if id != "custom" and not one.for_flow]),
+    st.integers(1, 40),
+    st.floats(0.01, 60.0),
+    st.floats(0.0, 4.0),
+    st.floats(0.0, 40.0),
+    st.floats(0.0, 2.0),
+)
+def test_churn_lifts_by_the_factor_of_the_paper_and_levels_fall(ladder, sampler, schedule, steps, s_churn, s_tmin, width, s_noise):
+    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmin + width, "s_noise": s_noise}
+    model = listed(ladder)[0]
+    table, calm = (compile_table(model, sampler, schedule, steps, options) for options in (churn, {}))
+    check_churn(table, calm, **churn)
+
+
+@pytest.mark.parametrize("ladder", CONFIGS)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_solver_steps_of_dpm_fast_fall_also_with_noise(ladder, eta):
+    for schedule, steps in itertools.product(("exponential", "karras", "trailing", "cosine", "kl_optimal_open"), range(1, 41)):
+        check_fast(compile_table(listed(ladder)[0], "dpm_fast", schedule, steps, {"eta": eta}))
 
 
 def test_restart_draws_without_its_interval():
@@ -200,6 +259,35 @@ def test_memories_shift_in_the_update():
 def test_what_has_no_table_is_refused_in_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         compile_table(Ladder.from_config(EPSILON), *arguments)
+
+
+# The samplers that the service promises, by families; further ones may come.
+PROMISED = (
+    "euler", "euler_a", "heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm2", "dpm2_a", "lms", "dpm_fast", "dpmpp_2m",
+    "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde", "dpmpp_2s_a", "dpmpp_1s", "dpmpp_2s", "ddim", "ddpm",
+    "pndm", "ipndm", "ipndm_v", "deis", "unipc", "sa_solver", "sa_solver_pece", "er_sde", "res_multistep", "res_multistep_ancestral",
+    "gradient_estimation", "seeds_2", "seeds_3", "lcm", "tcd", "restart", "edm_euler", "euler_cfgpp", "euler_a_cfgpp", "dpmpp_2m_cfgpp",
+    "dpmpp_2s_a_cfgpp", "res_multistep_cfgpp", "gradient_estimation_cfgpp",
+)  # fmt: skip
+
+
+def test_every_promised_sampler_is_there_with_its_options():
+    known = samplers_of("edm")
+    assert set(PROMISED) <= set(known) and set(known) - set(PROMISED) == {"dpmpp_3s", "res_multistep_ancestral_cfgpp"}
+    assert set(PROMISED) - set(SAMPLERS) == {"edm_euler"}, "only models of EDM's space have it"
+    for sampler, options in {
+        "ddim": {"eta"},
+        "euler": {"s_churn", "s_noise"},
+        "euler_a": {"eta", "s_noise"},
+        "tcd": {"gamma"},
+        "gradient_estimation": {"gamma"},
+        "unipc": {"order", "solver_type"},
+        "sa_solver": {"predictor_order", "corrector_order"},
+        "er_sde": {"stages"},
+    }.items():
+        assert options <= set(known[sampler].options), sampler
+    assert known["unipc"].options["order"].maximum == 3 and known["unipc"].options["solver_type"].choices == ("bh1", "bh2")
+    assert known["dpmpp_2m_sde"].rows is not known["dpmpp_2m_sde_heun"].rows
 
 
 def test_names_are_unique_and_options_have_lawful_defaults():
