@@ -25,6 +25,8 @@ from service.settings import Settings
 from service.steps import ends_open, number_of_steps
 
 WORDS_NAMED = 8  # unknown words that a warning lists at most
+STRIDED = ("ddim", "pndm")  # a step goes down T // n timesteps, wherever the next level lies
+NOISE_SHOWS = range(2, 6)  # steps for which the last step but one lands visibly above the last level of linspace
 
 # Control characters but tab, newline and return; and halves of surrogate pairs, which no UTF-8 holds.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
@@ -206,6 +208,12 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
     yield from guidance_warnings(params, card)
     if unused := idle_options(params, card):
         yield JobWarning("sampler_options_unused", f"{', '.join(unused)} of {params.sampler} act only where it adds noise; it adds none.")
+    if params.sampler in STRIDED and params.schedule == "linspace" and params.steps in NOISE_SHOWS:
+        yield JobWarning(
+            "noise_left",
+            f"With {params.steps} steps on linspace {params.sampler} ends with noise in the picture, as in diffusers, whose step lands above "
+            "the last level; trailing or sgm_uniform do not.",
+        )
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 
