@@ -53,6 +53,11 @@ class EventLog:
             await self._attach_preview(job_id, events)
         return events
 
+    async def preview(self, job_id: str) -> str | None:
+        """The newest preview of a job that runs, a data URL."""
+        shard = self._shards.of_job(job_id)
+        return cast(str | None, await shard.redis.hget(shard.key(f"p:{job_id}"), "data"))
+
     async def _entries(self, job_id: str, after: str, block_ms: int, count: int) -> Entries:
         shard = self._shards.of_job(job_id)
         key = shard.key(f"e:{job_id}")

@@ -28,7 +28,7 @@ from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
 from jobs.tries import Tries
-from service.api import health, images, models, native, openai, webhooks
+from service.api import health, images, models, native, openai, sdapi, webhooks
 from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
@@ -62,7 +62,16 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (native.router, job_routes.router, openai.router, webhooks.router, models.router, images.router, health.router):
+    for router in (
+        native.router,
+        job_routes.router,
+        openai.router,
+        sdapi.router,
+        webhooks.router,
+        models.router,
+        images.router,
+        health.router,
+    ):
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)

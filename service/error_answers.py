@@ -51,6 +51,7 @@ class ErrorDetail(BaseModel):
     message: str = Field(description="for people; may change")
     param: str | None = Field(description="the field, option, header or query parameter at fault")
     request_id: str = Field(description="as in the header X-Request-Id and in the log")
+    type: str = Field(default="", description="behind /v1 only: OpenAI's kind of error")
 
 
 class ErrorBody(BaseModel):
@@ -59,6 +60,7 @@ class ErrorBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     error: ErrorDetail
+    detail: str = Field(default="", description="behind /sdapi only: the message, where A1111's clients look")
 
 
 def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
@@ -80,20 +82,25 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
 
 
 def respond(error: ApiError, scope: Scope) -> JSONResponse:
-    """The one JSON shape; behind /v1 it also has what OpenAI's clients look for."""
-    request_id = scope["request_id"]
+    """The one JSON shape; behind /v1 and /sdapi it also has what the clients of those look for."""
+    body, headers = error_body(error, scope["request_id"]), error.headers
     if scope["path"].startswith("/v1/"):
-        again = {"x-should-retry": "true" if error.http_status in PASSING else "false"}  # their SDK repeats 409 and 500 by itself
-        return JSONResponse(openai_error(error, request_id), status_code=error.http_status, headers=error.headers | again)
-    detail = ErrorDetail(code=error.code, message=error.message, param=error.param, request_id=request_id)
-    return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=error.http_status, headers=error.headers)
+        body = openai_error(error, scope["request_id"])
+        headers = headers | {"x-should-retry": "true" if error.http_status in PASSING else "false"}  # their SDK repeats 409 and 500
+    if scope["path"].startswith("/sdapi/"):
+        body["detail"] = error.message
+    return JSONResponse(body, status_code=error.http_status, headers=headers)
+
+
+def error_body(error: ApiError, request_id: str, **more: str) -> dict[str, Any]:
+    detail = ErrorDetail(code=error.code, message=error.message, param=error.param, request_id=request_id, **more)
+    return ErrorBody(error=detail).model_dump(exclude_unset=True)
 
 
 def openai_error(error: ApiError, request_id: str) -> dict[str, Any]:
     """The same four fields, and `type`."""
     kind = OPENAI_TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "server_error")
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code, "request_id": request_id}
-    return {"error": detail}
+    return error_body(error, request_id, type=kind)
 
 
 def translate(exc: Exception) -> ApiError | None:

@@ -88,6 +88,15 @@ class Generations:
             return Page(tuple(await self._queue.dead(limit, client)), "")
         return await self._queue.list_jobs(client, JobStatus(status) if status else None, limit, cursor)
 
+    async def open_jobs(self, client: str) -> list[Job]:
+        """The client's jobs that wait or run, the oldest first; a hundred of each at most."""
+        found = [await self._queue.list_jobs(client, status, 100, "") for status in (JobStatus.RUNNING, JobStatus.QUEUED)]
+        return [job for page in found for job in reversed(page.jobs)]
+
+    async def preview(self, job_id: str) -> str | None:
+        """What forms, as a data URL; None where nothing was told yet, or no more."""
+        return await self._events.preview(job_id)
+
     async def retry(self, job_id: str) -> Job:
         """Queue a dead letter again. Raises JobNotFound, JobExpired, JobNotDead."""
         if (job := await self._queue.retry(job_id)) is not None:

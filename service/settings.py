@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     rate_burst: int = Field(default=20, ge=1, le=1_000_000, description="jobs that it may submit at once, after a pause")
     webhook_allow_private: bool = Field(default=False, description="whether webhooks may go to this network, and over plain http")
     max_wait_s: float = Field(default=60.0, ge=0, le=3600, description="the longest `Prefer: wait`")
-    openai_wait_s: float = Field(default=300.0, ge=1, le=3600, description="the longest wait for pictures behind /v1/images")
+    door_wait_s: float = Field(default=300.0, ge=1, le=3600, description="the longest wait for pictures behind /v1 and /sdapi")
     openai_models: Mapping[str, str] = Field(default={}, description="JSON: other names of models behind /v1, as in old clients")
     max_streams: int = Field(default=1000, ge=1, description="event streams and waits at one time; each holds a Redis connection")
     retention_s: int = Field(default=86_400, ge=60)

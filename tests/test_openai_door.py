@@ -142,7 +142,7 @@ def test_a_repeat_after_a_lost_answer_gets_the_original_pictures(fleet: Fleet) -
 
 @pytest.fixture
 def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
-    with running(redis_url, tmp_path, card(), openai_models={"dall-e-3": card().id}, openai_wait_s=1) as live:
+    with running(redis_url, tmp_path, card(), openai_models={"dall-e-3": card().id}, door_wait_s=1) as live:
         yield live
 
 

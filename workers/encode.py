@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from pipelines.card import ModelCard
+from pipelines.infotext import infotext
 from pipelines.params import GenerationParams
 
 PNG_LEVEL = 3  # Pillow's default 6 costs 4 times the time for a tenth fewer bytes
@@ -56,12 +57,7 @@ def describe(params: GenerationParams, index: int, card: ModelCard, version: str
         del request[transport]
     record = json.dumps({"request": request, "model_hash": card.hash, "version": version}, sort_keys=True)
     sampler = card.sampler(params.sampler)
-    negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
-    text = (
-        f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler.name if sampler else params.sampler}, "
-        f"Schedule type: {params.schedule}, CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, "
-        f"Model hash: {card.hash}, Model: {params.model}, Version: celadon {version}"
-    )
+    text = infotext(params, seed, sampler.name if sampler else params.sampler, card.hash, version)
     return text, record
 
 

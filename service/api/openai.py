@@ -12,12 +12,12 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from jobs.image_store import NotFound
-from jobs.job import Job, JobStatus
+from jobs.job import Job
 from service import errors
 from service.catalog import alias
 from service.drafts import fingerprint
 from service.error_answers import documented, openai_error
+from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
 from service.headers import IdempotencyKey
@@ -100,10 +100,10 @@ async def generate_images(
         if body.stream:
             kept = place.pop_all()
             return StreamingResponse(_stream(gateway, job, body, kept, request.scope["request_id"]), media_type="text/event-stream")
-    job = await gateway.generations.wait(job.id, _patience(read_timeout, gateway.settings.openai_wait_s))
-    _ended_well(job)
+    job = await gateway.generations.wait(job.id, _patience(read_timeout, gateway.settings.door_wait_s))
+    raise_unless_succeeded(job)
     urls = [base + link for link in await gateway.links.sign([i.key for i in job.images])] if body.response_format != "b64_json" else []
-    pictures = await _pictures(gateway, job) if body.response_format != "url" else []
+    pictures = await pictures_of(job, gateway) if body.response_format != "url" else []
     return answer(job, body, urls, pictures)
 
 
@@ -130,28 +130,6 @@ def _patience(read_timeout: str, longest: float) -> float:
         return longest
 
 
-def _ended_well(job: Job) -> None:
-    """Raises JobFailed, JobCanceled, StillRunning."""
-    match job.status:
-        case JobStatus.SUCCEEDED:
-            return
-        case JobStatus.FAILED:
-            raise errors.JobFailed(f"{job.error.message} ({job.error.code})" if job.error else "")
-        case JobStatus.CANCELED:
-            raise errors.JobCanceled()
-    raise errors.StillRunning()
-
-
-async def _pictures(gateway: Gateway, job: Job) -> list[bytes]:
-    """Raises JobExpired where they were erased meanwhile, StorageUnavailable."""
-    try:
-        return [await gateway.store.read(image.key) for image in job.images]
-    except NotFound:
-        raise errors.JobExpired() from None
-    except OSError as error:
-        raise errors.StorageUnavailable() from error
-
-
 async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, place: ExitStack, request_id: str) -> AsyncIterator[bytes]:
     """Partial pictures as previews come, the whole one, and `[DONE]`; an error as the last event where it did not end well."""
     with place:
@@ -171,8 +149,8 @@ async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterato
             yield _event("image_generation.partial_image", partial(job, body, preview, sent))
             sent += 1
     job = await gateway.generations.get(job.id)
-    _ended_well(job)
-    (picture,) = await _pictures(gateway, job)
+    raise_unless_succeeded(job)
+    (picture,) = await pictures_of(job, gateway)
     yield _event("image_generation.completed", completed(job, body, picture))
 
 

@@ -1,0 +1,29 @@
+"""The line of parameters that A1111's tools read from a picture, written and read. Standard library only."""
+
+from __future__ import annotations
+
+import re
+
+from pipelines.params import GenerationParams
+
+PARAMETER = re.compile(r'\s*([\w ]+?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+
+
+def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str, version: str) -> str:
+    """Prompt, negative prompt if there is one, and the parameters; `sampler` is its name for people."""
+    negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
+    return (
+        f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {params.schedule}, "
+        f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, "
+        f"Model hash: {model_hash}, Model: {params.model}, Version: celadon {version}"
+    )
+
+
+def parse(text: str) -> dict[str, str]:
+    """The same taken apart, by A1111's names; empty where there are no parameters."""
+    *lines, last = text.strip().split("\n")
+    found = {name: value.strip('"') for name, value in PARAMETER.findall(last)}
+    if len(found) < 3:
+        return {}
+    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
+    return {"Prompt": prompt, "Negative prompt": negative} | found
