@@ -211,8 +211,8 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
     if params.sampler in STRIDED and params.schedule == "linspace" and params.steps in NOISE_SHOWS:
         yield JobWarning(
             "noise_left",
-            f"With {params.steps} steps on linspace {params.sampler} ends with noise in the picture, as in diffusers, whose step lands above "
-            "the last level; trailing or sgm_uniform do not.",
+            f"With {params.steps} steps on linspace, {params.sampler} leaves noise in the picture, as in diffusers: its steps land above "
+            "the next level. On trailing or sgm_uniform they do not.",
         )
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
