@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import Connection
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -54,6 +54,10 @@ class FollowingConnection(Connection):
             raise NotPrimary(f"Another server serves this shard: {str(error).partition(' ')[0]}") from error
 
 
+class FollowingTlsConnection(FollowingConnection, SSLConnection):
+    """The same with TLS; the certificate must name the host that `find` tells."""
+
+
 def once_more() -> Retry:
     """Whoever refused as NotPrimary has done nothing, so asking the right one is safe; nothing else is sent twice."""
     return Retry(NoBackoff(), 1, supported_errors=(NotPrimary,))
@@ -78,7 +82,7 @@ class Sentinels:
     """What the sentinels say of one primary."""
 
     def __init__(self, address: Address) -> None:
-        self._sentinel = Sentinel(address.hosts, sentinel_kwargs=_asking(address.sentinel_login))  # type: ignore[no-untyped-call]
+        self._sentinel = Sentinel(address.hosts, sentinel_kwargs=_asking(address.sentinel_login, address))  # type: ignore[no-untyped-call]
         self.name = address.primary
         self._shared = Shared(self._ask)
 
@@ -98,7 +102,7 @@ class Cluster:
     """Who serves which slot, as any of the nodes says that answers."""
 
     def __init__(self, address: Address) -> None:
-        self._options = _asking(address.login)
+        self._options = _asking(address.login, address)
         self._seeds = address.hosts
         self._nodes = {host: self._client(host) for host in self._seeds}
         self._shared = Shared(self._ask)
@@ -145,11 +149,12 @@ class Cluster:
         await asyncio.gather(*(client.aclose() for client in self._nodes.values()))
 
 
-def _asking(login: Login) -> dict[str, Any]:
+def _asking(login: Login, address: Address) -> dict[str, Any]:
     """Of clients that only ask who is where: another one knows as much, so none is waited for."""
     once = Retry(NoBackoff(), 0)
     known = {"username": login.username, "password": login.password}
-    return {"protocol": 2, "socket_timeout": ASK_S, "socket_connect_timeout": ASK_S, "retry": once, **known}
+    tls = {} if address.tls is None else {"ssl": True, **address.tls}
+    return {"protocol": 2, "socket_timeout": ASK_S, "socket_connect_timeout": ASK_S, "retry": once, **known, **tls}
 
 
 def _host(node: Sequence[Any], asked: Host) -> Host:

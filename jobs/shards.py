@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from jobs.address import Address, parse
 from jobs.connection import OPTIONS, ServerUnfit, check_server, connect
-from jobs.primary import Cluster, Find, FollowingConnection, Sentinels, once_more
+from jobs.primary import Cluster, Find, FollowingConnection, FollowingTlsConnection, Sentinels, once_more
 from jobs.scripts import Scripts
 
 ON_CLUSTER = 6  # shards, unless it is told: two for each node of a Cluster of three
@@ -161,7 +161,9 @@ def open_shards(url: str, count: int = 0) -> Shards:
 
 def _follow(find: Find, address: Address) -> Redis:
     login = {"username": address.login.username, "password": address.login.password}
-    pool = ConnectionPool(FollowingConnection, find=find, db=address.db, **{**OPTIONS, **login, "retry": once_more()})
+    kind = FollowingConnection if address.tls is None else FollowingTlsConnection
+    options = {**OPTIONS, **login, **(address.tls or {}), "retry": once_more()}
+    pool = ConnectionPool(kind, find=find, db=address.db, **options)
     return Redis.from_pool(pool)
 
 

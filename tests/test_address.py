@@ -15,6 +15,8 @@ FORMS = {
     "redis+sentinel://a:1,b,[::1]:3/kiln": ("sentinel", (("a", 1), ("b", 26379), ("::1", 3)), "kiln", 0),
     "redis+sentinel://u:s3cret@a/my%20kiln/4?sentinel_password=s3cret": ("sentinel", (("a", 26379),), "my kiln", 4),
     "redis+cluster://:s3cret@a:7000,b-1.example": ("cluster", (("a", 7000), ("b-1.example", 6379)), "", 0),
+    "rediss+sentinel://u:s3cret@a,b:1/kiln/4?ssl_check_hostname=false": ("sentinel", (("a", 26379), ("b", 1)), "kiln", 4),
+    "rediss+cluster://:s3cret@a:7000": ("cluster", (("a", 7000),), "", 0),
     "redis+cluster://[fe80::1]/0": ("cluster", (("fe80::1", 6379),), "", 0),
 }
 
@@ -36,6 +38,13 @@ WRONG = {
     "redis+cluster://a b": "hosts are",
     "redis+cluster://a/1": "database 0 only",
     "redis+cluster://a?db=0": "may stand: nothing",
+    "redis+cluster://a?ssl_check_hostname=false": "may stand: nothing",
+    "redis+sentinel://a/kiln?ssl_ca_certs=/x": "may stand: sentinel_password, sentinel_username",
+    "rediss+cluster://:s3cret@a?ssl_cert_reqs=none": "may stand: ssl_ca_certs, ssl_certfile, ssl_check_hostname, ssl_keyfile",
+    "rediss+cluster://:s3cret@a?ssl_check_hostname=no": "true or false",
+    "rediss+cluster://:s3cret@a?ssl_ca_certs=/no/such/file": "no file at ssl_ca_certs",
+    "rediss+sentinel://:s3cret@a/kiln?ssl_certfile=/etc/hostname": "belong together",
+    "rediss+sentinel://:s3cret@a": "the primary's name must follow",
 }
 
 
@@ -52,6 +61,12 @@ def test_names_and_passwords_are_decoded_and_belong_to_servers_or_sentinels() ->
     assert (address.login.username, address.login.password) == ("us:er", "p@ss/w:rd")
     assert (address.sentinel_login.username, address.sentinel_login.password) == ("gu&ard", "%")
     assert parse("redis+cluster://a").login == Login()
+
+
+def test_tls_is_what_the_scheme_says() -> None:
+    assert parse("redis+cluster://a").tls is None and parse("redis+sentinel://a/kiln").tls is None
+    assert parse("rediss+cluster://a").tls == {"ssl_check_hostname": True}
+    assert parse("rediss+sentinel://a/kiln?ssl_check_hostname=false").tls == {"ssl_check_hostname": False}
 
 
 @pytest.mark.parametrize("url", WRONG)
