@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import depth, eta, failover, fairness
+from benchmarks import depth, drain, eta, failover, fairness
 from benchmarks.stamp import commit, machine
 
 RESULTS = Path(__file__).parent / "QUEUE.md"
@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], Awaitable[list[str]]]]] = {
     "depth": ("Cost of a call by depth of the queue", depth.report),
     "rings": ("Cost of a call where clients wait everywhere", depth.report_rings),
     "eta": ("Error of the time that is told", eta.report),
+    "drain": ("How long a worker takes to go", drain.report),
     "failover": ("Failover under Sentinel and in a Cluster", failover.report),
 }
 console = Console()
