@@ -28,6 +28,8 @@ def main() -> NoReturn:
         status = runner.run(serve(settings))
     except KeyboardInterrupt:
         status = 0
+    except ImportError:
+        raise  # nothing runs yet, and the message says what is missing
     except BaseException as error:
         log.critical("crashed", error=where(error))
         status = CRASHED

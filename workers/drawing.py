@@ -25,7 +25,7 @@ from workers.watch import Piece
 Array = Any
 
 CACHED_PROMPTS = 256
-STOP_S = 1.0  # for the present tick, when the thread is told to end: it is a daemon, and may hang
+STOP_S = 0.1  # for the thread to end: it is a daemon, nobody needs what it is at, and it may hang
 COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
 
@@ -53,7 +53,7 @@ class DrawingThread:
         self._commands.put(command)
 
     def stop(self) -> None:
-        """End after the present tick; what is in flight is forgotten."""
+        """End after the present tick, which is not waited for; what is in flight is forgotten."""
         self._commands.put(None)
         self._thread.join(STOP_S)
 

@@ -38,6 +38,9 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     except ModelRefused as error:
         print(error, file=sys.stderr)
         return REFUSED
+    except Exception as error:
+        log.critical("not_loaded", reason=str(error))  # no prompt is in it: none has come yet
+        raise
     shards = open_shards(settings.redis_url, settings.shards)
     try:
         if (status := await _unfit(shards, stop)) is not None:

@@ -52,7 +52,8 @@ class Watch:
         seen, waited, before = None, 0.0, time.monotonic()
         try:
             while True:
-                # the last resort, without Python: for a call that hangs and lets no other thread run, this one included
+                # the last resort, without Python: for a call that hangs and lets no other thread run, this one included. A process
+                # that was stopped for as long ends by it too, when it is woken
                 faulthandler.dump_traceback_later(2 * self._stall_s, file=STDERR, exit=True)
                 await asyncio.sleep(self._every)
                 now, piece = time.monotonic(), self._piece()
