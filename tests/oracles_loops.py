@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from oracles import Model
-from oracles_sigma import k_diffusion
+from oracles_sigma import sampled
 from pipelines.ladder import Float, Ladder
 from pipelines.level import Levels
 
@@ -44,10 +43,7 @@ def of_k_diffusion(name: str, *, tree: bool = False) -> Loop:
     """One of its functions; `tree`: give it plain normals where it would draw from a Brownian tree."""
 
     def loop(denoise, x, sigmas, noise, **options):
-        module = k_diffusion()
-        given = {"noise_sampler": lambda *_: noise()} if tree else {}
-        with patch.object(module.torch, "randn_like", lambda _: noise()):
-            return getattr(module, name)(denoise, x, sigmas, disable=True, **given, **options)
+        return sampled(name, denoise, x, sigmas, noise, (lambda *_: noise()) if tree else None, **options)
 
     loop.__name__ = name
     return loop
@@ -71,8 +67,10 @@ def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float]
 
     sigmas = torch.tensor([levels[i].ratio for i in range(len(levels) + 1)], dtype=torch.float64)
     x = noise() * (levels.init / levels.alpha[0]) if picture is None else torch.from_numpy(picture) + sigmas[0] * noise()
+    # A loop whose first lift is the table's first noise has to know what is no noise in x.
+    known = {"picture": torch.from_numpy(picture)} if picture is not None and "s_churn" in case.of_loop else {}
     with in_float64():
-        end = case.loop(denoise, x, sigmas, noise, **case.of_loop)
+        end = case.loop(denoise, x, sigmas, noise, **case.of_loop, **known)
     return np.stack([*path, end.numpy() * float(levels.alpha[-1])])
 
 

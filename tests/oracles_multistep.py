@@ -101,11 +101,11 @@ def churning(name):
     not lifted draws all the same there.
     """
 
-    def loop(denoise, x, sigmas, noise, s_churn, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0):
+    def loop(denoise, x, sigmas, noise, s_churn, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, picture=0.0):
         gamma = min(s_churn / (len(sigmas) - 1), 2**0.5 - 1)
         lifts = [s_tmin <= float(s) <= s_tmax for s in sigmas[:-1]]
         lift = sigmas[0] * ((gamma + 1) ** 2 - 1) ** 0.5
-        normals = iter([x / sigmas[0] * sigmas[0] * gamma / (lift * s_noise), *lifts[1:]])
+        normals = iter([(x - picture) * gamma / (lift * s_noise), *lifts[1:]])
 
         def draw():
             normal = next(normals)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -92,18 +93,26 @@ def k_diffusion() -> Any:
     return module
 
 
+def sampled(function: str, denoise: Callable[..., Any], x: Any, sigmas: Any, normal: Callable[[], Any], noise: Any, **options: Any) -> Any:
+    """One of k-diffusion's samplers. `normal` is what it draws by itself, `noise` what a sampler is given in place of its Brownian tree."""
+    module = k_diffusion()
+    given = {} if noise is None else {"noise_sampler": noise}
+    with patch.object(module.torch, "randn_like", lambda _: normal()):
+        return getattr(module, function)(denoise, x, sigmas, disable=True, **given, **options)
+
+
 def of_k_diffusion(function: str, *, brownian: Callable[..., Any] | None = None) -> Callable[..., Float]:
-    """One of its samplers as a loop of this project's tests: numpy in and out, the given normals as its noise."""
+    """One of its samplers as a loop of numpy arrays, with the given normals as its noise."""
 
     def oracle(denoise: Callable[..., Float], x: Float, sigmas: list[float], draw: Callable[[], Float], **options: Any) -> Float:
         def model(at: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             return torch.tensor(denoise(at.numpy(), float(sigma[0])))
 
-        normals = (draw() for _ in itertools.count())
-        noise = brownian(normals) if brownian else (lambda *_: torch.tensor(next(normals)))
-        sample = getattr(k_diffusion(), function)
-        return sample(
-            model, torch.tensor(x), torch.tensor(sigmas, dtype=torch.float64), disable=True, noise_sampler=noise, **options
-        ).numpy()
+        def normal() -> torch.Tensor:
+            return torch.tensor(draw())
+
+        noise = brownian(draw() for _ in itertools.count()) if brownian else lambda *_: normal()
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        return sampled(function, model, torch.tensor(x), levels, normal, noise, **options).numpy()
 
     return oracle

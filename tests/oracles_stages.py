@@ -210,8 +210,9 @@ def sa_solver_pece(
     taus: Sequence[float],
     predictor_order: int = 3,
     corrector_order: int = 4,
+    again: bool = True,
 ) -> Float:
-    """arXiv 2309.05019, algorithm 1 with a second evaluation after the corrector; tau of a step is that of its start."""
+    """arXiv 2309.05019, algorithm 1; with a second evaluation `again` after the corrector. Tau of a step is that of its start."""
     lam, D, n = [-math.log(s) if s > 0 else math.inf for s in sigmas], [], len(sigmas) - 1
     predicted = corrected = x
     for i in range(n):
@@ -221,7 +222,7 @@ def sa_solver_pece(
             nodes, rate = lam[i - order + 1 : i + 1], 1 + taus[i - 1] ** 2
             total = sum(adams_integral(lam[i - 1], lam[i], rate, nodes, k) * D[i - order + 1 + k] for k in range(order))
             corrected = (sigmas[i] / sigmas[i - 1]) ** rate * corrected + total + noise  # noqa: F821
-            D[i] = denoise(corrected, sigmas[i])
+            D[i] = denoise(corrected, sigmas[i]) if again else D[i]
         rate, z = 1 + taus[i] ** 2, draw()
         if sigmas[i + 1] == 0:
             return D[i]

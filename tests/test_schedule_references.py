@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles import EPSILON, ZERO_SNR, scheduler
+from oracles_sigma import k_diffusion
 from pipelines import schedules
 from pipelines.card import CLOSEST_GIVEN, LOWEST_GIVEN, falling_fault
 from pipelines.ladder import Ladder
@@ -36,18 +34,6 @@ LADDERS = {name: Ladder.from_config(config) for name, config in (("sd", EPSILON)
 CUSTOM = {name: info for name, ladder in LADDERS.items() for info in schedules.catalog(ladder) if info.id == "custom"}
 COUNTS = (1, 2, 3, 7, 20, 30)
 FULL = Convention(full_range=True)  # sigmas span the ladder, as in the projects that have no ladder in their formulas
-
-
-def k_diffusion() -> Any:
-    """Its sampling.py alone: the package imports much that is not needed here."""
-    if "k_diffusion_sampling" not in sys.modules:
-        [origin] = importlib.util.find_spec("k_diffusion").submodule_search_locations
-        spec = importlib.util.spec_from_file_location("k_diffusion_reference.sampling", Path(origin) / "sampling.py")
-        sys.modules["k_diffusion_reference"] = package = types.ModuleType("k_diffusion_reference")
-        package.utils = types.ModuleType("k_diffusion_reference.utils")
-        sys.modules["k_diffusion_sampling"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["k_diffusion_sampling"]
 
 
 @pytest.fixture

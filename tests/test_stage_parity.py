@@ -141,16 +141,24 @@ def test_table_equals_its_reference_for_every_number_of_steps(ladder, sampler, o
 
 @pytest.mark.parametrize("ladder", CONFIGS)
 @pytest.mark.parametrize("orders", [(3, 4), (2, 2), (1, 1), (4, 3)], ids=str)
-def test_sa_solver_pece_equals_its_loop(ladder, orders):
-    model = Ladder.from_config(CONFIGS[ladder])
-    for schedule, steps in (("trailing", 1), ("trailing", 2), ("karras", 3), ("leading", 7), ("cosine", 12)):
-        path = chosen(model, "sa_solver_pece", schedule, steps)
-        taus = [0.8 if 300 <= t <= 900 else 0.0 for t in path.timestep[:-1]]
-        options = {"predictor_order": orders[0], "corrector_order": orders[1]}
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("sampler", ["sa_solver", "sa_solver_pece"])
+def test_sa_solver_equals_its_loop(sampler, strength, orders, ladder):
+    """Also where diffusers' class is no reference: with two evaluations, and on a picture with karras."""
+    model, found = Ladder.from_config(CONFIGS[ladder]), {}
+    more = {} if strength == 1.0 else {"picture": next(noises(SHAPE, seed=1))}
+    for schedule, steps in (("trailing", 1), ("trailing", 2), ("karras", 3), ("leading", 7), ("karras", 12), ("cosine", 12)):
+        if int(steps * strength) == 0:
+            continue
+        path = chosen(model, sampler, schedule, steps).part(*kept_steps(steps, strength=strength))
+        options = {"predictor_order": orders[0], "corrector_order": orders[1], "again": sampler == "sa_solver_pece"}
+        options["taus"] = [0.8 if 300 <= t <= 900 else 0.0 for t in path.timestep[:-1]]
+        theirs = follow(oracles_stages.sa_solver_pece, mixture(ladder), model, path, noises(SHAPE), **options, **more)
         own = {"tau": 0.8, "tau_start": 0.3, "tau_end": 0.9, "second_order": "exact"}
-        theirs = follow(oracles_stages.sa_solver_pece, mixture(ladder), model, path, noises(SHAPE), taus=taus, **options)
-        ours = run_table(compile_table(model, "sa_solver_pece", schedule, steps, options | own), mixture(ladder), noises(SHAPE))
-        assert difference(ours, theirs) <= 1e-6, (schedule, steps)
+        own |= {name: options[name] for name in ("predictor_order", "corrector_order")}
+        table = compile_table(model, sampler, schedule, steps, own, strength=strength)
+        found[schedule, steps] = difference(run_table(table, mixture(ladder), noises(SHAPE), **more), theirs)
+    assert all(d <= 1e-6 for d in found.values()), found
 
 
 @pytest.mark.parametrize("sampler", [s for s in CASES if s.endswith("_cfgpp")])
