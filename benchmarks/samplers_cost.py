@@ -10,12 +10,14 @@ is no part of its update, and drawing it costs more than that: both sides are gi
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import inspect
 import itertools
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,6 @@ from pipelines.samplers import compile_table
 OUT = Path(__file__).parent / "SAMPLERS.md"
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "timestep_spacing": "leading"}
 GUIDANCE = 5.0
-SPREAD = 16  # jobs have that many lengths: those that share a table find it in the cache, whatever the sampler
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # sampler -> class of diffusers, and its options
     "dpmpp_2m": ("DPMSolverMultistep", {}),
@@ -67,16 +68,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {  # sampler -> class of diffus
 ALIKE, MIXED = ("dpmpp_2m",), tuple(CLASSES)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """CPU seconds of ticks, and the evaluations of each sampler that they made."""
-
-    seconds: float
-    evaluations: Counter[str]
-
-    @property
-    def each(self) -> float:
-        return self.seconds / self.evaluations.total()
+Tick = tuple[float, Sequence[str]]  # CPU seconds, and the sampler of each evaluation in it
 
 
 class Answer:
@@ -101,21 +93,19 @@ def noise_drawn_before(shape: tuple[int, int, int]) -> ExitStack:
     return stack
 
 
-def engine_cost(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> Cost:
-    """Of full batches in the engine."""
+def engine_ticks(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int) -> Iterator[Tick]:
+    """Full batches in the engine, without end."""
     engine = Engine(Answer(2 * jobs, shape), slots=jobs, max_rows=2 * jobs, preview_interval_s=float("inf"))
     ladder, nothing, waiting = Ladder.from_config(CONFIG), np.zeros((1, 1), np.float32), _line(names)
-    seconds, evaluations = 0.0, Counter[str]()
-    for _ in range(ticks):
+    while True:
         while engine.free_slots:
             i, name = next(waiting)
-            table = compile_table(ladder, name, "auto", steps + i % SPREAD)
+            # A table of its own each: jobs that share one find it in the CPU's cache, whatever the sampler.
+            table = copy.deepcopy(compile_table(ladder, name, "auto", steps))
             engine.add(Sample(id=f"{name} {i}", table=table, shape=shape, seed=i, cond=nothing, uncond=nothing, guidance=GUIDANCE))
         start = time.process_time()
         events = engine.step(0.0)
-        seconds += time.process_time() - start
-        evaluations.update(event.sample_id.split()[0] for event in events if isinstance(event, Progress))
-    return Cost(seconds, evaluations)
+        yield time.process_time() - start, [event.sample_id.split()[0] for event in events if isinstance(event, Progress)]
 
 
 def _line(names: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -147,71 +137,72 @@ class Flying:
 def flying(number: int, name: str, shape: tuple[int, int, int], steps: int) -> Flying:
     kind, options = CLASSES[name]
     scheduler = getattr(diffusers, f"{kind}Scheduler").from_config({**CONFIG, **options})
-    scheduler.set_timesteps(steps + number % SPREAD)
+    scheduler.set_timesteps(steps)
     x = torch.randn((1, *shape), generator=torch.Generator().manual_seed(number)) * scheduler.init_noise_sigma
     return Flying(name, scheduler, x)
 
 
-def objects_cost(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> Cost:
-    """Of the same jobs with one scheduler object each."""
+def objects_ticks(names: Sequence[str], jobs: int, shape: tuple[int, int, int], steps: int) -> Iterator[Tick]:
+    """The same jobs with one scheduler object each."""
     out, waiting = torch.from_numpy(Answer(2, shape).out), _line(names)
     resident: list[Flying] = []
-    seconds, evaluations = 0.0, Counter[str]()
-    for _ in range(ticks):
+    while True:
         resident = [job for job in resident if not job.done]
         while len(resident) < jobs:
             resident.append(flying(*next(waiting), shape, steps))
         start = time.process_time()
         for job in resident:
             job.step(out)
-        seconds += time.process_time() - start
-        evaluations.update(job.sampler for job in resident)
-    return Cost(seconds, evaluations)
+        yield time.process_time() - start, [job.sampler for job in resident]
 
 
-def measure(jobs: int, shape: tuple[int, int, int], steps: int, repeats: int) -> dict[str, float]:
-    """Microseconds of one evaluation of one job, the best of the repeats; the sides take turns."""
-    ticks = max(2 * steps, 2 * steps * len(MIXED) // jobs)  # so many that every sampler had its turn
-    kinds: dict[str, tuple[Callable[..., Cost], Sequence[str], int]] = {
-        "engine, one sampler": (engine_cost, ALIKE, 2 * steps),
-        "engine, mixed": (engine_cost, MIXED, ticks),
-        "objects, one sampler": (objects_cost, ALIKE, 2 * steps),
-        "objects, mixed": (objects_cost, MIXED, ticks),
-        **{name: (engine_cost, (name,), 2 * steps) for name in MIXED},
+def measure(jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> dict[str, float]:
+    """Microseconds of one evaluation of one job, the median of the ticks.
+
+    All sides take turns tick by tick: what else the machine does meets all of them, and a batch finds the caches as cold as a
+    model's call would leave them.
+    """
+    sides = {
+        "engine, one sampler": engine_ticks(ALIKE, jobs, shape, steps),
+        "engine, mixed": engine_ticks(MIXED, jobs, shape, steps),
+        "objects, one sampler": objects_ticks(ALIKE, jobs, shape, steps),
+        "objects, mixed": objects_ticks(MIXED, jobs, shape, steps),
+        **{name: engine_ticks((name,), jobs, shape, steps) for name in MIXED},
     }
-    found: dict[str, list[Cost]] = {name: [] for name in kinds}
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    shares = Counter[str]()
     with torch.inference_mode(), noise_drawn_before(shape):
-        for _ in range(repeats):
-            for name, (cost, names, length) in kinds.items():
-                found[name].append(cost(names, jobs, shape, steps, length))
-    best = {name: 1e6 * min(cost.each for cost in costs) for name, costs in found.items()}
-    shares = found["engine, mixed"][0].evaluations
-    return best | {"expected": sum(best[name] * count for name, count in shares.items()) / shares.total()}
+        for _ in range(ticks):
+            for name, side in sides.items():
+                seconds, moved = next(side)
+                found[name].append(1e6 * seconds / len(moved))
+                shares.update(moved if name == "engine, mixed" else ())
+    usual = {name: statistics.median(costs) for name, costs in found.items()}
+    return usual | {"expected": sum(usual[name] * count for name, count in shares.items()) / shares.total()}
 
 
-def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, repeats: int) -> str:
+def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, ticks: int) -> str:
     lines = [
         "# What samplers cost",
         "",
         f"Made by `python -m benchmarks.samplers_cost` on {datetime.date.today().isoformat()}, commit {commit()}, {machine()}, one thread, "
-        f"{steps} to {steps + SPREAD - 1} steps, guided, best of {repeats}. CPU microseconds of one evaluation of one job in a full batch, "
-        "without the model: guidance, update, books, but no drawing of noise. "
+        f"{steps} steps, guided, medians of {ticks} ticks that the sides took by turns. CPU microseconds of one evaluation of one job in a "
+        "full batch, without the model: guidance, update, books, but no drawing of noise; each job has a table of its own. "
         f"One sampler is {ALIKE[0]}; mixed are {len(MIXED)} by turns ({', '.join(MIXED)}); *expected* is the mean of what each "
         "evaluation of the mixed batch costs where all jobs have that sampler, so mixed / expected near 1 says that different "
-        "samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job.",
+        "samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job. One job is no mixture.",
         "",
         "| latent | jobs | engine, one sampler | engine, mixed | expected | mixed / expected | objects, one sampler | objects, mixed "
         "| objects / engine, one sampler | objects / engine, mixed |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for shape, jobs in itertools.product(sizes, counts):
-        found = measure(jobs, shape, steps, repeats)
+        found = measure(jobs, shape, steps, ticks)
         one, mixed, expected = found["engine, one sampler"], found["engine, mixed"], found["expected"]
         ours, theirs = found["objects, one sampler"], found["objects, mixed"]
-        lines.append(
-            f"| {'x'.join(map(str, shape))} | {jobs} | {one:.0f} | {mixed:.0f} | {expected:.0f} | {mixed / expected:.2f} "
-            f"| {ours:.0f} | {theirs:.0f} | {ours / one:.1f} | {theirs / mixed:.1f} |"
-        )
+        rest = [f"{mixed:.0f}", f"{expected:.0f}", f"{mixed / expected:.2f}", f"{theirs:.0f}", f"{theirs / mixed:.1f}"]
+        a, b, c, d, e = rest if jobs > 1 else ["–"] * 5
+        lines.append(f"| {'x'.join(map(str, shape))} | {jobs} | {one:.0f} | {a} | {b} | {c} | {ours:.0f} | {d} | {ours / one:.1f} | {e} |")
         print(lines[-1], flush=True)
     return "\n".join([*lines, ""])
 
@@ -219,13 +210,13 @@ def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, rep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ticks", type=int, default=60)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
-    options.out.write_text(report([(4, 16, 16), (4, 64, 64)], options.jobs, options.steps, options.repeats))
+    options.out.write_text(report([(4, 16, 16), (4, 64, 64)], options.jobs, options.steps, options.ticks))
 
 
 if __name__ == "__main__":
