@@ -17,10 +17,10 @@ from tests.test_training import drawn_icons
 from training import evaluate, evaluation_sweep
 from training.artist import Artist
 from training.captions import STYLED
-from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, allowed
+from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, allowed, held_out
 from training.evaluation_attributes import attributes, trusted
 from training.features import EfficientNet
-from training.judge import Judge, answers, count_of, judge_for
+from training.judge import Judge, answers, any_scene, count_of, judge_for
 from training.lpips import ALEXNET, Lpips
 from training.scene_sets import plain_wording, random_scenes, renders, scene_sets
 from training.toy import write_toy
@@ -146,6 +146,14 @@ def test_a_picture_is_asked_only_what_its_scene_says(compositor: Compositor):
     found = answers(Judge(8).eval(), renders(compositor, scenes, 0), scenes)
     assert np.isnan(found["colour"]).tolist() == [True, False]
     assert found["background"].tolist() == [1, 1] and found["count by components"].tolist() == [1, 1]
+
+
+def test_a_judge_learns_the_pairs_that_the_model_must_not_see(compositor: Compositor):
+    scenes = [any_scene(compositor, np.random.default_rng((3, i))) for i in range(400)]
+    assert {allowed(s) for s in scenes} == {True, False}
+    assert any(held_out("style", STYLES[s.style], THINGS[s.thing].name) for s in scenes)
+    assert {s.style for s in scenes} == set(range(len(STYLES)))
+    assert all(compositor.recolourable[s.style, s.thing] for s in scenes if s.colour >= 0)
 
 
 def test_a_judge_of_other_sprites_is_trained_anew(compositor: Compositor, tmp_path: Path):

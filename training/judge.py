@@ -7,6 +7,7 @@ renders it has not seen is the ceiling of every figure it gives.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,14 @@ def soften(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return F.interpolate(F.interpolate(x, side, mode="bilinear", antialias=True), SIDE, mode="bilinear")
 
 
+def any_scene(compositor: Compositor, rng: np.random.Generator) -> Scene:
+    """A scene to learn from, of pairs held out from the model too: a judge must know what it judges. Half of what can be is recoloured."""
+    scene = compositor.random_scene(rng)
+    style = int(rng.choice(np.flatnonzero(compositor.present[: len(STYLES), scene.thing])))
+    coloured = compositor.recolourable[style, scene.thing] and rng.random() < 0.5
+    return replace(scene, style=style, colour=int(rng.integers(len(COLOUR_NAMES))) if coloured else -1)
+
+
 def train_judge(compositor: Compositor, folder: Path, total: int = TOTAL, batch: int = 32, device: str = "cpu") -> Judge:
     torch.manual_seed(0)
     judge = Judge().to(device, memory_format=torch.channels_last)
@@ -63,7 +72,7 @@ def train_judge(compositor: Compositor, folder: Path, total: int = TOTAL, batch:
     with Clock("judge", total, images, minutes=1e9) as clock:
         while images < total:
             rng = generator(SEED, images)
-            scenes = [compositor.random_scene(rng) for _ in range(batch)]
+            scenes = [any_scene(compositor, rng) for _ in range(batch)]
             x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng).to(device, memory_format=torch.channels_last)
             targets = torch.tensor([(s.thing, s.style, s.count - 1) for s in scenes], device=device)
             for group in optimiser.param_groups:
