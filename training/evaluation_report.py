@@ -149,9 +149,10 @@ def page(figures: dict) -> str:
         lines += [
             "",
             f"Shares of right answers over {figures['seeds']} pictures of each scene, with 95 % intervals. Thing, style and count are "
-            "named by a network trained on renders of another seed (all pairs); background, colour and count by components are pixel rules. Held out: "
-            "pairs of style or colour and thing that training never showed. By components are counted the scenes whose own render this "
-            "rule counts right. Relations are not asked for: in this model's world nothing stands beside, on or under another thing.",
+            "named by a network trained on renders of all pairs with another seed; background, colour and count by components are pixel "
+            "rules. Held out: pairs of style or colour and thing that training never showed. By components are counted the scenes whose "
+            "own render this rule counts right. Relations are not asked for: in this model's world nothing stands beside, on or under "
+            "another thing.",
             "", *attribute_table(figures), "", *measure_lines(figures),
         ]  # fmt: skip
     if "sweep" in figures:
