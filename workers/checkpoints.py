@@ -37,10 +37,11 @@ class Checkpoints:
 
     async def keep(self, held: Held, exported: Exported) -> None:
         """Write a checkpoint down; a job that leaves is handed on with it, or without if it cannot be kept."""
-        if not await self._kept(held, exported):
-            await self._ends.let_go(held, wished=False)
-        elif held.leaving and self._holdings.has(held) and not held.settling:
-            await self._ends.hand_on(held)
+        async with held.saving:
+            if not await self._kept(held, exported):
+                await self._ends.let_go(held, wished=False)
+            elif held.leaving and self._holdings.has(held) and not held.settling:
+                await self._ends.hand_on(held)
 
     async def _kept(self, held: Held, exported: Exported) -> bool:
         """False where the job is someone else's by now. What cannot be kept is not: the next checkpoint comes soon."""
@@ -50,10 +51,15 @@ class Checkpoints:
             return True
         refs = [images[i] for i in sorted(images)]
         data = await asyncio.to_thread(checkpoint.dump, exported.images)
+        before = held.saved
+        held.saved |= {image.key for image in refs}  # before the answer, which may be lost
         try:
             kept = await self._queue.checkpoint(self._worker, job.attempt, job.id, data, refs, steps_done=done)
         except (CheckpointTooLarge, RedisError, OSError) as error:
             log.warning("checkpoint_not_kept", job=job.id, bytes=len(data), error=type(error).__name__)
             return True
-        held.saved, held.saved_done = frozenset(image.key for image in refs), done
+        if kept:
+            held.saved_done = done
+        else:
+            held.saved = before
         return kept

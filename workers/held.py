@@ -26,7 +26,8 @@ class Held:
     began_with: int = 0  # evaluations that an earlier attempt had done
     saved_at: float = field(default_factory=time.monotonic)
     saved_done: int = 0  # evaluations in the last checkpoint
-    saved: frozenset[str] = frozenset()  # keys of pictures that belong to a checkpoint and outlive this attempt
+    saved: frozenset[str] = frozenset()  # keys of pictures that may belong to a checkpoint and outlive this attempt
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # checkpoints are written down in their order
     settling: bool = False  # its end is being written down: whatever else is heard of it meanwhile comes too late
     exported: bool = False  # where it stands has been told since it was asked to leave
     leaving: str | None = None  # why it is handed on after its next checkpoint: released or paused

@@ -38,12 +38,13 @@ async def resume(held: Held, found: Checkpoint, store: LocalImageStore) -> dict[
 
 async def _owned(held: Held, index: int, image: ImageRef, store: LocalImageStore) -> ImageRef | None:
     """A picture keeps its key. Only where the checkpoint was that of an equal job, whose pictures go when its time of keeping
-    is over, the job gets a copy in its own name; None if there is nothing to copy."""
+    is over, the job gets a copy in its own name; None if there is no picture, which is drawn anew then."""
     job = held.job
-    if image.key.startswith(f"{job.id}/"):
-        return image
     key = image_key(job.id, job.attempt, index, EXTENSIONS[job.params.output_format])
     try:
+        if image.key.startswith(f"{job.id}/"):
+            await store.open(image.key)
+            return image
         await store.put(key, await store.read(image.key))
     except (NotFound, OSError) as error:
         log.warning("picture_not_taken_over", job=job.id, error=type(error).__name__)
