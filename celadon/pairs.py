@@ -89,7 +89,8 @@ class Pairs:
             if one not in known:
                 raise names.UnknownName(kind, one, names.needs(one))
         of_schedule = options_of(schedule_options)
-        count = steps or self.defaults.steps
+        given = of_schedule.get("sigmas")
+        count = steps or (len(given) - 1 if id == "custom" and isinstance(given, list) and len(given) > 1 else self.defaults.steps)
         table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule)
         return Pair(
             self.folder,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from celadon.pairs import Pair, Pairs
+    from workers.model import Opened
 
 MARGIN, LINE = 8, 16  # pixels
 
@@ -51,32 +52,56 @@ def _curve(pairs: Pairs, name: str, steps: int, sampler: str, options: Sequence[
 def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | None, seed: int, output: Path) -> None:
     """Write the sheet. Raises ValueError, StartRefused, OSError."""
     import numpy as np
-    import torch
 
-    from pipelines.loading import load
-    from pipelines.process import backward, encode_picture, forward
+    from pipelines.process import backward, forward
     from pipelines.sampler_list import samplers_of
-    from pipelines.text_to_image import decode
 
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise StartRefused(f"-o {output}: pictures are .png, .jpg or .webp")
-    checkpoint = load(pair.folder, device=torch.device("cpu"), dtype=torch.float32)
-    card = checkpoint.card
-    usual = samplers_of(checkpoint.ladder.space)[pair.sampler].guidance or card.defaults.guidance
+    given = _latents(pair.folder, picture) if picture else None
+    opened = _opened(pair.folder)
+    decode, card = opened.stages.decode, opened.stages.card
+    usual = samplers_of(opened.stages.ladder.space)[pair.sampler].guidance or card.defaults.guidance
     scale = usual if guidance is None else guidance
-    forming, last = backward(checkpoint, pair.table, prompt, seed, scale)
+    forming, last = backward(opened.stages, opened.denoiser, pair.table, prompt, seed, scale)
     steps = [i for i in range(len(pair.table)) if i == 0 or pair.table.step[i] != pair.table.step[i - 1]]
-    x0 = encode_picture(checkpoint, _pixels(picture, (card.width, card.height))) if picture else last
-    noisy = [decode(checkpoint, x) for row, x in enumerate(forward(x0, pair.table, seed)) if len(pair.table) - 1 - row in steps]
+    x0 = last if given is None else given
+    noisy = [decode(x) for row, x in enumerate(forward(x0, pair.table, seed)) if len(pair.table) - 1 - row in steps]
     lines: dict[str, list[Any]] = {
-        "q(x_t | x_0): noise is added": [decode(checkpoint, x0), *noisy],
-        "p(x_t-1 | x_t): noise is taken away": [*(decode(checkpoint, forming[i].x) for i in steps), decode(checkpoint, last)],
-        "the estimate of x_0 at each level": [*(decode(checkpoint, forming[i].denoised) for i in steps), decode(checkpoint, last)],
+        "q(x_t | x_0): noise is added": [decode(x0), *noisy],
+        "p(x_t-1 | x_t): noise is taken away": [*(decode(forming[i].x) for i in steps), decode(last)],
+        "the estimate of x_0 at each level": [*(decode(forming[i].denoised) for i in steps), decode(last)],
     }
     ratios = [f"{pair.table.sigma[i] / pair.table.alpha[i]:.3g}" for i in steps] + ["0"]
     labels = [list(reversed(ratios)), ratios, ratios]
     sheet({name: [np.asarray(p) for p in pictures] for name, pictures in lines.items()}, labels).save(output, **_saving(output))
     print(output)
+
+
+def _opened(folder: Path) -> Opened:
+    """The backend and precision that a worker would take on this CPU, and its cache. Raises StartRefused."""
+    from celadon.settings import of_worker
+    from workers.model import ModelRefused, open_backend
+
+    try:
+        return open_backend(of_worker(redis_url="unix:///embedded", model=str(folder), device="cpu"))
+    except ModelRefused as error:
+        raise StartRefused(str(error)) from error
+
+
+def _latents(folder: Path, picture: Path) -> Any:
+    """A picture file encoded: [C, h, w]. Only torch has the encoding half of the VAE. Raises StartRefused, OSError."""
+    from importlib.util import find_spec
+
+    if not find_spec("torch"):
+        raise StartRefused("--picture needs torch, which is not installed: make install-gpu, or pip install celadon[gpu]")
+    import torch
+
+    from pipelines.loading import load
+    from pipelines.text_to_image import encode_picture
+
+    checkpoint = load(folder, device=torch.device("cpu"), dtype=torch.float32)
+    return encode_picture(checkpoint, _pixels(picture, (checkpoint.card.width, checkpoint.card.height)))
 
 
 def sheet(lines: Mapping[str, Sequence[Any]], labels: Sequence[Sequence[str]]) -> Image:

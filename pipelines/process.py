@@ -6,18 +6,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.denoiser import Denoiser
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Failed, Finished, Preview
 from pipelines.engine.sample import Sample
-from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
-from pipelines.planning import Pixels
+from pipelines.planning import Stages
 from pipelines.step_table import StepTable
-from pipelines.text_to_image import encode_prompt
 
 Float32 = NDArray[np.float32]
 
@@ -30,16 +27,6 @@ class Forming(NamedTuple):
     denoised: Float32
 
 
-@torch.inference_mode()
-def encode_picture(checkpoint: Checkpoint, pixels: Pixels) -> Float32:
-    """Picture [H, W, 3] -> the mean of its latents [C, h, w], in the space that the U-Net works in."""
-    vae = checkpoint.vae
-    x = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(checkpoint.device, vae.dtype)
-    z = vae.encode(x).latent_dist.mean[0].float()
-    latents: Float32 = ((z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).cpu().numpy()
-    return latents
-
-
 def forward(x0: Float32, table: StepTable, seed: int) -> Iterator[Float32]:
     """q(x_t | x_0): latents [C, h, w] at each level of a table, from the least noise to the most; one noise for all of them.
 
@@ -50,16 +37,17 @@ def forward(x0: Float32, table: StepTable, seed: int) -> Iterator[Float32]:
         yield np.float32(alpha) * x0 + np.float32(sigma) * noise
 
 
-def backward(checkpoint: Checkpoint, table: StepTable, prompt: str, seed: int, guidance: float) -> tuple[list[Forming], Float32]:
+def backward(
+    stages: Stages, denoiser: Denoiser, table: StepTable, prompt: str, seed: int, guidance: float
+) -> tuple[list[Forming], Float32]:
     """p(x_t-1 | x_t): what the engine holds before every row and the previews that it gives, and the clean latents at the end.
 
     Raises ValueError where the model's values are not finite.
     """
-    card = checkpoint.card
-    denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
+    card = stages.card
     engine = Engine(denoiser, slots=1, preview_interval_s=0.0)
-    cond, uncond = (denoiser.xp.asarray(encode_prompt(checkpoint, text).cpu().numpy(), device=denoiser.device) for text in (prompt, ""))
-    shape = checkpoint.latent_shape(card.width, card.height)
+    cond, uncond = (stages.encode(text) for text in (prompt, ""))
+    shape = stages.latent_shape(card.width, card.height)
     rescale = card.defaults.guidance_rescale
     engine.add(
         Sample(

@@ -52,6 +52,16 @@ def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
 
 
 @torch.inference_mode()
+@torch.inference_mode()
+def encode_picture(checkpoint: Checkpoint, pixels: Pixels) -> NDArray[np.float32]:
+    """Picture [H, W, 3] -> the mean of its latents [C, h, w], in the space that the U-Net works in."""
+    vae = checkpoint.vae
+    x = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(checkpoint.device, vae.dtype)
+    z = vae.encode(x).latent_dist.mean[0].float()
+    latents: NDArray[np.float32] = ((z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).cpu().numpy()
+    return latents
+
+
 def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> NDArray[np.float32]:
     """Image `index` of a request, row by row, one coefficient after the other -> latents [C, h, w]."""
     table = table_for(checkpoint, params)

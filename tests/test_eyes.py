@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,13 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from celadon.__main__ import app
+from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.ladder import Ladder
 from pipelines.loading import load
 from pipelines.params import GenerationParams
-from pipelines.process import backward, encode_picture, forward
+from pipelines.process import backward, forward
 from pipelines.samplers import compile_table
 from pipelines.step_table import BASIS, STATE
-from pipelines.text_to_image import decode, denoise
+from pipelines.text_to_image import TorchStages, decode, denoise, encode_picture
 from workers.settings import DEFAULT_MODEL
 
 LADDER = Ladder.from_config(json.loads((DEFAULT_MODEL / "scheduler" / "scheduler_config.json").read_text()))
@@ -67,6 +71,11 @@ def test_explain_takes_names_and_options_of_other_programs() -> None:
     arguments = ("--sampler", "DPMSolverMultistep", "--sampler-option", "use_karras_sigmas=true", "--schedule-option", "rho=5")
     said = json.loads(output("explain", *arguments, "--json"))
     assert (said["sampler"], said["schedule"], said["schedule_options"]) == ("dpmpp_2m", "karras", {"rho": 5.0})
+
+
+def test_as_many_steps_as_the_given_sigmas_say() -> None:
+    said = json.loads(output("explain", "--schedule", "custom", "--schedule-option", "sigmas=[14.6, 5, 1, 0]", "--json"))
+    assert said["steps"] == 3 and said["schedule_options"] == {"sigmas": [14.6, 5.0, 1.0, 0.0]}
 
 
 def test_explain_knows_the_sampler_of_an_edm_model(tmp_path: Path) -> None:
@@ -121,9 +130,13 @@ def checkpoint():
     return load(DEFAULT_MODEL, device=torch.device("cpu"), dtype=torch.float32)
 
 
+def torch_backend(checkpoint):
+    return TorchStages(checkpoint), TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
+
+
 def test_a_picture_forms_as_the_slow_loop_draws_it(checkpoint) -> None:
     table = compile_table(checkpoint.ladder, "ddim", "trailing", 3)
-    forming, last = backward(checkpoint, table, "a red apple", seed=3, guidance=4.0)
+    forming, last = backward(*torch_backend(checkpoint), table, "a red apple", seed=3, guidance=4.0)
     card = checkpoint.card
     asked = {"sampler": "ddim", "schedule": "trailing", "steps": 3, "guidance": 4.0, "seed": 3}
     params = GenerationParams(prompt="a red apple", model=card.id, width=card.width, height=card.height, **asked)
@@ -145,7 +158,9 @@ def test_a_picture_dissolves_along_the_ladder(checkpoint) -> None:
 
 def test_encoding_undoes_decoding(checkpoint) -> None:
     """Of a picture in the model's own words; a VAE loses a little."""
-    _, latents = backward(checkpoint, compile_table(checkpoint.ladder, "dpmpp_2m", "auto", 4), "a red apple", seed=3, guidance=4.0)
+    _, latents = backward(
+        *torch_backend(checkpoint), compile_table(checkpoint.ladder, "dpmpp_2m", "auto", 4), "a red apple", seed=3, guidance=4.0
+    )
     picture = decode(checkpoint, latents)
     again = decode(checkpoint, encode_picture(checkpoint, picture))
     assert np.abs(picture.astype(float) - again).mean() < 6
@@ -161,3 +176,23 @@ def test_plot_process_makes_a_sheet(tmp_path: Path) -> None:
         assert sheet.size[0] > 3 * 128 and sheet.size[1] > 3 * 128
         top_left = sheet.convert("RGB").getpixel((8 + 64, 8 + 16 + 64))
     assert top_left[1] > top_left[0] and top_left[1] > top_left[2], "the green picture, not yet dissolved"
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "diffusers", "transformers"):
+    sys.modules[name] = None
+from celadon.__main__ import app
+app(sys.argv[1:])
+"""
+
+
+def test_plot_process_needs_no_torch(tmp_path: Path) -> None:
+    """Where OpenVINO draws, as after `make install`."""
+    file = tmp_path / "process.png"
+    arguments = [sys.executable, "-c", WITHOUT_TORCH, "plot", "process", "a red apple", "--steps", "2", "-o", str(file)]
+    setting = {"CELADON_MODEL": "", "CELADON_BACKEND": "openvino", "CELADON_DATA_DIR": str(tmp_path / "data")}
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=50, env=os.environ | setting)
+    assert done.returncode == 0, done.stderr
+    with Image.open(file) as sheet:
+        assert sheet.size[0] > 3 * 128 and sheet.size[1] > 3 * 128
