@@ -94,7 +94,8 @@ def test_captions_say_what_the_scene_shows(sprites: np.ndarray):
         if scene.background >= 0:
             name = BACKGROUND_NAMES[scene.background]
             assert re.search(name.replace("gray", "gr[ae]y"), line), line
-        assert (scene.style == 1) == bool(re.search("flat|cartoon|drawing", line)), line
+        assert (scene.style == 1) == bool(re.search("flat|cartoon", line)), line
+        assert (scene.style == 2) == bool(re.search("pencil drawing|sketch|^a drawing", line)), line
 
 
 def test_every_word_is_few_tokens():

@@ -1,4 +1,4 @@
-"""What surrounds the training stages: noise options, the pack, parts, inherited words, and distillation."""
+"""What surrounds the training stages: noise options, the pack, parts, inherited words, distillation, and the pencil."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
 from transformers import CLIPTextModel
 
 from pipelines.gamma import forward_process
@@ -18,11 +19,14 @@ from pipelines.prediction import MEASURED, preconditioning
 from pipelines.samplers import compile_table
 from tests.test_training import drawn_icons, small_vae, stop_after
 from training import lcm, machine, noise, parts, text, vae
+from training.captions import vocabulary
 from training.data import compose, pack, unpack
 from training.export import card, write_checkpoint
 from training.noise import COSINE, Noise
+from training.pencil import pencil_drawing
 from training.toy import write_toy
 from training.unet import build_unet
+from training.words import STYLES
 
 PAPERS = (
     Noise("sigmoid", (("start", -3.0), ("end", 3.0), ("tau", 0.9)), 0.6, "closed"),
@@ -134,7 +138,7 @@ def test_new_words_join_an_old_text_encoder(tmp_path: Path) -> None:
     """Known words keep their meaning exactly; those that are new begin in the middle of all others."""
     torch.manual_seed(1)
     today = text.build_tokenizer()
-    words = [merge for merge in text.read_merges(today.backend_tokenizer.to_str()) if "cartoon" not in "".join(merge)]
+    words = [merge for merge in text.read_merges(today.backend_tokenizer.to_str()) if "sketch" not in "".join(merge)]
     old = text.tokenizer_from_merges(words, sorted(text.pre_tokenizers.ByteLevel.alphabet()))
     encoder = text.build_text_encoder(old, width=32, layers=1, heads=2)
     text.save_tokenizer(old, tmp_path / "tokenizer")
@@ -147,8 +151,21 @@ def test_new_words_join_an_old_text_encoder(tmp_path: Path) -> None:
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
     vectors = grown.get_input_embeddings().weight
     mean = encoder.get_input_embeddings().weight.mean(0)
-    torch.testing.assert_close(vectors[today.get_vocab()["cartoon</w>"]], mean, atol=1e-6, rtol=0)
+    torch.testing.assert_close(vectors[today.get_vocab()["sketch</w>"]], mean, atol=1e-6, rtol=0)
     assert len(today) > len(old)
+
+
+def test_the_pencil_leaves_lines_and_no_colour() -> None:
+    picture = Image.new("RGBA", (256, 256))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((28, 28, 228, 228), fill=(230, 200, 40, 255))
+    draw.ellipse((96, 96, 130, 130), fill=(60, 20, 20, 255))
+    drawn = np.asarray(pencil_drawing(picture)).astype(int)
+    assert np.array_equal(drawn[..., 3], np.asarray(picture)[..., 3])
+    assert (drawn[..., 0] == drawn[..., 1]).all() and (drawn[..., 1] == drawn[..., 2]).all()
+    middle, edge, eye = drawn[180, 128, 0], drawn[128, 28:36, 0].min(), drawn[113, 92:102, 0].min()
+    assert middle > 200 and edge < middle - 50 and eye < middle - 80
+    assert STYLES[2] == "pencil" and {"pencil", "sketch"} <= set(vocabulary())
 
 
 # Distillation

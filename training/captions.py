@@ -26,8 +26,16 @@ STYLED = {
         "{}, flat icon",
         "a cartoon of {}",
         "{}, cartoon",
-        "a drawing of {}",
         "a flat drawing of {}",
+    ),
+    "pencil": (
+        "a pencil drawing of {}",
+        "pencil drawing of {}",
+        "{}, pencil drawing",
+        "a pencil sketch of {}",
+        "a sketch of {}",
+        "{}, sketch",
+        "a drawing of {}",
     ),
 }
 UNSTYLED = ("{}", "{}", "{}", "{}", "{}", "a picture of {}", "an image of {}", "a photo of {}")

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from training.compositor import SIZE, SPRITE, Compositor, Scene
+from training.pencil import pencil_drawing
 from training.sources import fetch
 from training.words import STYLES, THINGS
 
@@ -70,7 +71,9 @@ def noto_images(package: Path) -> dict[str, Image.Image]:
 def rasterise(packages: list[Path]) -> np.ndarray:
     """[styles, things, 128, 128, 4] uint8; a thing a style lacks stays transparent."""
     sprites = np.zeros((len(STYLES), len(THINGS), SPRITE, SPRITE, 4), np.uint8)
-    for style, images in enumerate((fluent_images(packages[0]), noto_images(packages[1]))):
+    renders = fluent_images(packages[0])
+    drawings = {code: pencil_drawing(image) for code, image in renders.items()}
+    for style, images in enumerate((renders, noto_images(packages[1]), drawings)):
         for index, thing in enumerate(THINGS):
             if thing.code in images:
                 sprites[style, index] = fit(images[thing.code])
@@ -118,7 +121,7 @@ def unpack(path: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
-    parser.add_argument("--count", type=int, default=36_000)
+    parser.add_argument("--count", type=int, default=48_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the sprites there as well")
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="take the sprites from there")

@@ -20,7 +20,7 @@ from training.unet import build_unet
 from training.vae import averaged
 
 SHARD = "45MB"
-DESCRIPTION = "204 everyday things in two icon styles, on ten backgrounds, in eight colours. Trained from scratch on a CPU."
+DESCRIPTION = "204 everyday things in three styles, on ten backgrounds, in eight colours. Trained from scratch on a CPU."
 FEW_STEPS = {"sampler": "lcm", "schedule": "lcm", "steps": 4, "guidance": 1.0, "guidance_rescale": 0.0}
 
 

@@ -27,7 +27,7 @@ from training.vae import averaged, to_pictures
 GRID_PROMPTS = (
     "a red apple", "a car", "a cat", "a dog on a blue background", "a frog", "a banana on a pink background", "pizza", "a castle",
     "a purple octopus", "a tree", "a house on a yellow background", "two green hearts", "a flat icon of a cat",
-    "a cartoon of a car on a green background", "a drawing of a fish", "a blue star on a black background",
+    "a cartoon of a car on a green background", "a pencil drawing of a fish", "a pencil sketch of a dog on a yellow background",
 )  # fmt: skip
 
 

@@ -217,7 +217,7 @@ TABLE = """
 😡 angry face | =
 """
 
-STYLES = ("3d", "flat")  # the first is the default look, drawn when the prompt names no style
+STYLES = ("3d", "flat", "pencil")  # the first is the default look, drawn when the prompt names no style
 
 # Backgrounds and object colours: exact sRGB values.
 BACKGROUNDS = {
