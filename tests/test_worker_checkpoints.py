@@ -1,4 +1,4 @@
-"""Pictures of a checkpoint outlive the attempt that drew them, whatever is lost on the way."""
+"""Pictures of a checkpoint outlive the attempt that drew them, whatever is lost on the way; those of a failed job do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Unreachable
 
 from jobs.image_store import LocalImageStore
-from jobs.job import JobStatus
+from jobs.job import JobError, JobStatus
 from jobs.job_queue import JobQueue
 from pipelines.engine import checkpoint
 from tests.job_samples import sample_image
@@ -64,3 +64,20 @@ async def test_a_picture_of_a_checkpoint_that_is_gone_is_drawn_anew(redis: Redis
     await bench.stop()
     assert done.status is JobStatus.SUCCEEDED
     assert {image.key for image in done.images} == bench.files() == {"a/2-0.png"}
+
+
+async def test_a_job_that_fails_leaves_no_picture_behind(redis: Redis, tmp_path: Path) -> None:
+    """One picture was drawn and saved in a checkpoint before the other one broke."""
+    queue, store, holdings = JobQueue(redis), LocalImageStore(tmp_path), Holdings()
+    await queue.submit(job("a", params=replace(job("x").params, num_images=2), steps_total=40))
+    [claimed] = await queue.claim("w", [CARD.id], 1)
+    held, picture = Held.of(claimed), sample_image(claimed)
+    holdings.add(held)
+    await store.put(picture.key, b"drawn")
+    held.images[0] = picture
+    ends = Ends("w", queue, store, holdings, Idle(), Errands(Inbox()))  # type: ignore[arg-type]
+    await Checkpoints("w", 5.0, queue, holdings, Idle(), ends).keep(held, Exported(claimed, {}))  # type: ignore[arg-type]
+    await ends.fail(held, JobError("not_finite", "The picture was lost."))
+    record = await queue.get("a")
+    assert record is not None and record.status is JobStatus.FAILED
+    assert not list(tmp_path.rglob("*.png"))

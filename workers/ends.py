@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from jobs.image_store import LocalImageStore
+from jobs.job import JobError
 from jobs.job_queue import JobQueue
 from workers.drawing import DrawingThread
 from workers.held import Held, Holdings
@@ -37,6 +38,11 @@ class Ends:
         log.info("recorded" if won else "superseded", job=held.job.id, attempt=held.job.attempt)
         self._holdings.forget(held)
         return won
+
+    async def fail(self, held: Held, error: JobError) -> None:
+        """Write the failure down. Pictures that were drawn before it are nobody's."""
+        won = await self.record(held, self._queue.fail, error)
+        await self.discard(held, all_of_them=won)
 
     async def discard(self, held: Held, *, all_of_them: bool = False) -> None:
         """Delete pictures that nobody will publish. Those of a checkpoint belong to the job, not to this attempt.

@@ -45,7 +45,7 @@ class Pictures:
         except Exception as error:  # whatever it is, it is this job's failure and nobody else's
             log.error("not_stored", job=job.id, error=where(error))
             self._ends.drop(held)
-            await self._ends.record(held, self._queue.fail, _reason(error))
+            await self._ends.fail(held, _reason(error))
             return
         seed = params.image_seed(drawn.index)
         held.seconds = drawn.seconds

@@ -184,7 +184,7 @@ class Worker:
             case Broken():
                 log.warning("broken", job=held.job.id, code=message.code, error=where(message.cause))
                 error = JobError(message.code, message.message, message.code in RETRYABLE)
-                self._errands.send(self._ends.record(held, self._queue.fail, error))
+                self._errands.send(self._ends.fail(held, error))
 
     # presence, and what everybody does
 
