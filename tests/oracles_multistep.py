@@ -118,6 +118,46 @@ def churning(name):
     return loop
 
 
+def plms(denoise, x, sigmas, noise):
+    """arXiv 2202.09778, equations 9 (the first step, its slope taken again where it ends) and 12, in sigma for the noise's slope."""
+    table, past = {1: (3, -1), 2: (23, -16, 5), 3: (55, -59, 37, -9)}, []
+    for i, (now, to) in enumerate(pairwise(sigmas)):
+        past.insert(0, (x - denoise(x, now)) / now)
+        if i == 0:
+            guess = x + (to - now) * past[0]
+            if len(sigmas) == 2:
+                return guess
+            x = x + (to - now) * (past[0] + (guess - denoise(guess, to)) / to) / 2
+        else:
+            weights = table[min(i, 3)]
+            x = x + (to - now) * sum(w * d for w, d in zip(weights, past, strict=False)) / sum(weights)
+    return x
+
+
+def consistency(denoise, x, sigmas, noise):
+    """arXiv 2310.04378, algorithm 3, with its f = c_skip x + c_out D of section 4.1: time scaled by 10, data of deviation 1/2."""
+    for now, to in pairwise(sigmas):
+        time, alpha = 10 * denoise.time_of(now), 1 / math.sqrt(1 + now**2)
+        f = 0.5**2 / (time**2 + 0.5**2) * alpha * x + time / math.hypot(time, 0.5) * denoise(x, now)
+        x = f + to * noise() if to > 0 else f
+    return x
+
+
+def trajectory_consistency(denoise, x, sigmas, noise, gamma=0.3):
+    """arXiv 2402.19159, algorithm 4: to the time (1 - gamma) t' and, but for the last step to time 0, noise up to t'.
+
+    A whole time is cut to a whole one, as the authors' program does.
+    """
+    for i, (now, to) in enumerate(pairwise(sigmas), 2):
+        denoised, until = denoise(x, now), denoise.time_of(to) if to > 0 else 0.0
+        if i == len(sigmas) and until == 0.0:
+            return denoised + to / now * (x - denoised)
+        time = float(torch.tensor(1 - gamma, dtype=torch.float32) * torch.tensor(until, dtype=torch.float32))
+        below = min(denoise.sigma_at(math.floor(time) if until == int(until) else time), float(to))
+        x = denoised + below / now * (x - denoised) + math.sqrt(to**2 - below**2) * noise()
+    return x
+
+
 SCALED = [s for s in SCHEDULES if s != "leading"]  # these start at sigma * noise
 UNSPACED = [s for s in SCHEDULES if s not in ("auto", "leading", "trailing", "linspace")]  # DDIM's own land beside their levels
 CHURNS = [{"s_churn": 15.0}, {"s_churn": 1000.0, "s_noise": 1.1}, {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 0.8}]
@@ -151,5 +191,8 @@ CASES = [
         for id, name in (("euler", "euler"), ("heun", "heun"), ("dpm2", "dpm_2"))
         for o in CHURNS
     ),
+    Case("pndm", plms, {}, {}, UNSPACED),
+    Case("lcm", consistency),
+    *(Case("tcd", trajectory_consistency, o, o) for o in ({"gamma": 0.8}, {})),
     *(Case("restart", restart, o, o, ("karras",)) for o in ({}, {"s_noise": 1.1})),
 ]

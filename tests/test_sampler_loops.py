@@ -25,8 +25,8 @@ from tests.fakes import schedule_options
 CASES = [*oracles_multistep.CASES]
 SCHEDULES = {id: schedule for id, schedule in schedule_list.SCHEDULES.items() if not schedule.for_flow}
 SOME = ("trailing", "karras", "exponential", "kl_optimal_open")  # even in time, in sigma and in its logarithm; one that ends above zero
-# Plain Heun divides by small numbers at zero terminal SNR; these take a step of their own there, and DDIM begins at alpha = 0.
-OWN_WAY_FROM_ZERO_SNR = ("heun", "restart", "pndm", "ddim", "ddpm")
+# Plain Heun divides by small numbers at zero terminal SNR; these take a step of their own there, and DDIM, LCM and TCD begin at alpha = 0.
+OWN_WAY_FROM_ZERO_SNR = ("heun", "restart", "pndm", "ddim", "ddpm", "lcm", "tcd")
 
 
 @cache
@@ -50,7 +50,8 @@ def differs(case: Case, ladder_name: str, schedule: str, steps: int, network, sh
 
 def found(case: Case, ladder: str, schedules, counts, network, shape=(1, 4, 4, 4), strength=1.0) -> dict[tuple[str, int], float]:
     legal = [s for s in schedules if not case.schedules or s in case.schedules]
-    pairs = [(s, n) for s in legal for n in counts if case.least <= int(n * strength) and n <= (SCHEDULES[s].most or n)]
+    most = SAMPLERS[case.sampler].most or 60
+    pairs = [(s, n) for s in legal for n in counts if case.least <= int(n * strength) and n <= min(SCHEDULES[s].most or n, most)]
     return {(s, n): differs(case, ladder, s, n, network, shape, strength) for s, n in pairs}
 
 
