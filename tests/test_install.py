@@ -37,10 +37,10 @@ def test_without_a_python_make_says_how_to_get_one(clone: Path) -> None:
 
 def test_a_failed_installation_is_tried_again(clone: Path) -> None:
     """Whatever happens half-way, `make install` does not take it for done."""
-    run = make(clone, "install", "PYTHON=false")
+    run = make(clone, "install", "PYTHON=false", "EXTRA=cpu")
     assert run.returncode != 0
     assert "bootstrap.py" not in run.stdout  # it says what went wrong, not what it ran
-    assert not (clone / ".venv" / ".installed").exists()
+    assert not (clone / ".venv" / ".installed-cpu").exists()
 
 
 def test_debian_without_venv_is_told_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +64,10 @@ def test_a_broken_environment_is_seen(tmp_path: Path) -> None:
 
 
 def test_the_installation_is_not_repeated(clone: Path) -> None:
-    stamp = clone / ".venv" / ".installed"
+    stamp = clone / ".venv" / ".installed-cpu"
     stamp.parent.mkdir()
     stamp.touch()
-    run = make(clone, "install", "PYTHON=false")
+    run = make(clone, "install", "PYTHON=false", "EXTRA=cpu")
     assert run.returncode == 0, run.stderr
     assert "Celadon is installed" in run.stdout
 
@@ -75,10 +75,11 @@ def test_the_installation_is_not_repeated(clone: Path) -> None:
 def test_quotes_in_a_prompt_are_no_shell_code(clone: Path) -> None:
     """`make run` hands the prompt on as it is."""
     (clone / ".venv" / "bin").mkdir(parents=True)
-    (clone / ".venv" / ".installed").touch()
+    (clone / ".venv" / ".installed-cpu").touch()
     program = clone / ".venv" / "bin" / "celadon"
     program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
     program.chmod(0o755)
     prompt = "a \"red\" 'apple'; echo $HOME `id` \\ #"
-    run = subprocess.run(["make", "run"], cwd=clone, env={"PROMPT": prompt, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    environment = {"PROMPT": prompt, "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(["make", "run", "EXTRA=cpu"], cwd=clone, env=environment, capture_output=True, text=True)
     assert run.stdout == f"up|--first-prompt|{prompt}|", run.stderr

@@ -47,7 +47,7 @@ def test_children_are_processes_that_say_what_they_are(data_dir: Path) -> None:
 
 def test_kill_9_of_the_supervisor_leaves_nobody(data_dir: Path) -> None:
     # The worker is killed while it is still loading: the moment when a promise to watch the parent is easily not kept yet.
-    with up(data_dir, "--workers", "1", CELADON_MODEL="nowhere") as service:
+    with up(data_dir, "--workers", "1") as service:
         assert service.url
         children = {service.child(word) for word in ("celadon gateway", "celadon worker", "valkey-server")}
         service.process.kill()
