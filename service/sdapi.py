@@ -30,7 +30,7 @@ MOOT = frozenset({
     "hr_scale", "hr_upscaler", "hr_sampler_name", "hr_scheduler", "hr_additional_modules", "denoising_strength", "do_not_save_samples",
     "do_not_save_grid", "save_images", "override_settings_restore_afterwards", "disable_extra_networks", "force_task_id",
 })  # fmt: skip
-SETTINGS = frozenset({"sd_model_checkpoint", "samples_format", "CLIP_stop_at_last_layers", "send_seed"})
+SETTINGS = frozenset({"sd_model_checkpoint", "samples_format", "CLIP_stop_at_last_layers"})
 OF_SAMPLER = {"eta": "eta", "s_churn": "s_churn", "s_tmin": "s_tmin", "s_tmax": "s_tmax", "s_noise": "s_noise"}
 
 

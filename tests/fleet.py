@@ -16,7 +16,24 @@ from typing import Any
 
 import httpx2
 
+import jobs.valkey
+
 TIMEOUT_S = 120.0  # a worker that starts beside others on a busy machine takes a minute
+
+
+@contextlib.contextmanager
+def shared(folder: Path, model: Path) -> Iterator[Fleet]:
+    """A gateway and one worker that gentle tests share, on a server of their own: other tests empty theirs."""
+    server = jobs.valkey.start(folder)
+    fleet = Fleet(jobs.valkey.url(folder), folder, model)
+    try:
+        fleet.gateway()
+        fleet.worker()
+        yield fleet
+    finally:
+        fleet.close()
+        server.terminate()
+        server.wait()
 
 
 class Fleet:

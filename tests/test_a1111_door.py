@@ -16,8 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image, PngImagePlugin
 
-import jobs.valkey
-from fleet import Fleet
+from fleet import Fleet, shared
 from live_gateway import Live, depth, running
 from pipelines.infotext import infotext, parse
 from pipelines.params import GenerationParams
@@ -29,16 +28,8 @@ from training.toy import write_toy
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("a1111")
-    server = jobs.valkey.start(folder)
-    service = Fleet(jobs.valkey.url(folder), folder, write_toy(folder / "toy"))
-    try:
-        service.gateway()
-        service.worker()
+    with shared(folder, write_toy(folder / "toy")) as service:
         yield service
-    finally:
-        service.close()
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture

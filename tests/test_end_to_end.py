@@ -16,7 +16,7 @@ from PIL import Image
 from redis.client import Redis
 
 import jobs.valkey
-from tests.fleet import Fleet
+from tests.fleet import Fleet, shared
 from training.toy import write_toy
 from workers.encode import read_metadata
 
@@ -44,18 +44,8 @@ def learned(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fleet(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A gateway and one worker that all gentle tests share, on a server of their own: other tests empty theirs."""
-    folder = tmp_path_factory.mktemp("shared")
-    server = jobs.valkey.start(folder)
-    fleet = Fleet(jobs.valkey.url(folder), folder, model)
-    try:
-        fleet.gateway()
-        fleet.worker()
+    with shared(tmp_path_factory.mktemp("shared"), model) as fleet:
         yield fleet
-    finally:
-        fleet.close()
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
-import jobs.valkey
-from fleet import Fleet
+from fleet import Fleet, shared
 from live_gateway import Live, depth, running
 from service.api.openai import with_pings
 from service.openai_images import wanted_partials
@@ -28,16 +27,8 @@ from training.toy import write_toy
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A real gateway and a real worker with a toy model."""
     folder = tmp_path_factory.mktemp("openai")
-    server = jobs.valkey.start(folder)
-    service = Fleet(jobs.valkey.url(folder), folder, write_toy(folder / "toy"))
-    try:
-        service.gateway()
-        service.worker()
+    with shared(folder, write_toy(folder / "toy")) as service:
         yield service
-    finally:
-        service.close()
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture

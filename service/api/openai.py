@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -80,26 +79,24 @@ async def generate_images(
     read_timeout: Annotated[str, Header(alias="x-stainless-read-timeout", description="of the SDK: seconds it will wait")] = "",
 ) -> Response | ImagesAnswer:
     """Queue a job and wait for it. A repeat by the SDK joins the job of its first try, whatever became of the answer."""
+    draft = body.to_draft(await _card(gateway, body.model))
+    if body.stream and not gateway.generations.has_room:
+        raise errors.TooManyStreams()  # before anything is queued
     said = fingerprint(body.model_dump(exclude_unset=True))
     if key is None:
         number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
         key = f"openai:{said}:{number}"
-    with ExitStack() as place:
-        if body.stream:
-            place.enter_context(gateway.generations.stream())  # before anything is queued: there is room, or an error
-        draft = body.to_draft(await _card(gateway, body.model))
-        try:
-            submitted = await gateway.generations.submit(draft, Terms(), client=client, idempotency_key=key, fingerprint=said)
-        except errors.InvalidSize as error:
-            raise errors.InvalidSize(error.message, param="size") from None
-        job = submitted.job
-        if submitted.created:
-            gateway.metrics.submitted(job.params.model)
-            user = errors.shown(body.safety_identifier or body.user or "")
-            gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
-        if body.stream:
-            kept = place.pop_all()
-            return StreamingResponse(_stream(gateway, job, body, kept, request.scope["request_id"]), media_type="text/event-stream")
+    try:
+        submitted = await gateway.generations.submit(draft, Terms(), client=client, idempotency_key=key, fingerprint=said)
+    except errors.InvalidSize as error:
+        raise errors.InvalidSize(error.message, param="size") from None
+    job = submitted.job
+    if submitted.created:
+        gateway.metrics.submitted(job.params.model)
+        user = errors.shown(body.safety_identifier or body.user or "")
+        gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
+    if body.stream:
+        return StreamingResponse(_stream(gateway, job, body, request.scope["request_id"]), media_type="text/event-stream")
     job = await gateway.generations.wait(job.id, _patience(read_timeout, gateway.settings.door_wait_s))
     raise_unless_succeeded(job)
     urls = [base + link for link in await gateway.links.sign([i.key for i in job.images])] if body.response_format != "b64_json" else []
@@ -130,15 +127,18 @@ def _patience(read_timeout: str, longest: float) -> float:
         return longest
 
 
-async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, place: ExitStack, request_id: str) -> AsyncIterator[bytes]:
-    """Partial pictures as previews come, the whole one, and `[DONE]`; an error as the last event where it did not end well."""
-    with place:
-        try:
+async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, request_id: str) -> AsyncIterator[bytes]:
+    """Partial pictures as previews come, the whole one, and `[DONE]`; an error as the last event where it did not end well.
+
+    Its place is taken here and not before: of a client that has gone, nothing of this is ever run.
+    """
+    try:
+        with gateway.generations.stream():
             async for event in with_pings(_told(gateway, job, body), PING_S):
                 yield event
-        except errors.ApiError as error:
-            yield _event("error", openai_error(error, request_id))
-        yield b"data: [DONE]\n\n"
+    except errors.ApiError as error:
+        yield _event("error", openai_error(error, request_id))
+    yield b"data: [DONE]\n\n"
 
 
 async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterator[bytes]:
