@@ -153,12 +153,29 @@ async def test_a_worker_that_is_its_own_successor_drops_the_earlier_attempt_firs
     assert bench.files() == {image.key for image in done.images} != set()
 
 
+async def everything(redis: Redis) -> dict[str, bytes]:
+    return {key: await redis.execute_command("DUMP", key, NEVER_DECODE=True) for key in await redis.keys("*")}
+
+
+async def become(redis: Redis, state: dict[str, bytes]) -> None:
+    """At once, as a replica takes over: nobody sees a moment between."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.flushall()
+        for key, value in state.items():
+            pipe.restore(key, 0, value)
+        await pipe.execute()
+
+
 async def test_a_claim_that_a_failover_undid_leaves_the_pictures_to_whoever_has_it_now(redis: Redis, tmp_path: Path) -> None:
     """The other worker's attempt has the same number, and so its pictures have the same keys."""
     queue, store = JobQueue(redis), LocalImageStore(tmp_path)
     two = job("a")
     await queue.submit(replace(two, params=replace(two.params, num_images=2)))
-    before = {key: await redis.execute_command("DUMP", key, NEVER_DECODE=True) for key in await redis.keys("*")}
+    before = await everything(redis)
+    [again] = await queue.claim("v", [CARD.id], 1)
+    assert again.attempt == 1
+    claimed_by_v = await everything(redis)
+    await become(redis, before)
     dropped = asyncio.Event()
 
     def react(command: Command) -> list[Report]:
@@ -169,13 +186,9 @@ async def test_a_claim_that_a_failover_undid_leaves_the_pictures_to_whoever_has_
     bench = Bench(queue, redis, tmp_path, react)
     while bench.files() != {"a/1-0.png"}:
         await asyncio.sleep(0.01)
-    await redis.flushall()
-    for key, value in before.items():
-        await redis.restore(key, 0, value)
-    [again] = await queue.claim("v", [CARD.id], 1)
-    assert again.attempt == 1
     for index in range(2):
         await store.put(f"a/1-{index}.png", b"drawn by v")
+    await become(redis, claimed_by_v)
     await asyncio.wait_for(dropped.wait(), TIMEOUT_S)
     await queue.submit(job("b"))
     await bench.ended("b")
