@@ -354,7 +354,7 @@ class JobQueue:
 
         async def count(shard: Scripts) -> list[int]:
             async with shard.redis.pipeline(transaction=False) as pipe:
-                pipe.zcard(shard.key("pending"))
+                pipe.scard(shard.key("pending"))
                 pipe.zcard(shard.key("lease"))
                 return await pipe.execute()
 

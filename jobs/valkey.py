@@ -67,6 +67,7 @@ def command(data_dir: Path) -> list[str]:
         "save": "",
         "maxmemory-policy": "noeviction",
         "stream-node-max-bytes": "1024",  # a stream reserves so much at once, and every job has one
+        "hash-max-listpack-value": "4096",  # a record in one piece: a prompt longer than 64 bytes would make it a table of pieces
     }
     return [str(binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 

@@ -19,7 +19,13 @@ async def snapshot(redis: Redis) -> Found:
     keys = [key for key in await redis.keys("{q0}:*") if key.split(":")[1] in KINDS]
     async with redis.pipeline(transaction=False) as pipe:
         hashes = dict.fromkeys(("j", "work", "queued"), pipe.hgetall)
-        reads: dict[str, Any] = {**hashes, "e": pipe.xrange, "w": pipe.smembers, "k": lambda key: pipe.hget(key, "steps")}
+        reads: dict[str, Any] = {
+            **hashes,
+            "e": pipe.xrange,
+            "w": pipe.smembers,
+            "pending": pipe.smembers,
+            "k": lambda key: pipe.hget(key, "steps"),
+        }
         for key in keys:
             reads.get(key.split(":")[1], lambda k: pipe.zrange(k, 0, -1))(key)
         return dict(zip(keys, await pipe.execute(), strict=True))

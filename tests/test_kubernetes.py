@@ -283,6 +283,14 @@ def test_only_gateways_can_be_reached_from_outside_and_workers_call_no_private_n
 
 def test_valkey_takes_its_arguments_and_is_fit_to_keep_jobs() -> None:
     """The real server, started with the arguments of the manifest."""
+    wanted = {
+        "maxmemory": str(1 << 30),
+        "maxmemory-policy": "noeviction",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "stream-node-max-bytes": "1024",
+        "hash-max-listpack-value": "4096",
+    }
     (container,) = PODS["overlays/small: celadon-valkey"]["containers"]
     assert container["command"] == ["valkey-server"]
     with tempfile.TemporaryDirectory(prefix="celadon-test-") as folder:
@@ -290,17 +298,11 @@ def test_valkey_takes_its_arguments_and_is_fit_to_keep_jobs() -> None:
         address = f"{folder}/s.sock"
         process = subprocess.Popen([jobs.valkey.binary(), *arguments, "--port", "0", "--unixsocket", address], stdout=subprocess.DEVNULL)
         try:
-            told = _settings_of(Path(address), "maxmemory-policy", "appendonly", "appendfsync", "stream-node-max-bytes", "maxmemory")
+            told = _settings_of(Path(address), *wanted)
         finally:
             process.terminate()
             process.wait(10)
-    assert told.pop("maxmemory") == str(1 << 30)
-    assert told == {
-        "maxmemory-policy": "noeviction",
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "stream-node-max-bytes": "1024",
-    }
+    assert told == wanted
 
 
 def _settings_of(address: Path, *names: str) -> dict[str, str]:

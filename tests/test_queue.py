@@ -215,7 +215,7 @@ async def state(redis: Redis, job_id: str) -> tuple[object, ...]:
     """All that a move could change of a job."""
     kinds = (redis.hgetall, redis.xrange, redis.hgetall)
     parts = [await read("{q0}:" + name + ":" + job_id) for name, read in zip("jep", kinds, strict=True)]
-    return (*parts, await redis.zrange("{q0}:lease", 0, -1, withscores=True), await redis.zrange("{q0}:pending", 0, -1, withscores=True))
+    return (*parts, await redis.zrange("{q0}:lease", 0, -1, withscores=True), sorted(await redis.smembers("{q0}:pending")))
 
 
 async def test_erase_forgets_images_of_ended_jobs_only(queue: JobQueue) -> None:

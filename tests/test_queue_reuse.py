@@ -233,8 +233,9 @@ async def test_who_leaves_takes_the_better_place_along(queue: JobQueue, redis: R
 
 async def everything(redis: Redis, leader: Job) -> dict[str, Any]:
     """Where the jobs stand, and what forecasts read."""
-    sets = [key for key in await redis.keys("{q0}:*") if key.split(":")[1] in ("r", "slack", "pending", "ring", "deadline")]
+    sets = [key for key in await redis.keys("{q0}:*") if key.split(":")[1] in ("r", "slack", "ring", "deadline")]
     kept: dict[str, Any] = {key: await redis.zrange(key, 0, -1) for key in sorted(sets)}
+    kept["pending"] = await redis.smembers("{q0}:pending")
     return kept | {key: await redis.hgetall(key) for key in ("{q0}:work", "{q0}:queued", "{q0}:ready")}
 
 

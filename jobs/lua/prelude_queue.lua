@@ -59,15 +59,15 @@ local function tally(lane, client, count, work)
 end
 
 -- Counts a job as queued, whether it stands in a lane or follows another job.
-local function count_in(id, client, created_at, deadline)
-  call('ZADD', q .. 'pending', created_at, id)
+local function count_in(id, client, deadline)
+  call('SADD', q .. 'pending', id)
   call('HINCRBY', q .. 'queued', client, 1)
   if deadline and deadline ~= '' then call('ZADD', q .. 'deadline', deadline, id) end
 end
 
 local function count_out(id, client, timed)
   if timed then call('ZREM', q .. 'deadline', id) end
-  if call('ZREM', q .. 'pending', id) == 0 or not client then return end
+  if call('SREM', q .. 'pending', id) == 0 or not client then return end
   if call('HINCRBY', q .. 'queued', client, -1) <= 0 then call('HDEL', q .. 'queued', client) end
 end
 
@@ -93,7 +93,7 @@ end
 -- Puts a queued job where claim finds it. A job that comes back keeps its score: it stands before everything that
 -- still waits at its priority. Suspicious jobs wait apart, for a worker that holds nothing else.
 local function enqueue(id)
-  local f = call('HMGET', job(id), 'queue', 'client', 'failures', 'created_at', 'predicted_s', 'deadline_at')
+  local f = call('HMGET', job(id), 'queue', 'client', 'failures', 'predicted_s', 'deadline_at')
   local queue, client = f[1], f[2]
   local class, score, due = place_of(id)
   if tonumber(f[3]) >= ALONE_FROM then
@@ -102,13 +102,13 @@ local function enqueue(id)
     local lane = lane_of(queue, class)
     call('ZADD', q .. 'r:' .. lane .. ':' .. client, score, id)
     enter(lane, client)
-    tally(lane, client, 1, micros(f[5]))
+    tally(lane, client, 1, micros(f[4]))
     if due ~= '' then
-      call('ZADD', q .. 'slack:' .. queue, tonumber(due) - (tonumber(f[5]) or 0), id)
-      call('HINCRBY', q .. 'work', 'promised:' .. queue, micros(f[5]))
+      call('ZADD', q .. 'slack:' .. queue, tonumber(due) - (tonumber(f[4]) or 0), id)
+      call('HINCRBY', q .. 'work', 'promised:' .. queue, micros(f[4]))
     end
   end
-  count_in(id, client, f[4], f[6])
+  count_in(id, client, f[5])
   call('LPUSH', q .. 'wake:' .. queue, 1)
   call('LTRIM', q .. 'wake:' .. queue, 0, MAX_WAKES - 1)
 end

@@ -61,4 +61,4 @@ local function move_on(index, status, move, moved)
   return moved
 end
 
-return { move_on('deadline', 'queued', expire, move_on('lease', 'running', lose, 0)), call('ZCARD', q .. 'pending') }
+return { move_on('deadline', 'queued', expire, move_on('lease', 'running', lose, 0)), call('SCARD', q .. 'pending') }

@@ -31,7 +31,7 @@ local function limited()
 end
 
 local function full()
-  if call('ZCARD', q .. 'pending') >= tonumber(max_queued) then return { 'full', retry_after(queue, backlog(queue)) } end
+  if call('SCARD', q .. 'pending') >= tonumber(max_queued) then return { 'full', retry_after(queue, backlog(queue)) } end
   if tonumber(call('HGET', q .. 'queued', client) or 0) < tonumber(max_per_client) then return nil end
   local lane = lane_of(queue, class)
   local own = tonumber(call('HGET', q .. 'work', lane .. ':' .. client) or 0)
@@ -86,7 +86,7 @@ if ready then
 elseif first then
   call('HSET', job(id), 'follows', first)
   call('ZADD', q .. 'f:' .. first, score, id)
-  count_in(id, client, stamp(t), deadline)
+  count_in(id, client, deadline)
   regroup(first)
 else
   if reuse_key ~= '' then call('SET', same, id) end
