@@ -70,15 +70,17 @@ class HookQueue:
         retry = "" if retry_in_s is None else max(retry_in_s, 0.0)
         return bool(await self._of(delivery_id).run("hooks_settle", worker, delivery_id, reason or "failed", retry))
 
-    async def dead(self, limit: int = 50) -> list[Delivery]:
-        """Deliveries that were given up, newest first; kept for a week, at most 10,000 of them."""
-        found = await self._shards.each(lambda shard: shard.run("hooks_dead", max(1, limit)))
+    async def dead(self, limit: int = 50, client: str = "") -> list[Delivery]:
+        """Deliveries that were given up, of this client's jobs alone if one is named, newest first; kept for a week, at most
+        10,000 of them."""
+        found = await self._shards.each(lambda shard: shard.run("hooks_dead", max(1, limit), client))
         dead = [[_delivery(*entry) for entry in entries] for entries in found]
         return list(heapq.merge(*dead, key=lambda delivery: delivery.at, reverse=True))[:limit]
 
-    async def redeliver(self, delivery_id: str) -> bool:
-        """Makes a dead delivery due now, with all its attempts before it. False if it is not dead."""
-        return bool(await self._of(delivery_id).run("hooks_redeliver", delivery_id))
+    async def redeliver(self, delivery_id: str, client: str = "") -> bool:
+        """Makes a dead delivery due now, with all its attempts before it. False if it is not dead, or not of this client's job
+        where one is named."""
+        return bool(await self._of(delivery_id).run("hooks_redeliver", delivery_id, client))
 
     def _of(self, delivery_id: str) -> Scripts:
         """A delivery is named after its job."""

@@ -314,14 +314,14 @@ class JobQueue:
         record = cast(dict[str, str], await shard.redis.hgetall(shard.key(f"j:{job_id}")))
         return Job.from_hash(record) if record else None
 
-    async def was_here(self, job_id: str) -> bool:
-        """Whether a job of this id ended and its record has expired since, up to a week ago."""
+    async def was_here(self, job_id: str, client: str = "") -> bool:
+        """Whether a job of this id, and of this client if one is named, ended and its record has expired since, up to a week ago."""
         shard = self._at(job_id)
         async with shard.redis.pipeline(transaction=True) as pipe:
-            pipe.exists(shard.key(f"t:{job_id}"))
+            pipe.get(shard.key(f"t:{job_id}"))
             pipe.exists(shard.key(f"j:{job_id}"))
-            remembered, kept = await pipe.execute()
-        return bool(remembered) and not kept
+            owner, kept = await pipe.execute()
+        return owner is not None and not kept and client in ("", owner)
 
     async def list_jobs(self, client: str, status: JobStatus | None = None, limit: int = 50, cursor: str = "") -> Page:
         """The client's jobs, newest first, `limit` (at most 200) on a page. Many jobs of other states make a page shorter,

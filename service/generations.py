@@ -26,7 +26,11 @@ START = "0-0"  # before the first event
 
 
 class Generations:
-    """Jobs of one gateway. Every method may raise RedisError."""
+    """Jobs of one gateway. Every method may raise RedisError.
+
+    A job is its client's alone: whoever names the id of another's hears JobNotFound, as of one that never was. Methods that
+    take a `Job` leave that to those who told it.
+    """
 
     def __init__(self, queue: JobQueue, events: EventLog, catalog: Catalog, store: LocalImageStore, settings: Settings) -> None:
         self._queue, self._events, self._catalog, self._store, self._settings = queue, events, catalog, store, settings
@@ -78,9 +82,9 @@ class Generations:
         )
         return job, card
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str, client: str) -> Job:
         """Raises JobNotFound, JobExpired."""
-        return await self._found(job_id, await self._queue.get(job_id))
+        return await self._found(job_id, client, await self._queue.get(job_id))
 
     async def list_jobs(self, client: str, status: str | None, limit: int, cursor: str) -> Page:
         """The client's own jobs, the newest first; of status `dead`, its dead letters."""
@@ -93,28 +97,29 @@ class Generations:
         found = [await self._queue.list_jobs(client, status, 100, "") for status in (JobStatus.RUNNING, JobStatus.QUEUED)]
         return [job for page in found for job in reversed(page.jobs)]
 
-    async def preview(self, job_id: str) -> str | None:
+    async def preview(self, job: Job) -> str | None:
         """What forms, as a data URL; None where nothing was told yet, or no more."""
-        return await self._events.preview(job_id)
+        return await self._events.preview(job.id)
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, client: str) -> Job:
         """Queue a dead letter again. Raises JobNotFound, JobExpired, JobNotDead."""
+        await self.get(job_id, client)  # a job never changes its client, so that looking first is enough
         if (job := await self._queue.retry(job_id)) is not None:
             return job
-        await self.get(job_id)
         raise JobNotDead()
 
     async def outlook(self, job: Job) -> Forecast | None:
         """What lies before a queued job; None for others."""
         return await self._queue.outlook(job.id) if job.status == JobStatus.QUEUED else None
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job_id: str, client: str) -> Job:
         """A queued job ends at once, a running one at its next step, a finished one is unchanged. Raises JobNotFound, JobExpired."""
-        return await self._found(job_id, await self._queue.cancel(job_id))
+        await self.get(job_id, client)
+        return await self._found(job_id, client, await self._queue.cancel(job_id))
 
-    async def erase(self, job_id: str) -> Job:
+    async def erase(self, job_id: str, client: str) -> Job:
         """Delete a finished job's images for good. Raises JobNotFound, JobExpired, JobNotFinished, StorageUnavailable."""
-        job = await self.get(job_id)
+        job = await self.get(job_id, client)
         if not job.done:
             raise JobNotFinished()
         for image in job.images:  # bytes first: if this is cut short, the record still names what is left
@@ -122,22 +127,22 @@ class Generations:
                 await self._store.delete(image.key)
             except OSError as error:
                 raise StorageUnavailable() from error
-        return await self._found(job_id, await self._queue.erase_images(job_id))
+        return await self._found(job_id, client, await self._queue.erase_images(job_id))
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    async def wait(self, job: Job, seconds: float) -> Job:
         """The job when it is done, or as it is after `seconds`. Raises JobNotFound, JobExpired, TooManyStreams."""
         with self.stream():
-            async for _ in self._follow(job_id, START, time.monotonic() + seconds):
+            async for _ in self._follow(job, START, time.monotonic() + seconds):
                 pass
-        return await self.get(job_id)
+        return await self.get(job.id, job.client)
 
-    async def events(self, job_id: str, after: str = START) -> AsyncIterator[Event]:
+    async def events(self, job: Job, after: str = START) -> AsyncIterator[Event]:
         """Every event of the job after the id `after`, as they come, the terminal one last and always. To be read within `stream`.
 
         It ends early when this process is asked to end, or Redis goes away: the reader comes back with the last id it saw.
         """
         try:
-            async for event in self._follow(job_id, after, None):
+            async for event in self._follow(job, after, None):
                 yield event
         except (RedisError, JobNotFound, JobExpired):
             return
@@ -158,23 +163,25 @@ class Generations:
         finally:
             self._streams -= 1
 
-    async def _found(self, job_id: str, job: Job | None) -> Job:
-        """The job. Raises JobExpired where there was one of that id, JobNotFound where there never was."""
+    async def _found(self, job_id: str, client: str, job: Job | None) -> Job:
+        """The job. Raises JobExpired where the client had one of that id, JobNotFound where it never had."""
         if job is None:
-            raise JobExpired() if await self._queue.was_here(job_id) else JobNotFound()
+            raise JobExpired() if await self._queue.was_here(job_id, client) else JobNotFound()
+        if job.client != client:
+            raise JobNotFound()
         return job
 
-    async def _follow(self, job_id: str, after: str, until: float | None) -> AsyncIterator[Event]:
+    async def _follow(self, job: Job, after: str, until: float | None) -> AsyncIterator[Event]:
         """The stream is replayable, so reading it from `after` misses nothing that happened before we came."""
         block_ms = 1  # the first read takes what is there; the record then says whether more can come
         while not self.draining.is_set():
-            for event in await self._events.read(job_id, after, block_ms=block_ms):
+            for event in await self._events.read(job.id, after, block_ms=block_ms):
                 yield event
                 after = event.id
                 if event.type in TERMINAL:
                     return
-            job = await self.get(job_id)
-            if job.done and not await self._events.read(job_id, after, count=1):
+            job = await self.get(job.id, job.client)
+            if job.done and not await self._events.read(job.id, after, count=1):
                 yield _final(job, after)  # the reader has seen it before, or the stream was cut: say it again
                 return
             left_ms = BLOCK_MS if until is None else int((until - time.monotonic()) * 1000)

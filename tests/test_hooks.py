@@ -125,7 +125,9 @@ async def test_dead_deliveries_are_kept_and_can_be_sent_again(queue: JobQueue, h
     [dead] = await hooks.dead()
     assert (dead.id, dead.reason) == (due.id, "status 410")
     assert await redis.ttl("{q0}:h:" + due.id) > 600_000
-    assert await hooks.redeliver(due.id)
+    assert await hooks.dead(client="ada") == [dead] and await hooks.dead(client="bob") == []
+    assert not await hooks.redeliver(due.id, "bob")  # it is another's
+    assert await hooks.redeliver(due.id, "ada")
     assert not await hooks.redeliver(due.id)
     assert await hooks.dead() == []
     [again] = await hooks.due("h1", 10)

@@ -163,7 +163,8 @@ async def test_an_expired_job_was_here_and_an_unknown_one_was_not(queue: JobQueu
     waiting = (await queue.submit(sample_job())).job
     assert not await queue.was_here(job.id)  # it still is
     await redis.delete("{q0}:j:" + job.id)
-    assert await queue.was_here(job.id)
+    assert await queue.was_here(job.id) and await queue.was_here(job.id, "ada")
+    assert not await queue.was_here(job.id, "bob")
     assert 690_000 < await redis.ttl("{q0}:t:" + job.id) <= 691_200
     assert not await queue.was_here(waiting.id)
     assert not await queue.was_here("unknown")

@@ -49,9 +49,9 @@ local function deliver(id, kind, data, webhook)
   for _, wanted in ipairs(hook.events) do
     if wanted == kind then
       local delivery, t = id .. '.' .. kind, now()
-      local f = call('HMGET', job(id), 'status', 'images')
+      local f = call('HMGET', job(id), 'status', 'images', 'client')
       call('HSET', q .. 'h:' .. delivery, 'job_id', id, 'event', kind, 'url', hook.url, 'at', stamp(t), 'attempt', 0,
-        'status', f[1], 'images', f[2], 'data', cjson.encode(data))
+        'status', f[1], 'images', f[2], 'client', f[3], 'data', cjson.encode(data))
       call('ZADD', q .. 'hooks', t, delivery)
     end
   end

@@ -92,7 +92,7 @@ settle = function(id, status, retention)
   emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
   call('EXPIRE', job(id), retention)
   call('EXPIRE', q .. 'e:' .. id, retention)
-  call('SET', q .. 't:' .. id, 1, 'EX', retention + KEPT_S)
+  call('SET', q .. 't:' .. id, f[2], 'EX', retention + KEPT_S) -- whose it was
   if call('HEXISTS', q .. 'queued', f[2]) == 0 then call('EXPIRE', q .. 'c:' .. f[2], retention + KEPT_S) end
   if f[3] == '1' and status == 'canceled' then hand_over(id) elseif f[3] == '1' then share(id, status, retention) end
   call('DEL', q .. 'k:' .. id)

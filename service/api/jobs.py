@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.job import Job
 from service import errors
 from service.answers import JobAnswer, JobId, JobsAnswer, from_job, from_jobs
 from service.error_answers import documented
@@ -40,19 +42,28 @@ EVENT_DATA = {  # what `data` of an event is, once read as JSON
 EVENT_FIELDS = {"data": {"contentMediaType": "application/json", "contentSchema": EVENT_DATA}}
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """In the stream of a job, behind the event of that id."""
+
+    job: Job
+    after: str
+
+
 async def _start_of_events(
     gateway: Current,
+    client: Client,
     job_id: JobId,
     last_event_id: Annotated[
         str | None, Header(description="the last id seen; what came after it follows", examples=["1790000000000-0"])
     ] = None,
-) -> AsyncIterator[str]:
+) -> AsyncIterator[Place]:
     """All that can go wrong, before the answer's head has left; and the stream's place, until its last byte has."""
     if last_event_id and not EVENT_ID.fullmatch(last_event_id):
         raise errors.InvalidHeader("Last-Event-ID is no id that this service gave.", param="Last-Event-ID")
-    await gateway.generations.get(job_id)
+    job = await gateway.generations.get(job_id, client)
     with gateway.generations.stream():
-        yield last_event_id or START
+        yield Place(job, last_event_id or START)
 
 
 class JobsQuery(BaseModel):
@@ -82,25 +93,25 @@ async def list_jobs(client: Client, gateway: Current, base: BaseUrl, query: Anno
     response_description="queued as a new job",
     responses={202: {"headers": LOCATION}, **documented(*NO_JOB, *NO_WRITE, errors.JobNotDead)},
 )
-async def retry_job(job_id: JobId, response: Response, gateway: Current, base: BaseUrl) -> JobAnswer:
+async def retry_job(job_id: JobId, response: Response, gateway: Current, client: Client, base: BaseUrl) -> JobAnswer:
     """A new job does what the dead letter should have done; the dead letter stays as it ended, but is listed as dead no more.
     Asked again, the same new job is told."""
-    job = await gateway.generations.retry(job_id)
+    job = await gateway.generations.retry(job_id, client)
     gateway.log.info("retry", job=job.id, of=job_id)
     response.headers["Location"] = f"{base}/jobs/{job.id}"
     return await from_job(job, gateway, base)
 
 
 @router.get("/jobs/{id}", summary="A job as it is now", responses=documented(*NO_JOB))
-async def get_job(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
+async def get_job(job_id: JobId, gateway: Current, client: Client, base: BaseUrl) -> JobAnswer:
     """Polling this is always enough; the image URLs are fresh each time."""
-    return await from_job(await gateway.generations.get(job_id), gateway, base)
+    return await from_job(await gateway.generations.get(job_id, client), gateway, base)
 
 
 @router.delete("/jobs/{id}", summary="Cancel a job", responses=documented(*NO_JOB, errors.QueueReadOnly))
-async def cancel_job(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
+async def cancel_job(job_id: JobId, gateway: Current, client: Client, base: BaseUrl) -> JobAnswer:
     """A queued job is canceled at once, a running one at its next step, a finished one is returned unchanged."""
-    job = await gateway.generations.cancel(job_id)
+    job = await gateway.generations.cancel(job_id, client)
     gateway.log.info("cancel", job=job.id, status=job.status.value)
     return await from_job(job, gateway, base)
 
@@ -110,9 +121,9 @@ async def cancel_job(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswe
     summary="Erase a job's images",
     responses=documented(*NO_JOB, errors.JobNotFinished, errors.QueueReadOnly, errors.StorageUnavailable),
 )
-async def erase_images(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAnswer:
+async def erase_images(job_id: JobId, gateway: Current, client: Client, base: BaseUrl) -> JobAnswer:
     """Delete the pictures of a finished job for good. Their URLs answer 410 from now on."""
-    job = await gateway.generations.erase(job_id)
+    job = await gateway.generations.erase(job_id, client)
     gateway.log.info("erased", job=job.id)
     return await from_job(job, gateway, base)
 
@@ -124,8 +135,8 @@ async def erase_images(job_id: JobId, gateway: Current, base: BaseUrl) -> JobAns
     openapi_extra={"responses": {"200": {"content": {"text/event-stream": {"itemSchema": {"properties": EVENT_FIELDS}}}}}},
     responses=documented(*NO_JOB, errors.InvalidHeader, errors.TooManyStreams),
 )
-async def job_events(job_id: JobId, after: Annotated[str, Depends(_start_of_events)], gateway: Current) -> AsyncIterator[ServerSentEvent]:
+async def job_events(place: Annotated[Place, Depends(_start_of_events)], gateway: Current) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events `queued`, `started`, `progress`, `requeued` and, last and always, one of `succeeded`, `failed`,
     `canceled`. Each has an id: coming back with Last-Event-ID misses nothing. A comment comes every 15 s of silence."""
-    async for event in gateway.generations.events(job_id, after):
+    async for event in gateway.generations.events(place.job, place.after):
         yield ServerSentEvent(id=event.id, event=event.type, data=event.data)

@@ -221,7 +221,7 @@ async def generate(
         response.headers["Idempotency-Replayed"] = "true"
     if wait_s is not None and gateway.generations.has_room:  # a preference, not a demand: the job is queued already
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-        job = await gateway.generations.wait(job.id, wait_s)
+        job = await gateway.generations.wait(job, wait_s)
     response.headers["Location"] = f"{base}/jobs/{job.id}"
     response.status_code = 200 if job.done else 202
     return await from_job(job, gateway, base)

@@ -97,7 +97,7 @@ async def generate_images(
         gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
     if body.stream:
         return StreamingResponse(_stream(gateway, job, body, request.scope["request_id"]), media_type="text/event-stream")
-    job = await gateway.generations.wait(job.id, _patience(read_timeout, gateway.settings.door_wait_s))
+    job = await gateway.generations.wait(job, _patience(read_timeout, gateway.settings.door_wait_s))
     raise_unless_succeeded(job)
     urls = [base + link for link in await gateway.links.sign([i.key for i in job.images])] if body.response_format != "b64_json" else []
     pictures = await pictures_of(job, gateway) if body.response_format != "url" else []
@@ -143,12 +143,12 @@ async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, request_id: s
 
 async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterator[bytes]:
     sent = 0
-    async for event in gateway.generations.events(job.id, START):
+    async for event in gateway.generations.events(job, START):
         preview, done = event.data.get("preview"), int(event.data.get("steps_done", 0))
         if preview and wanted_partials(done, job.steps_total, body.partial_images or 0, sent):
             yield _event("image_generation.partial_image", partial(job, body, preview, sent))
             sent += 1
-    job = await gateway.generations.get(job.id)
+    job = await gateway.generations.get(job.id, job.client)
     raise_unless_succeeded(job)
     (picture,) = await pictures_of(job, gateway)
     yield _event("image_generation.completed", completed(job, body, picture))

@@ -62,7 +62,7 @@ async def txt2img(body: Txt2ImgRequest, request: Request, gateway: Current, clie
     job = submitted.job
     gateway.metrics.submitted(job.params.model)
     gateway.log.info("submitted", door="a1111", job=job.id, model=job.params.model, images=job.params.num_images)
-    job = await gateway.generations.wait(job.id, gateway.settings.door_wait_s)
+    job = await gateway.generations.wait(job, gateway.settings.door_wait_s)
     if job.status != JobStatus.CANCELED:
         raise_unless_succeeded(job)
     images = [base64.b64encode(data).decode() for data in await pictures_of(job, gateway)] if body.send_images is not False else []
@@ -81,7 +81,7 @@ async def get_progress(
 ) -> Anything:
     """Of all jobs of yours that wait or run; with the newest preview of the oldest."""
     jobs = await gateway.generations.open_jobs(client)
-    preview = await gateway.generations.preview(jobs[0].id) if jobs and not skip_current_image else None
+    preview = await gateway.generations.preview(jobs[0]) if jobs and not skip_current_image else None
     left = sum(job.predicted_s * (1 - job.steps_done / job.steps_total) for job in jobs)
     return progress(jobs, preview, left)
 
@@ -100,7 +100,7 @@ async def skip(gateway: Current, client: Client) -> Anything:
 async def _cancel(gateway: Gateway, client: str, most: int) -> Anything:
     running = [job for job in await gateway.generations.open_jobs(client) if job.status == JobStatus.RUNNING]
     for job in running[:most]:
-        await gateway.generations.cancel(job.id)
+        await gateway.generations.cancel(job.id, client)
     return {}
 
 

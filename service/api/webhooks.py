@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.job import WebhookEvent
 from service import errors
 from service.error_answers import documented
-from service.gateway import Current
+from service.gateway import Client, Current
 
 DELIVERY_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(started|succeeded|failed|canceled)")
 
@@ -51,9 +51,9 @@ class RedeliveryAnswer(BaseModel):
     summary="Webhook deliveries that were given up",
     responses=documented(errors.InvalidValue, errors.UnknownField, errors.QueueUnavailable),
 )
-async def deliveries(gateway: Current, query: Annotated[DeliveriesQuery, Query()]) -> list[DeliveryAnswer]:
-    """The newest first. They are kept for a week."""
-    dead = await gateway.hooks.dead(query.limit)
+async def deliveries(gateway: Current, client: Client, query: Annotated[DeliveriesQuery, Query()]) -> list[DeliveryAnswer]:
+    """Of your jobs, the newest first. They are kept for a week."""
+    dead = await gateway.hooks.dead(query.limit, client)
     return [DeliveryAnswer(**{name: said for name, said in asdict(one).items() if name in DeliveryAnswer.model_fields}) for one in dead]
 
 
@@ -64,9 +64,9 @@ async def deliveries(gateway: Current, query: Annotated[DeliveriesQuery, Query()
     response_description="due now",
     responses=documented(errors.DeliveryNotFound, errors.QueueUnavailable, errors.QueueReadOnly),
 )
-async def redeliver(id: str, gateway: Current) -> RedeliveryAnswer:
+async def redeliver(id: str, gateway: Current, client: Client) -> RedeliveryAnswer:
     """A delivery that was given up is due at once. Its id and its body stay the same."""
-    if not DELIVERY_ID.fullmatch(id) or not await gateway.hooks.redeliver(id):
+    if not DELIVERY_ID.fullmatch(id) or not await gateway.hooks.redeliver(id, client):
         raise errors.DeliveryNotFound()
     gateway.log.info("redeliver", delivery=id)
     return RedeliveryAnswer(id=id)
