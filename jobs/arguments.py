@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from jobs.job import SCHEMA, SERVICE_CLASSES, Job
 
 MAX_PRIORITY = 900
+MAX_PREVIEWS = 8  # that are kept of a job
 
 
 def place(job: Job) -> tuple[str, str, str, int, int, str]:
@@ -16,8 +17,17 @@ def place(job: Job) -> tuple[str, str, str, int, int, str]:
         raise ValueError(f"Priority {job.priority} is outside {-MAX_PRIORITY} .. {MAX_PRIORITY}.")
     if job.service_class not in SERVICE_CLASSES:
         raise ValueError(f"{job.service_class!r} is none of {', '.join(SERVICE_CLASSES)}.")
+    _check_previews(job)
     queue = queue_name(job.params.model, job.schema)
     return name(job.client), queue, job.service_class, job.priority, job.steps_total, f"{job.params.width}x{job.params.height}"
+
+
+def _check_previews(job: Job) -> None:
+    """They rise, and lie between the first evaluation of an image and its last."""
+    steps, each = job.preview_steps, job.steps_total // job.params.num_images
+    rising = all(a < b for a, b in zip((0, *steps), (*steps, each), strict=True))
+    if steps and not (rising and len(steps) <= MAX_PREVIEWS):
+        raise ValueError(f"Previews are at most {MAX_PREVIEWS}, at rising steps before the last of {each}, not {steps}.")
 
 
 def name(text: str) -> str:

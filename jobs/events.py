@@ -22,7 +22,7 @@ _ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. `data` holds steps_done, steps_total and attempt, and by type preview, reason or error."""
+    """One event. `data` holds steps_done, steps_total and attempt, and by type preview, preview_at, reason or error."""
 
     id: str
     type: str
@@ -67,9 +67,11 @@ class EventLog:
         return cast(list[tuple[str, Entries]], streams)[0][1] if streams else []
 
     async def _attach_preview(self, job_id: str, events: list[Event]) -> None:
-        """Only the newest preview is kept; the events of older ones, and of a job that has ended, come without."""
+        """Of a job that runs the newest is kept, and for a minute longer those at steps that it names; other events come without."""
         shard = self._shards.of_job(job_id)
-        newest, data = await shard.redis.hmget(shard.key(f"p:{job_id}"), ["event", "data"])
+        named = [event.id for event in events if "preview_at" in event.data]
+        newest, data, *pictures = await shard.redis.hmget(shard.key(f"p:{job_id}"), ["event", "data", *named])
+        kept: dict[Any, Any] = {newest: data, **dict(zip(named, pictures, strict=True))}
         for event in events:
-            if event.data.pop("preview", False) and event.id == newest:
-                event.data["preview"] = data
+            if event.data.pop("preview", False) and (picture := kept.get(event.id)):
+                event.data["preview"] = picture

@@ -17,7 +17,9 @@ WebhookEvent = Literal["started", "succeeded", "failed", "canceled"]
 SERVICE_CLASSES: tuple[ServiceClass, ...] = ("interactive", "normal", "batch")  # in the order they are served
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("started", "succeeded", "failed", "canceled")
 
-SELDOM = frozenset({"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses"})  # not stored at their default
+SELDOM = frozenset(  # not stored at their default
+    {"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses", "preview_steps"}
+)
 
 SCHEMA = 1  # of the stored record; workers leave newer ones alone
 
@@ -90,6 +92,7 @@ class Job:
 
     `failures` counts lost workers since the last checkpoint that had progress, `losses` names the newest of them all.
     `predicted_s` and `deadline_at` are set by the queue. With `reuse` an equal job of the same client may answer for this one.
+    `preview_steps` are the evaluations of its first image at which a preview is told and kept, whatever `params.preview` says.
     """
 
     id: str
@@ -116,6 +119,7 @@ class Job:
     reuse: bool = False
     pauses: int = 0
     losses: tuple[Loss, ...] = ()
+    preview_steps: tuple[int, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -155,6 +159,7 @@ class Job:
             reuse=data.get("reuse") == "1",
             pauses=int(data.get("pauses") or 0),
             losses=tuple(Loss(**loss) for loss in json.loads(data.get("losses") or "[]")),
+            preview_steps=tuple(json.loads(data.get("preview_steps") or "[]")),
             schema=int(data["schema"]),
         )
 
@@ -178,5 +183,5 @@ def _dump(value: Any) -> str:
     if isinstance(value, (GenerationParams, JobError, Webhook)):
         return json.dumps(dataclasses.asdict(value), ensure_ascii=False)
     if isinstance(value, tuple):
-        return json.dumps([dataclasses.asdict(v) for v in value], ensure_ascii=False)
+        return json.dumps([v if isinstance(v, int) else dataclasses.asdict(v) for v in value], ensure_ascii=False)
     return str(value)

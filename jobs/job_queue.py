@@ -207,9 +207,14 @@ class JobQueue:
         lost, canceled, pausable = ([id_ for answer in told for id_ in answer[part]] for part in range(3))
         return Renewal(frozenset(lost), frozenset(canceled), tuple(pausable))
 
-    async def progress(self, worker: str, attempt: int, job_id: str, steps_done: int, *, preview: str | None = None) -> Standing:
-        """Records U-Net evaluations done, with a picture as data URL if there is one, and tells them to followers."""
-        return Standing(await self._at(job_id).run("progress", worker, attempt, job_id, steps_done, preview or ""))
+    async def progress(
+        self, worker: str, attempt: int, job_id: str, steps_done: int, *, preview: str | None = None, preview_at: int | None = None
+    ) -> Standing:
+        """Records U-Net evaluations done, with a picture as data URL if there is one, and tells them to followers.
+
+        Of previews only the newest is kept, but those of `preview_at`, one of the job's `preview_steps`, all are."""
+        shown = (preview or "", "" if preview_at is None else preview_at)
+        return Standing(await self._at(job_id).run("progress", worker, attempt, job_id, steps_done, *shown))
 
     async def checkpoint(
         self, worker: str, attempt: int, job_id: str, data: bytes, images: Sequence[ImageRef] = (), *, steps_done: int | None = None

@@ -19,6 +19,7 @@ from service.drafts import Draft, resolve
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
 from service.refusals import deadline_unmeetable, refused
 from service.settings import Settings
+from service.steps import even_parts
 from service.terms import Terms, check, reuse_fingerprint
 
 BLOCK_MS = 1000  # of one read of an event stream; the record is looked at between two of them
@@ -38,11 +39,11 @@ class Generations:
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
     async def submit(
-        self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = ""
+        self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = "", previews: int = 0
     ) -> Submitted:
-        """Queue what the draft asks for. Raises BadRequest and its kin before anything is written; DeadlineUnmeetable,
-        QueueIsFull, ClientQueueFull, RateLimited, KeyReused, JobExpired (of the key), NoModel."""
-        job, card = await self._job(draft, terms, client)
+        """Queue what the draft asks for, with so many previews at even parts of the way. Raises BadRequest and its kin before
+        anything is written; DeadlineUnmeetable, QueueIsFull, ClientQueueFull, RateLimited, KeyReused, JobExpired (of the key), NoModel."""
+        job, card = await self._job(draft, terms, client, previews)
         try:
             return await self._queue.submit(
                 job,
@@ -65,7 +66,7 @@ class Generations:
             raise deadline_unmeetable(forecast.eta_s, terms)
         return job, forecast
 
-    async def _job(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, ModelCard]:
+    async def _job(self, draft: Draft, terms: Terms, client: str, previews: int = 0) -> tuple[Job, ModelCard]:
         card = await self._catalog.card(draft.model)
         resolved = resolve(draft, card, self._settings)
         check(terms, draft, self._settings)
@@ -79,6 +80,7 @@ class Generations:
             service_class=terms.service_class,
             webhook=terms.webhook,
             reuse=terms.reuse,
+            preview_steps=even_parts(resolved.steps_total // resolved.params.num_images, previews),
         )
         return job, card
 

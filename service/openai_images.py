@@ -67,7 +67,6 @@ class ImagesRequest(BaseModel):
             num_images=self.n or 1,
             output_format=self.output_format or "png",
             output_quality=None if self.output_compression is None else max(1, self.output_compression),
-            preview=bool(self.stream and self.partial_images),
         )
 
     def _size(self) -> tuple[int | None, int | None]:
@@ -147,9 +146,16 @@ def answer(job: Job, body: ImagesRequest, urls: list[str], pictures: list[bytes]
 
 def partial(job: Job, body: ImagesRequest, preview: str, index: int) -> dict[str, Any]:
     """`image_generation.partial_image` from a preview, which is a data URL of a JPEG."""
-    return {"type": "image_generation.partial_image", "b64_json": preview.partition(",")[2], "partial_image_index": index} | _told(
-        job, body, "jpeg"
-    )
+    return _partial(preview.partition(",")[2], index) | _told(job, body, "jpeg")
+
+
+def whole(job: Job, body: ImagesRequest, picture: bytes) -> dict[str, Any]:
+    """`image_generation.partial_image` of a picture that was done before anything of it could be looked at."""
+    return _partial(base64.b64encode(picture).decode(), 0) | _told(job, body, job.params.output_format)
+
+
+def _partial(b64_json: str, index: int) -> dict[str, Any]:
+    return {"type": "image_generation.partial_image", "b64_json": b64_json, "partial_image_index": index}
 
 
 def completed(job: Job, body: ImagesRequest, picture: bytes) -> dict[str, Any]:
@@ -163,8 +169,3 @@ def _told(job: Job, body: ImagesRequest, output_format: str) -> dict[str, Any]:
         "size": size_of(job.params), "quality": body.quality or "auto", "background": "opaque", "output_format": output_format,
         "created_at": math.floor(job.created_at),
     }  # fmt: skip
-
-
-def wanted_partials(steps_done: int, steps_total: int, partials: int, sent: int) -> bool:
-    """Whether the next partial picture is due: number k of p at k / (p + 1) of the steps."""
-    return sent < partials and steps_done * (partials + 1) >= steps_total * (sent + 1)

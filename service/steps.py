@@ -29,6 +29,13 @@ def number_of_steps(
     return wanted
 
 
+def even_parts(evaluations: int, parts: int) -> tuple[int, ...]:
+    """Evaluations k * n / (parts + 1), rounded, for k = 1 .. parts: each once, and before the last one."""
+    whole = 2 * (parts + 1)
+    rounded = {(2 * k * evaluations + parts + 1) // whole for k in range(1, parts + 1)}
+    return tuple(sorted(step for step in rounded if 0 < step < evaluations))
+
+
 def ends_open(schedule: ScheduleInfo, options: Mapping[str, Any]) -> bool:
     """Whether the last step lands above zero noise."""
     given = [options[key] for key, option in schedule.options.items() if option.falling]

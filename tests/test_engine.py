@@ -165,6 +165,13 @@ def test_previews_come_at_most_once_per_interval_and_only_when_asked_for() -> No
     assert previews[0].denoised.shape == SHAPE
 
 
+def test_previews_that_are_asked_for_by_their_rows_know_no_interval() -> None:
+    engine = Engine(RowwiseDenoiser(), preview_interval_s=60.0)
+    engine.add(sample("named", table=compile_table(LADDER, "heun", "karras", 6), previews=frozenset({2, 3, 7, 99})))
+    events = [e for _ in range(11) for e in engine.step(0.0)]
+    assert [e.at for e in events if isinstance(e, Preview)] == [2, 3, 7]
+
+
 def test_cancel_takes_effect_at_once_and_frees_the_slot() -> None:
     engine = Engine(RowwiseDenoiser(), slots=1)
     engine.add(sample("a"))

@@ -65,6 +65,24 @@ async def test_only_the_newest_preview_is_kept(queue: JobQueue, log: EventLog, r
     assert await redis.keys("{q0}:p:*") == []
 
 
+async def test_previews_at_named_steps_are_all_kept_and_outlive_the_job(queue: JobQueue, log: EventLog, redis: Redis) -> None:
+    job = (await queue.submit(sample_job(preview_steps=(5, 10)))).job
+    assert job.preview_steps == (5, 10)
+    await queue.claim("w1", ["toy"], 1)
+    for step in (5, 7, 10):
+        await queue.progress("w1", 1, job.id, step, preview=f"data:{step}", preview_at=step if step != 7 else None)
+    assert await queue.finish("w1", 1, job.id, [])
+    told = [(e.data.get("preview_at"), e.data.get("preview")) for e in (await log.read(job.id))[2:]]
+    assert told == [(5, "data:5"), (None, None), (10, "data:10"), (None, None)]
+    assert 0 < await redis.ttl(f"{{q0}}:p:{job.id}") <= 60
+
+
+@pytest.mark.parametrize("steps", [(0,), (20,), (3, 3), (5, 4), tuple(range(1, 10))])
+async def test_previews_at_steps_that_cannot_be_are_refused(queue: JobQueue, steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Previews"):
+        await queue.submit(sample_job(preview_steps=steps))
+
+
 def previews(event: Event) -> object:
     return event.data.get("preview")
 

@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from fleet import Fleet, shared
+from jobs.image_store import LocalImageStore
+from jobs.job_queue import JobQueue
 from live_gateway import Live, depth, running
 from service.api.openai import with_pings
-from service.openai_images import wanted_partials
+from service.steps import even_parts
 from tests.cards import card
+from tests.job_samples import sample_image
 from training.toy import write_toy
 
 
@@ -79,13 +82,24 @@ async def test_the_async_client_and_models(fleet: Fleet) -> None:
         assert refused.value.code == "model_not_found"
 
 
-def test_a_stream_ends_with_the_whole_picture(sdk: openai.OpenAI) -> None:
-    events = list(sdk.images.generate(prompt="a castle", stream=True, partial_images=2, quality="max", size="256x256"))
+@pytest.mark.parametrize("partials", [1, 2, 3])
+def test_a_stream_tells_every_partial_picture_and_ends_with_the_whole_one(sdk: openai.OpenAI, fleet: Fleet, partials: int) -> None:
+    """Also of a model that is done in a moment; each was drawn after its own part of the evaluations."""
+    events = list(sdk.images.generate(prompt="a castle", stream=True, partial_images=partials))
     *partial, last = events
-    assert last.type == "image_generation.completed" and size(last.b64_json) == (256, 256) and last.size == "256x256"
-    assert len(partial) <= 2 and [p.partial_image_index for p in partial] == list(range(len(partial)))
-    assert all(p.type == "image_generation.partial_image" and size(p.b64_json)[0] > 0 for p in partial)
+    assert last.type == "image_generation.completed" and size(last.b64_json) == (128, 128) and last.size == "128x128"
+    assert [p.partial_image_index for p in partial] == list(range(partials))
+    assert all(p.type == "image_generation.partial_image" and size(p.b64_json) == (64, 64) for p in partial)
+    assert len({p.b64_json for p in events}) == partials + 1
     assert last.usage.total_tokens == 0
+    job = fleet.client.get("/jobs?limit=1").json()["jobs"][0]
+    total = job["progress"]["steps_total"]
+    told = [data["preview_at"] for _, kind, data in fleet.events(job["id"]) if "preview_at" in data]
+    assert told == [round(k * total / (partials + 1)) for k in range(1, partials + 1)]
+
+
+def test_who_asks_for_no_partial_picture_gets_none(sdk: openai.OpenAI) -> None:
+    assert [e.type for e in sdk.images.generate(prompt="a boat", stream=True, partial_images=0)] == ["image_generation.completed"]
 
 
 @pytest.mark.parametrize(("asked", "error", "code", "param"), [
@@ -179,17 +193,34 @@ def test_nothing_is_queued_where_it_is_refused(gateway: Live, redis_url: str) ->
     assert sum(depth(redis_url).values()) == 0
 
 
+@pytest.mark.parametrize(("partials", "kinds"), [(0, ["completed"]), (2, ["partial_image", "completed"])])
+async def test_a_picture_that_nobody_saw_form_is_its_own_partial_picture(
+    gateway: Live, queue: JobQueue, tmp_path: Path, partials: int, kinds: list[str]
+) -> None:
+    async def draw() -> None:
+        while not (jobs := await queue.claim("w1", [card().id], 1)):
+            await queue.wait_for_work([card().id])
+        picture = sample_image(jobs[0])
+        await LocalImageStore(tmp_path / "images").put(picture.key, b"the picture")
+        assert await queue.finish("w1", 1, jobs[0].id, [picture])
+
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as sdk:
+        drawing = asyncio.create_task(draw())
+        stream = await sdk.images.generate(prompt="a cat", stream=True, partial_images=partials)
+        events = [event async for event in stream]
+        await drawing
+    assert [e.type.removeprefix("image_generation.") for e in events] == kinds
+    assert {base64.b64decode(e.b64_json) for e in events} == {b"the picture"} and {e.output_format for e in events} == {"png"}
+
+
 # Parts
 
 
-def test_partials_are_due_at_even_parts_of_the_way() -> None:
-    due, sent = [], 0
-    for done in range(1, 21):
-        if wanted_partials(done, 20, 3, sent):
-            due.append(done)
-            sent += 1
-    assert due == [5, 10, 15]
-    assert not wanted_partials(20, 20, 0, 0)
+@pytest.mark.parametrize(("evaluations", "partials", "due"), [
+    (20, 3, (5, 10, 15)), (20, 0, ()), (10, 2, (3, 7)), (4, 1, (2,)), (3, 3, (1, 2)), (2, 3, (1,)), (1, 3, ()),
+])  # fmt: skip
+def test_partials_are_due_at_even_parts_of_the_way(evaluations: int, partials: int, due: tuple[int, ...]) -> None:
+    assert even_parts(evaluations, partials) == due
 
 
 async def test_silence_is_filled_with_comments() -> None:

@@ -172,6 +172,7 @@ class DrawingThread:
             guidance_rescale=stages.card.defaults.guidance_rescale,
             guidance_options=params.guidance_options,
             preview=params.preview,
+            previews=frozenset(job.preview_steps if index == 0 else ()),
         )
 
     def _encode(self, prompt: str) -> Array:
@@ -211,7 +212,7 @@ class DrawingThread:
                 self._report(Advanced(job, index, event.done))
             case Preview():
                 with self._at("preview", job.id):
-                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised))))
+                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised)), event.at))
             case Finished():
                 self._finished.append((job, index, event.latents))
             case Failed():

@@ -19,6 +19,8 @@ class Held:
     images: dict[int, ImageRef] = field(default_factory=dict)
     warnings: list[JobWarning] = field(default_factory=list)
     preview: str | None = None
+    previews: list[tuple[int, str]] = field(default_factory=list)  # at the steps that the job names, not yet told
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)  # of those, so that they go in their order
     dirty: bool = False  # progress not yet told
     told_at: float = float("-inf")  # monotonic seconds
     since: float = field(default_factory=time.monotonic)  # claimed

@@ -51,11 +51,12 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """From the thread: what image `index` looks like now, one pixel per latent cell [h, w, 3]."""
+    """From the thread: what image `index` looks like `at` so many evaluations, one pixel per latent cell [h, w, 3]."""
 
     job: Job
     index: int
     pixels: Pixels
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

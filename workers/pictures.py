@@ -17,6 +17,7 @@ from workers.ends import Ends
 from workers.held import Held, Holdings
 from workers.log import where
 from workers.messages import Drawn
+from workers.previews import Previews
 
 log = structlog.get_logger("worker")
 
@@ -28,10 +29,18 @@ class Pictures:
     """Publishes what the drawing thread has finished."""
 
     def __init__(
-        self, card: ModelCard, version: str, encode_s: float, queue: JobQueue, store: LocalImageStore, holdings: Holdings, ends: Ends
+        self,
+        card: ModelCard,
+        version: str,
+        encode_s: float,
+        queue: JobQueue,
+        store: LocalImageStore,
+        holdings: Holdings,
+        ends: Ends,
+        previews: Previews,
     ) -> None:
         self._card, self._version, self._encode_s = card, version, encode_s
-        self._queue, self._store, self._holdings, self._ends = queue, store, holdings, ends
+        self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
 
     async def publish(self, held: Held, drawn: Drawn) -> None:
         """Encode and store one picture; the last one of a job finishes it."""
@@ -58,6 +67,7 @@ class Pictures:
 
     async def finish(self, held: Held) -> None:
         """Every picture is stored: succeeded, or somebody else's by now."""
+        await self._previews.tell(held)  # nothing is heard of a job behind its end
         seconds = None if held.began_with else held.seconds  # of a resumed job only a part is known
         finish = functools.partial(self._queue.finish, seconds=seconds)
         if not await self._ends.record(held, finish, held.ordered(), held.warnings):

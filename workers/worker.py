@@ -34,6 +34,7 @@ from workers.leases import Leases
 from workers.log import where
 from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Exported, Measured, Previewed, Report, Save, Warned
 from workers.pictures import Pictures
+from workers.previews import Previews
 from workers.resume import resume
 from workers.settings import WorkerSettings
 from workers.watch import Watch
@@ -74,7 +75,8 @@ class Worker:
         self._errands, held = Errands(inbox), Holdings()
         self._held = held
         self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands)
-        self._pictures = Pictures(card, info.version, settings.store_s, self._queue, self._store, held, self._ends)
+        self._previews = Previews(info.id, self._queue)
+        self._pictures = Pictures(card, info.version, settings.store_s, self._queue, self._store, held, self._ends, self._previews)
         self._checkpoints = Checkpoints(info.id, settings.checkpoint_s, self._queue, held, drawing, self._ends)
         self._watch = Watch(lambda: drawing.piece, settings.stall_s)
         self._leases = Leases(info.id, settings, self._queue, held, drawing, self._ends)
@@ -171,8 +173,7 @@ class Worker:
                 held.done[message.index] = message.done
                 held.dirty = True
             case Previewed():
-                held.preview = encode.data_url(message.pixels, PREVIEW_SCALE)
-                held.dirty = True
+                self._show(held, message)
             case Exported():
                 held.exported = True
                 self._held.changed.set()
@@ -185,6 +186,15 @@ class Worker:
                 log.warning("broken", job=held.job.id, code=message.code, error=where(message.cause))
                 error = JobError(message.code, message.message, message.code in RETRYABLE)
                 self._errands.send(self._ends.fail(held, error))
+
+    def _show(self, held: Held, message: Previewed) -> None:
+        """At a step that the job names it is told at once; others wait for their turn."""
+        picture = encode.data_url(message.pixels, PREVIEW_SCALE)
+        if message.index == 0 and message.at in held.job.preview_steps:
+            held.previews.append((message.at, picture))
+            self._errands.send(self._previews.tell(held))
+        else:
+            held.preview, held.dirty = picture, True
 
     # presence, and what everybody does
 

@@ -6,7 +6,6 @@ local function free(id)
   if call('ZREM', q .. 'lease', id) == 1 and f[2] then call('HINCRBY', q .. 'work', 'running:' .. f[2], -micros(f[3])) end
   if f[2] and call('EXISTS', q .. 'lease') == 0 then call('HDEL', q .. 'work', 'running:' .. f[2]) end
   call('SREM', q .. 'w:' .. (f[1] or ''), id)
-  call('DEL', q .. 'p:' .. id)
 end
 
 local function same_key(id)
@@ -58,6 +57,7 @@ local function hand_over(id)
 end
 
 local settle
+local PREVIEWS_S = 60 -- for which those that were asked for by their steps outlive the job: who reads them may be slower than it
 
 -- Gives a result, or the reason why there is none, to a job that did not run itself.
 local function copy_end(from, to, retention)
@@ -87,6 +87,7 @@ end
 -- The only way into a terminal state: state, last event and expiry in one move.
 settle = function(id, status, retention)
   free(id)
+  if call('HLEN', q .. 'p:' .. id) > 2 then call('EXPIRE', q .. 'p:' .. id, PREVIEWS_S) else call('DEL', q .. 'p:' .. id) end
   call('HSET', job(id), 'status', status, 'finished_at', stamp(now()))
   local f = call('HMGET', job(id), 'error', 'client', 'reuse')
   emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
@@ -105,6 +106,7 @@ local function give_back(id, reason, retention)
     return settle(id, 'canceled', retention)
   end
   free(id)
+  call('DEL', q .. 'p:' .. id)
   call('HSET', job(id), 'status', 'queued', 'worker', '', 'steps_done', call('HGET', q .. 'k:' .. id, 'steps') or 0)
   emit(id, 'requeued', { reason = reason })
   enqueue(id)

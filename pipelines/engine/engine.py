@@ -219,9 +219,10 @@ class Engine:
             latents = self._copy(flight, X)
             self._remove(flight)
             return [*events, Finished(sample.id, latents)]
-        if sample.preview and now - flight.previewed >= self._preview_interval_s:
+        passed = sample.preview and now - flight.previewed >= self._preview_interval_s
+        if passed or flight.row in sample.previews:
             flight.previewed = now
-            events.append(Preview(sample.id, self._copy(flight, DENOISED)))
+            events.append(Preview(sample.id, self._copy(flight, DENOISED), flight.row))
         return events
 
     def _copy(self, flight: InFlight, plane: int) -> Array:

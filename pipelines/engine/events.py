@@ -19,10 +19,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The present estimate of the clean latent, for samples that asked to be watched."""
+    """The estimate of the clean latent `at` so many U-Net evaluations, for samples that asked to be watched."""
 
     sample_id: str
     denoised: Array  # [C, h, w]
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

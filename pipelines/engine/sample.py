@@ -36,7 +36,8 @@ class Sample:
     guidance: float = 1.0
     guidance_rescale: float = 0.0
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
-    preview: bool = False
+    preview: bool = False  # now and then
+    previews: frozenset[int] = frozenset()  # always, after so many rows
     plan: Plan = field(init=False)
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ EVENT_DATA = {  # what `data` of an event is, once read as JSON
         "steps_done": {"type": "integer"},
         "steps_total": {"type": "integer"},
         "preview": {"type": "string", "description": "of progress: a data URL"},
+        "preview_at": {"type": "integer", "description": "beside a preview that was asked for by its step: evaluations behind it"},
         "error": {"$ref": "#/components/schemas/JobErrorAnswer", "description": "of failed"},
     },
 }

@@ -20,7 +20,7 @@ from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
 from service.headers import IdempotencyKey
-from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, partial, wanted_partials
+from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, partial, whole
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
 
@@ -87,7 +87,9 @@ async def generate_images(
         number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
         key = f"openai:{said}:{number}"
     try:
-        submitted = await gateway.generations.submit(draft, Terms(), client=client, idempotency_key=key, fingerprint=said)
+        submitted = await gateway.generations.submit(
+            draft, Terms(), client=client, idempotency_key=key, fingerprint=said, previews=body.partial_images or 0
+        )
     except errors.InvalidSize as error:
         raise errors.InvalidSize(error.message, param="size") from None
     job = submitted.job
@@ -142,15 +144,17 @@ async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, request_id: s
 
 
 async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterator[bytes]:
-    sent = 0
+    sent = reached = 0
     async for event in gateway.generations.events(job, START):
-        preview, done = event.data.get("preview"), int(event.data.get("steps_done", 0))
-        if preview and wanted_partials(done, job.steps_total, body.partial_images or 0, sent):
-            yield _event("image_generation.partial_image", partial(job, body, preview, sent))
-            sent += 1
+        at = event.data.get("preview_at", 0)
+        if at > reached and "preview" in event.data:  # a job that came back passes its steps once more
+            yield _event("image_generation.partial_image", partial(job, body, event.data["preview"], sent))
+            sent, reached = sent + 1, at
     job = await gateway.generations.get(job.id, job.client)
     raise_unless_succeeded(job)
     (picture,) = await pictures_of(job, gateway)
+    if body.partial_images and not sent:
+        yield _event("image_generation.partial_image", whole(job, body, picture))
     yield _event("image_generation.completed", completed(job, body, picture))
 
 
