@@ -2,7 +2,7 @@
 
     from celadon.client import Client
 
-    with Client("http://127.0.0.1:7860") as celadon:
+    with Client("http://127.0.0.1:7860") as celadon:  # api_key="cel_…" where the service wants one
         job = celadon.submit("a red apple", steps=20, seed=7)
         job = celadon.wait(job.id, on_progress=lambda done, total: print(done, "of", total))
         celadon.download(job.images[0], "apple.png")
@@ -106,11 +106,12 @@ class Generation:
 class Client:
     """Talks to one Celadon service. Not to be shared between threads."""
 
-    def __init__(self, url: str = "http://127.0.0.1:7860", *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str = "http://127.0.0.1:7860", *, api_key: str = "", timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # A proxy from the environment is never the way to this machine itself.
         trust_env = urlsplit(self.url).hostname not in LOOPBACK
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
 
     def __enter__(self) -> Client:
         return self

@@ -6,13 +6,18 @@ import socket
 from typing import Any
 
 from celadon.settings import of_gateway
+from celadon.supervisor import StartRefused
 
 
 def run(*, fd: int | None, **overrides: Any) -> None:
     """Serve until SIGINT or SIGTERM, on the inherited listening socket `fd` or on one of its own.
 
-    Raises StartRefused naming each variable at fault.
+    Raises StartRefused naming each variable at fault, or saying that there is no key yet where one is needed.
     """
     from service.app import serve
+    from service.keyring import NoKeys
 
-    serve(of_gateway(**overrides), None if fd is None else socket.socket(fileno=fd))
+    try:
+        serve(of_gateway(**overrides), None if fd is None else socket.socket(fileno=fd))
+    except NoKeys as error:
+        raise StartRefused(str(error)) from error

@@ -54,7 +54,13 @@ def check_output(output: str, wanted: Mapping[str, Any]) -> None:
 def service(url: str, console: Console) -> Iterator[Client]:
     """A client of the service at `url`, else of one that runs here, else of one started for the moment."""
     with contextlib.ExitStack() as stack:
-        yield stack.enter_context(Client(url or running() or stack.enter_context(temporary(console))))
+        found = url or running() or stack.enter_context(temporary(console))
+        yield stack.enter_context(Client(found, api_key=api_key()))
+
+
+def api_key() -> str:
+    """What the commands show to a service that wants a key; by environment, since arguments can be read by others."""
+    return os.environ.get("CELADON_API_KEY", "")
 
 
 def running() -> str | None:

@@ -22,7 +22,7 @@ COLORS = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed":
 def client_of(url: str) -> Client:
     """A client of the service at `url`, else of the one that runs here. Raises StartRefused, Unreachable."""
     if found := url or generate.running():
-        return Client(found)
+        return Client(found, api_key=generate.api_key())
     raise Unreachable("no service is running here: start one with `celadon up`, or set CELADON_URL")
 
 

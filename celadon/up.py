@@ -21,12 +21,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from celadon import data_dir as data_dirs
-from celadon import logs, pictures
+from celadon import generate, logs, pictures
 from celadon.client import CeladonError, Client
 from celadon.settings import check_redis, of_gateway, of_worker
 from celadon.supervisor import Child, StartRefused, Supervisor
 
 if TYPE_CHECKING:
+    from jobs.registry import WorkerInfo
     from service.settings import Settings
 
 START_S = 30.0  # Valkey and the gateway answer within this, or the start is refused
@@ -181,10 +182,8 @@ class Up:
 
     def _environment(self) -> dict[str, str]:
         """What every child is told; the address of Redis may hold a password and never stands in an argument."""
-        from jobs import valkey
-
         return os.environ | {
-            "CELADON_REDIS_URL": valkey.url(self.plan.data_dir) if self.plan.embedded else self.plan.settings.redis_url,
+            "CELADON_REDIS_URL": self._redis_url(),
             "CELADON_DATA_DIR": str(self.plan.data_dir),
             "CELADON_HOST": self.plan.settings.host,
             "CELADON_PORT": str(self.listener.getsockname()[1]),
@@ -203,29 +202,41 @@ class Up:
         return False
 
     async def _gateway_answers(self) -> bool:
-        return await self._get("/healthz") is not None
+        with contextlib.suppress(httpx2.TransportError):
+            async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=5) as http:
+                return (await http.get("/healthz")).is_success
+        return False
 
     async def _workers_ready(self) -> None:
         """Wait for every worker we started; one that dies meanwhile is started again and waited for."""
         begun, seen = time.monotonic(), 0
         while seen < self.plan.workers:
-            infos = [w for w in await self._get("/workers") or [] if w["ready"] and w["started_at"] > self.started - 1]
+            infos = [worker for worker in await self._registered() if worker.ready and worker.started_at > self.started - 1]
             for info in infos[seen:]:
-                self._done(f"worker   {', '.join(info['models'])} on {info['device']}, {info['backend']}", begun)
+                self._done(f"worker   {', '.join(info.models)} on {info.device}, {info.backend}", begun)
             seen = max(seen, len(infos))
             await asyncio.sleep(0.1)
 
-    async def _get(self, path: str) -> Any:
-        """The JSON of a GET at the gateway, or None while it does not answer."""
-        with contextlib.suppress(httpx2.TransportError, ValueError):
-            async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=5) as http:
-                response = await http.get(path)
-                return response.json() if response.is_success else None
-        return None
+    async def _registered(self) -> list[WorkerInfo]:
+        """The workers that live, as Redis tells them: a gateway may want a key for that."""
+        from redis import RedisError
+
+        from jobs.registry import Registry
+        from jobs.shards import open_shards
+
+        with contextlib.suppress(RedisError, OSError):
+            async with contextlib.aclosing(open_shards(self._redis_url(), self.plan.settings.shards)) as shards:
+                return await Registry(shards).workers()
+        return []
+
+    def _redis_url(self) -> str:
+        from jobs import valkey
+
+        return valkey.url(self.plan.data_dir) if self.plan.embedded else self.plan.settings.redis_url
 
     def _first_picture(self) -> None:
         try:
-            with Client(self.url) as client:
+            with Client(self.url, api_key=generate.api_key()) as client:
                 job = pictures.draw(client, self.console, self.plan.first_prompt)
                 for image in job.images:
                     file = self.plan.data_dir / "images" / client.local(image.url).partition("?")[0].removeprefix("/images/")
@@ -244,7 +255,9 @@ class Up:
             table.add_row(f"  [dim]{name}[/]", escape(str(value)))
         self.console.print(f"\n[bold]Celadon[/] {version('celadon')}\n", highlight=False)
         self.console.print(table)
-        if plan.settings.host not in ("127.0.0.1", "localhost", "::1"):
+        if plan.settings.keys_in_force:
+            self.console.print("  Requests need an API key: `celadon keys add NAME` makes one.", highlight=False)
+        elif not plan.settings.only_this_machine:
             self.console.print("  [yellow]Whoever reaches this address may use the service.[/]")
         self.console.print()
 

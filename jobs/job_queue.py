@@ -27,6 +27,7 @@ from jobs.arguments import fingerprint_of, is_number, name, place, queue_name, q
 from jobs.connection import MAX_BLOCK_S, ServerUnfit, check_server, connect
 from jobs.job import SCHEMA, ImageRef, Job, JobError, JobStatus, JobWarning
 from jobs.outcomes import (
+    Admission,
     Checkpoint,
     CheckpointTooLarge,
     DeadlineUnmeetable,
@@ -35,6 +36,7 @@ from jobs.outcomes import (
     JobGone,
     Page,
     QueueFull,
+    QuotaSpent,
     RateLimited,
     Renewal,
     Standing,
@@ -44,6 +46,7 @@ from jobs.scripts import Scripts
 from jobs.shards import Shards, make_id, shard_of
 
 __all__ = [
+    "Admission",
     "Checkpoint",
     "CheckpointTooLarge",
     "DeadlineUnmeetable",
@@ -53,6 +56,7 @@ __all__ = [
     "JobQueue",
     "Page",
     "QueueFull",
+    "QuotaSpent",
     "RateLimited",
     "Renewal",
     "ServerUnfit",
@@ -97,7 +101,8 @@ class JobQueue:
         self._turn = 0  # the shard with which the next claim begins
         self._waiting: dict[Scripts, int] = {}  # jobs, when it was last reaped
         self._lease_s = lease_s
-        self._admission = (max_queued, max_queued if max_queued_per_client is None else max_queued_per_client, rate_per_s, burst)
+        self._max_queued = max_queued
+        self._admission = Admission(max_queued if max_queued_per_client is None else max_queued_per_client, rate_per_s, burst)
         self._retention_s = retention_s
         self._checkpoint_s = checkpoint_s
         self._max_checkpoint_bytes = max_checkpoint_bytes
@@ -116,14 +121,16 @@ class JobQueue:
         fingerprint: str = "",
         deadline_s: float | None = None,
         reuse_fingerprint: str = "",
+        admission: Admission | None = None,
     ) -> Submitted:
         """Queues a job once: the same id, or the same key of the same client within 24 h, gives the job of the first submit.
 
         `fingerprint` stands for the client's request behind the key. `deadline_s` is the time from now in which the job
         must be done. `reuse_fingerprint` stands for everything that decides the pictures: with `job.reuse` an equal job
-        of the client that waits, runs, or has just ended well, answers for this one too.
+        of the client that waits, runs, or has just ended well, answers for this one too. `admission` is this client's, in
+        place of that of all.
 
-        Raises QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict, JobGone, and ValueError on a name, class,
+        Raises QueueFull, RateLimited, QuotaSpent, DeadlineUnmeetable, IdempotencyConflict, JobGone, and ValueError on a name, class,
         priority or time that the queue cannot hold, or an id that belongs elsewhere.
         """
         shard = self._shards.of_client(job.client)
@@ -132,7 +139,9 @@ class JobQueue:
         await self._shards.agree()  # before that, a client's jobs might go where nobody looks for them
         wanted = (*place(job), seconds_of(deadline_s))
         reuse = fingerprint_of(reuse_fingerprint) if job.reuse else ""
-        known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *self._admission, self._retention_s)
+        may = admission or self._admission
+        bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day, job.params.num_images)
+        known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *bounds, self._retention_s)
         record = [text for pair in job.to_hash().items() for text in pair]
         outcome, *rest = await shard.run("submit", name(job.id), *wanted, *known, *record)
         match outcome:
@@ -140,6 +149,8 @@ class JobQueue:
                 raise QueueFull(rest[0], of_client=len(rest) > 1)
             case "limited":
                 raise RateLimited(rest[0])
+            case "spent":
+                raise QuotaSpent(rest[0])
             case "unmeetable":
                 raise DeadlineUnmeetable(float(rest[0]))
             case "conflict":

@@ -24,6 +24,14 @@ class RateLimited(Exception):
         self.retry_after_s = retry_after_s
 
 
+class QuotaSpent(Exception):
+    """The client has asked for as many pictures as it may in a day (UTC); the next one begins in `retry_after_s`."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"The day's pictures are used up. Try again in {retry_after_s} s.")
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineUnmeetable(Exception):
     """The job would be done in `eta_s`, which is after its deadline; nothing was queued."""
 
@@ -42,6 +50,17 @@ class JobGone(Exception):
 
 class CheckpointTooLarge(ValueError):
     """The state of the job takes more than a checkpoint may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a client may have: `max_queued` jobs waiting, `rate_per_s` of them in the long run (0: any number) and `burst` at once,
+    `per_day` pictures in a day of UTC (0: any number)."""
+
+    max_queued: int
+    rate_per_s: float = 0.0
+    burst: int = 10
+    per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,11 @@ def _wait(process: subprocess.Popen[bytes], data_dir: Path) -> None:
         time.sleep(0.01)
 
 
+def answers(data_dir: Path) -> bool:
+    """Whether a server on that folder answers now."""
+    return _answers(socket_path(data_dir))
+
+
 def _answers(path: Path) -> bool:
     try:
         with socket.socket(socket.AF_UNIX) as client:

@@ -15,12 +15,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
+from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from structlog.typing import FilteringBoundLogger
 
+from jobs.clients import Clients
 from jobs.events import EventLog
 from jobs.hooks import HookQueue
 from jobs.image_store import LocalImageStore
@@ -32,18 +33,30 @@ from service.api import health, images, models, native, openai, sdapi, webhooks
 from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
-from service.error_answers import respond, translate
-from service.errors import ApiError
+from service.doorkeeper import Doorkeeper
+from service.error_answers import documented, respond, translate
+from service.errors import ApiError, KeyInvalid, KeyMissing
 from service.gateway import Gateway
 from service.generations import Generations
+from service.keyring import Keyring, check_keys
 from service.log import carry_over, make_log
 from service.metrics import Metrics
 from service.middleware import Surroundings
+from service.openapi import openapi
 from service.settings import Settings
 
 FIRST_LOOK_S = 1.0  # at Redis, before the door opens; /readyz looks again each time
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
+
+CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
+    "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "Range", "X-Request-Id"],
+    "expose_headers": [
+        "Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id",
+        "Content-Range", "ETag",
+    ],
+}  # fmt: skip
 
 DESCRIPTION = """Text to image. `POST /generate` queues a job; `GET /jobs/{id}` tells how it stands and where its pictures are.
 
@@ -62,29 +75,30 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (
-        native.router,
-        job_routes.router,
-        openai.router,
-        sdapi.router,
-        webhooks.router,
-        models.router,
-        images.router,
-        health.router,
-    ):
+    for router in (native.router, job_routes.router, openai.router, sdapi.router, webhooks.router, models.router):
+        app.include_router(router, responses=documented(KeyMissing, KeyInvalid))
+    for router in (images.router, health.router):
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)
+    # the last one stands outermost: a browser's question whether it may ask (CORS) comes without a key
+    app.add_middleware(Doorkeeper, settings=settings)
+    if settings.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CORS)
     app.add_middleware(Surroundings, log=log, metrics=metrics, max_body_bytes=settings.max_body_bytes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app, settings)  # type: ignore[method-assign]
     return app
 
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `request_drain_s` to end.
 
-    A `listener` that is handed in takes the place of host and port, and outlives this process in its owner.
+    A `listener` that is handed in takes the place of host and port, and outlives this process in its owner. Raises NoKeys where
+    others can reach it and nobody has a key.
     """
+    if listener:
+        settings = settings.model_copy(update={"host": listener.getsockname()[0]})
+    asyncio.run(check_keys(settings, settings.redis_url or _embedded_url(settings)))
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -129,10 +143,13 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         )
         registry, store = Registry(shards), LocalImageStore(settings.image_dir)
         catalog = Catalog(registry, settings)
-        generations = Generations(queue, EventLog(shards), catalog, store, settings)
+        keyring = Keyring(Clients(shards), settings)
+        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings)
         links = ImageLinks(registry, settings)
         hooks, tries = HookQueue(shards), Tries(shards)
-        app.state.gateway = Gateway(settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, generations, tries)
+        app.state.gateway = Gateway(
+            settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries
+        )
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
@@ -182,32 +199,6 @@ def _methods(request: Request) -> list[str]:
     paths = request.app.openapi()["paths"]
     route = getattr(request.scope.get("route"), "path_format", "")
     return sorted(method.upper() for method in paths.get(route, {}))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-            _make_true(operation["responses"])
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
-        app.openapi_schema = schema
-    return app.openapi_schema
-
-
-def _make_true(responses: dict[str, Any]) -> None:
-    """Three things that FastAPI writes without being asked: its own validation answer, errors as event streams where the
-    good answer is one, and examples without their nulls."""
-    validation = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    if validation.get("$ref", "").endswith("/HTTPValidationError"):
-        del responses["422"]
-    for response in responses.values():
-        error = response.get("content", {}).get("application/json", {})
-        if "examples" not in error:
-            continue
-        response["content"] = {"application/json": error | {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-        for example in error["examples"].values():
-            example["value"]["error"].setdefault("param", None)
 
 
 def _version() -> str:

@@ -78,20 +78,28 @@ class Catalog:
 
 
 class ImageLinks:
-    """Makes and checks signed image URLs. Nothing of a URL is stored: it is made when a job is told."""
+    """Makes and checks signed image URLs. Nothing of a URL is stored: it is made when a job is told.
+
+    They are signed by the newest secret of the settings and checked by all of them, so that one can be replaced; where none is set,
+    by one that lies in Redis.
+    """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._secret = Remembered(registry.image_secret, SECRET_TTL_S)
+        self._made = Remembered(registry.image_secret, SECRET_TTL_S)
+        self._set = settings.signing_secrets
         self._ttl_s = settings.image_ttl_s
+
+    async def _signer(self) -> Signer:
+        return Signer(self._set or await self._made.get())
 
     async def sign(self, keys: list[str]) -> list[str]:
         """`/images/{key}?...` for each key, good for `image_ttl_s`. Raises RedisError."""
         if not keys:
             return []
-        signer = Signer(await self._secret.get())
+        signer = await self._signer()
         expires = int(time.time()) + self._ttl_s
         return [f"/images/{key}?{signer.sign(key, expires)}" for key in keys]
 
     async def verify(self, key: str, exp: str, kid: str, sig: str) -> None:
         """Raises jobs.image_store.BadSignature, jobs.image_store.Expired, RedisError."""
-        Signer(await self._secret.get()).verify(key, exp, kid, sig, int(time.time()))
+        (await self._signer()).verify(key, exp, kid, sig, int(time.time()))

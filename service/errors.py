@@ -14,7 +14,10 @@
     │   ├── UnknownOption             400 unknown_option
     │   ├── WebhookRefused            400 webhook_refused
     │   └── NotSupported              400 not_supported
+    ├── KeyMissing                    401 key_missing
+    ├── KeyInvalid                    401 key_invalid
     ├── BadSignature                  403 bad_signature
+    ├── ClassNotAllowed               403 class_not_allowed
     ├── NotFound                      404 not_found
     │   ├── JobNotFound               404 job_not_found
     │   ├── ImageNotFound             404 image_not_found
@@ -35,6 +38,7 @@
     ├── QueueIsFull                   429 queue_full
     ├── ClientQueueFull               429 client_queue_full
     ├── RateLimited                   429 rate_limited
+    ├── QuotaSpent                    429 quota_spent
     ├── TooManyStreams                429 too_many_streams
     ├── QueueUnavailable              503 queue_unavailable
     │   ├── QueueOutOfMemory          503 queue_out_of_memory
@@ -138,6 +142,34 @@ class WebhookRefused(BadRequest):
 class NotSupported(BadRequest):
     code = "not_supported"
     about = "This service does not do that."
+
+
+class KeyMissing(ApiError):
+    """Only Bearer is asked for, though Basic is taken: a browser that is asked for Basic would send it with every request from
+    then on, also with those that other sites make it send."""
+
+    http_status = 401
+    code = "key_missing"
+    about = "This service wants an API key: send it as Authorization: Bearer, followed by the key."
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message, param="Authorization", headers={"WWW-Authenticate": 'Bearer realm="celadon"'})
+
+
+class KeyInvalid(ApiError):
+    http_status = 401
+    code = "key_invalid"
+    about = "There is no such API key. It was never made, was revoked, or its time is over."
+
+    def __init__(self, message: str = "") -> None:
+        challenge = 'Bearer realm="celadon", error="invalid_token"'
+        super().__init__(message, param="Authorization", headers={"WWW-Authenticate": challenge})
+
+
+class ClassNotAllowed(ApiError):
+    http_status = 403
+    code = "class_not_allowed"
+    about = "Jobs of yours may not be of that service class."
 
 
 class BadSignature(ApiError):
@@ -266,6 +298,14 @@ class RateLimited(ApiError):
     about = "Requests come too fast. Come again after the seconds of Retry-After."
     names_bound = True
     retry_after_s = 1
+
+
+class QuotaSpent(ApiError):
+    http_status = 429
+    code = "quota_spent"
+    about = "You have asked for as many pictures as you may in a day. Come again after the seconds of Retry-After."
+    names_bound = True
+    retry_after_s = 3600
 
 
 class TooManyStreams(ApiError):

@@ -15,7 +15,9 @@ from jobs.registry import Registry
 from jobs.shards import Shards
 from jobs.tries import Tries
 from service.catalog import Catalog, ImageLinks
+from service.doorkeeper import CLIENT
 from service.generations import Generations
+from service.keyring import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -34,6 +36,7 @@ class Gateway:
     store: LocalImageStore
     catalog: Catalog
     links: ImageLinks
+    keyring: Keyring
     generations: Generations
     tries: Tries
 
@@ -43,8 +46,8 @@ def _gateway(request: Request) -> Gateway:
 
 
 async def _client(request: Request) -> str:
-    """Whose job it is. Everyone is one client until there are keys."""
-    return "default"
+    """Whose job it is, as the doorkeeper found out."""
+    return cast(str, request.scope[CLIENT])
 
 
 async def _base_url(request: Request) -> str:

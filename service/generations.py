@@ -12,11 +12,23 @@ from redis.exceptions import RedisError
 from jobs.events import Event, EventLog
 from jobs.image_store import LocalImageStore
 from jobs.job import TERMINAL, Job, JobStatus
-from jobs.job_queue import DeadlineUnmeetable, Forecast, IdempotencyConflict, JobGone, JobQueue, Page, QueueFull, RateLimited, Submitted
+from jobs.job_queue import (
+    DeadlineUnmeetable,
+    Forecast,
+    IdempotencyConflict,
+    JobGone,
+    JobQueue,
+    Page,
+    QueueFull,
+    QuotaSpent,
+    RateLimited,
+    Submitted,
+)
 from pipelines.card import ModelCard
 from service.catalog import Catalog
 from service.drafts import Draft, resolve
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
+from service.keyring import Keyring
 from service.refusals import deadline_unmeetable, refused
 from service.settings import Settings
 from service.steps import even_parts
@@ -33,8 +45,11 @@ class Generations:
     take a `Job` leave that to those who told it.
     """
 
-    def __init__(self, queue: JobQueue, events: EventLog, catalog: Catalog, store: LocalImageStore, settings: Settings) -> None:
-        self._queue, self._events, self._catalog, self._store, self._settings = queue, events, catalog, store, settings
+    def __init__(
+        self, queue: JobQueue, events: EventLog, catalog: Catalog, store: LocalImageStore, keyring: Keyring, settings: Settings
+    ) -> None:
+        self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
+        self._keyring, self._settings = keyring, settings
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
@@ -42,8 +57,10 @@ class Generations:
         self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = "", previews: int = 0
     ) -> Submitted:
         """Queue what the draft asks for, with so many previews at even parts of the way. Raises BadRequest and its kin before
-        anything is written; DeadlineUnmeetable, QueueIsFull, ClientQueueFull, RateLimited, KeyReused, JobExpired (of the key), NoModel."""
+        anything is written; ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull, RateLimited, QuotaSpent, KeyReused,
+        JobExpired (of the key), NoModel."""
         job, card = await self._job(draft, terms, client, previews)
+        may = await self._keyring.admission(client)
         try:
             return await self._queue.submit(
                 job,
@@ -51,11 +68,12 @@ class Generations:
                 fingerprint=fingerprint,
                 deadline_s=terms.deadline_s,
                 reuse_fingerprint=reuse_fingerprint(job.params, card),
+                admission=may,
             )
         except JobGone:
             raise JobExpired() from None
-        except (QueueFull, RateLimited, DeadlineUnmeetable, IdempotencyConflict) as refusal:
-            raise refused(refusal, terms, self._settings) from refusal
+        except (QueueFull, RateLimited, QuotaSpent, DeadlineUnmeetable, IdempotencyConflict) as refusal:
+            raise refused(refusal, terms, may, self._settings) from refusal
 
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
         """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""
@@ -77,7 +95,7 @@ class Generations:
             steps_total=resolved.steps_total,
             warnings=resolved.warnings,
             priority=terms.priority,
-            service_class=terms.service_class,
+            service_class=await self._keyring.class_of(client, terms.service_class),
             webhook=terms.webhook,
             reuse=terms.reuse,
             preview_steps=even_parts(resolved.steps_total // resolved.params.num_images, previews),

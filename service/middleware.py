@@ -13,8 +13,10 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.doorkeeper import CLIENT
 from service.error_answers import respond
 from service.errors import ApiError, BodyTooLarge
+from service.keyring import ANYBODY
 from service.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -89,7 +91,8 @@ class Surroundings:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(method, route, status, seconds)
         note = self._log.debug if route in PROBES else self._log.info
-        note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), request_id=request_id)
+        who = {"client": scope[CLIENT]} if scope.get(CLIENT, ANYBODY) != ANYBODY else {}
+        note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), request_id=request_id, **who)
 
 
 def _request_id(scope: Scope) -> str:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import math
 
-from jobs.job_queue import DeadlineUnmeetable, IdempotencyConflict, QueueFull, RateLimited
+from jobs.job_queue import Admission, DeadlineUnmeetable, IdempotencyConflict, QueueFull, QuotaSpent, RateLimited
 from service import errors
 from service.settings import Settings
 from service.terms import Terms
 
-Refusal = QueueFull | RateLimited | DeadlineUnmeetable | IdempotencyConflict
+Refusal = QueueFull | RateLimited | QuotaSpent | DeadlineUnmeetable | IdempotencyConflict
+DAY_S = 86_400
 
 
-def refused(refusal: Refusal, terms: Terms, settings: Settings) -> errors.ApiError:
-    """The error that answers a submit."""
+def refused(refusal: Refusal, terms: Terms, may: Admission, settings: Settings) -> errors.ApiError:
+    """The error that answers a submit of a client that may so much."""
     match refusal:
         case RateLimited():
-            window = math.ceil(settings.rate_burst / settings.rate_per_s) if settings.rate_per_s else 1
-            return errors.RateLimited(headers=_bound("rate", settings.rate_burst, refusal.retry_after_s, window))
+            window = math.ceil(may.burst / may.rate_per_s) if may.rate_per_s else 1
+            return errors.RateLimited(headers=_bound("rate", may.burst, refusal.retry_after_s, window))
+        case QuotaSpent():
+            return errors.QuotaSpent(headers=_bound("pictures", may.per_day, refusal.retry_after_s, DAY_S))
         case QueueFull() if refusal.of_client:
-            return errors.ClientQueueFull(headers=_bound("queued", settings.max_queued_per_client, refusal.retry_after_s))
+            return errors.ClientQueueFull(headers=_bound("queued", may.max_queued, refusal.retry_after_s))
         case QueueFull():
             return errors.QueueIsFull(headers=_bound("all-queued", settings.max_queued, refusal.retry_after_s))
         case DeadlineUnmeetable():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -22,7 +24,9 @@ OF_WORKERS = frozenset({
     "LEASE_S", "RENEW_S", "DRAIN_S",
     "CHECKPOINT_S", "CHECKPOINT_TTL_S", "CHECKPOINT_BYTES", "STALL_S", "STORE_S", "PROGRESS_S",
 })  # fmt: skip
-OF_COMMANDS = frozenset({"URL", "WORKERS"})
+OF_COMMANDS = frozenset({"URL", "WORKERS", "API_KEY"})
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+LEAST_SECRET = 32  # characters
 
 
 class SettingsError(Exception):
@@ -39,6 +43,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path(".celadon"), description="images lie in its folder `images`")
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535, description="0 takes a free one")
+    keys: Literal["auto", "required", "none"] = Field(default="auto", description="auto: needed unless only this machine can ask")
+    published_host: str = Field(default="", description="what counts for that where a container's port is published")
+    open_metrics: bool = Field(default=True, description="whether /metrics answers without a key")
+    cors_origins: str = Field(default="", description="of pages in browsers that may ask, by commas")
+    url_secrets: SecretStr = Field(default=SecretStr(""), description="of image URLs, by commas, the newest first; empty: in Redis")
     public_url: str = Field(default="", description="how clients reach this service; empty: the Host header of each request")
     default_model: str = Field(default="", description="of requests that name none; empty: the first by name of those announced")
     image_ttl_s: int = Field(default=3600, ge=1, le=604_800, description="how long a signed image URL is good")
@@ -74,6 +83,39 @@ class Settings(BaseSettings):
             raise ValueError("must begin with http:// or https://")
         return value.rstrip("/")
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in _parts(value):
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, as in https://app.example.com or http://localhost:3000")
+        return value
+
+    @field_validator("url_secrets")
+    @classmethod
+    def _are_secret(cls, value: SecretStr) -> SecretStr:
+        if any(len(secret) < LEAST_SECRET for secret in _parts(value.get_secret_value())):
+            raise ValueError(f"a secret has {LEAST_SECRET} characters at least: `openssl rand -hex 32` makes one")
+        return value
+
+    @property
+    def origins(self) -> list[str]:
+        return _parts(self.cors_origins)
+
+    @property
+    def signing_secrets(self) -> list[bytes]:
+        return [secret.encode() for secret in _parts(self.url_secrets.get_secret_value())]
+
+    @property
+    def keys_in_force(self) -> bool:
+        """Whether requests need an API key."""
+        return self.keys == "required" or (self.keys == "auto" and not self.only_this_machine)
+
+    @property
+    def only_this_machine(self) -> bool:
+        """Whether nobody else can reach the address."""
+        return is_loopback(self.published_host or self.host)
+
     @property
     def image_dir(self) -> Path:
         return self.data_dir / "images"
@@ -91,6 +133,18 @@ class Settings(BaseSettings):
             return cls(**overrides)  # type: ignore[arg-type]
         except ValidationError as error:
             raise SettingsError("\n".join(map(_line, error.errors(include_input=False, include_url=False)))) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it. A name is not looked up, since others may answer for it tomorrow."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parts(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _line(fault: ErrorDetails) -> str:

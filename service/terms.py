@@ -17,10 +17,11 @@ from service.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """`priority` orders a client's own jobs, `service_class` jobs of all clients; `deadline_s` counts seconds from now."""
+    """`priority` orders a client's own jobs, `service_class` (None: what is usual for the client) jobs of all clients; `deadline_s`
+    counts seconds from now."""
 
     priority: int = 0
-    service_class: ServiceClass = "normal"
+    service_class: ServiceClass | None = None
     deadline_s: float | None = None
     webhook: Webhook | None = None
     reuse: bool = False

@@ -81,7 +81,7 @@ def announce(redis_url: str, *cards: ModelCard) -> None:
             await Registry(redis).announce(card)
         await redis.aclose()
 
-    _run(tell)
+    run_apart(tell)
 
 
 def depth(redis_url: str) -> dict[str, int]:
@@ -94,10 +94,10 @@ def depth(redis_url: str) -> dict[str, int]:
         finally:
             await redis.aclose()
 
-    return _run(ask)
+    return run_apart(ask)
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+def run_apart(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """On a loop of its own in a thread of its own: the caller may be inside one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(work())).result()

@@ -104,7 +104,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     worker = {f"CELADON_{field.upper()}": default(WorkerSettings, field) for field in WorkerSettings.model_fields if field != "redis_url"}
     shared = gateway.keys() & worker.keys()
     assert {name: gateway[name] for name in shared} == {name: worker[name] for name in shared}, "one variable, two defaults"
-    assert told == gateway | worker | {"CELADON_URL": "", "CELADON_WORKERS": "1"}
+    assert told == gateway | worker | {"CELADON_URL": "", "CELADON_WORKERS": "1", "CELADON_API_KEY": ""}
 
 
 def test_the_changelog_knows_this_version() -> None:

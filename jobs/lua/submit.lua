@@ -1,12 +1,13 @@
 #!lua
 -- submit <id> <client> <queue> <service_class> <priority> <steps> <size> <deadline_s> <key> <key_ttl_s> <fingerprint>
---        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <retention_s> <field> <value> ...
---        -> {'created' | 'existing', record} | {'conflict'} | {'gone'} | {'limited' | 'unmeetable', seconds}
+--        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day> <pictures> <retention_s> <field> <value> ...
+--        -> {'created' | 'existing', record} | {'conflict'} | {'gone'} | {'limited' | 'spent' | 'unmeetable', seconds}
 --        | {'full', seconds, 'client' where only its own part is full}
 -- The one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
 local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
-local reuse_key, max_queued, max_per_client, rate, burst, retention = unpack(ARGV, 12, 17)
+local reuse_key, max_queued, max_per_client, rate, burst, per_day, pictures, retention = unpack(ARGV, 12, 19)
 local idem, same = q .. 'idem:' .. client .. ':' .. key, q .. 'same:' .. client .. ':' .. reuse_key
+local DAY_S = 86400
 local t = now()
 
 local function known()
@@ -30,6 +31,20 @@ local function limited()
   return nil, function() call('SET', bucket, stamp(full_at), 'PX', math.ceil((full_at - t) * 1000) + 1000) end
 end
 
+-- Pictures of the day, in UTC. Those that are shared are drawn once and count once.
+local function spent()
+  if tonumber(per_day) <= 0 then return nil end
+  local day = math.floor(t / DAY_S)
+  local counter = q .. 'day:' .. client .. ':' .. day
+  if tonumber(call('GET', counter) or 0) + tonumber(pictures) > tonumber(per_day) then
+    return { 'spent', math.ceil((day + 1) * DAY_S - t) }
+  end
+  return nil, function()
+    call('INCRBY', counter, pictures)
+    call('EXPIRE', counter, DAY_S)
+  end
+end
+
 local function full()
   if call('SCARD', q .. 'pending') >= tonumber(max_queued) then return { 'full', retry_after(queue, backlog(queue)) } end
   if tonumber(call('HGET', q .. 'queued', client) or 0) < tonumber(max_per_client) then return nil end
@@ -49,6 +64,9 @@ if answer then return answer end
 local refusal, accept = limited()
 if refusal then return refusal end
 local first, ready = leader(client, reuse_key)
+local count
+if not first then refusal, count = spent() end
+if refusal then return refusal end
 refusal = not ready and full()
 if refusal then return refusal end
 
@@ -66,8 +84,9 @@ if deadline_s ~= '' and not ready then
 end
 
 if accept then accept() end
+if count then count() end
 call('SET', q .. 'seq', place)
-call('HSET', job(id), unpack(ARGV, 18))
+call('HSET', job(id), unpack(ARGV, 20))
 call('HSET', job(id), 'created_at', stamp(t), 'queue', queue, 'score', score, 'size', size, 'predicted_s', stamp(predicted))
 local deadline = deadline_s ~= '' and stamp(t + tonumber(deadline_s)) or ''
 if deadline ~= '' then call('HSET', job(id), 'deadline_at', deadline) end

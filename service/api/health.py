@@ -47,7 +47,10 @@ async def readyz(gateway: Current) -> ReadyAnswer:
     "/metrics",
     summary="Numbers for Prometheus",
     response_class=Response,
-    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **documented()},
+    responses={
+        200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}},
+        **documented(errors.KeyMissing, errors.KeyInvalid),  # unless it is open
+    },
 )
 async def metrics(gateway: Current) -> Response:
     """Requests, latencies, submitted jobs, served images; and the shared queue and workers as they are now."""

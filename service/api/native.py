@@ -102,7 +102,10 @@ class GenerateRequest(BaseModel):
     output_quality: int | None = Field(default=None, ge=1, le=100, description="of jpeg (95 if left out) and webp (92); 100 is best")
     preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
-    service_class: ServiceClass = Field(default="normal", description="among the jobs of all: interactive first, then normal, then batch")
+    service_class: ServiceClass = Field(
+        default="normal",
+        description="among the jobs of all: interactive first, then normal, then batch; left out, that of your key if it has one",
+    )
     deadline_s: float | None = Field(
         default=None, gt=0, le=MAX_DEADLINE_S, description="seconds from now in which it must be done; refused if it cannot be"
     )
@@ -116,7 +119,7 @@ class GenerateRequest(BaseModel):
         hook = self.webhook
         return Terms(
             priority=self.priority,
-            service_class=self.service_class,
+            service_class=self.service_class if "service_class" in self.model_fields_set else None,
             deadline_s=self.deadline_s,
             webhook=Webhook(url=hook.url, events=tuple(hook.events)) if hook else None,
             reuse=self.reuse,
@@ -185,10 +188,12 @@ GENERATE_HEADERS = {
             errors.UnsupportedMediaType,
             errors.KeyReused,
             errors.JobExpired,
+            errors.ClassNotAllowed,
             errors.DeadlineUnmeetable,
             errors.QueueIsFull,
             errors.ClientQueueFull,
             errors.RateLimited,
+            errors.QuotaSpent,
             errors.QueueUnavailable,
             errors.QueueOutOfMemory,
             errors.QueueReadOnly,

@@ -62,9 +62,9 @@ async def get_model(model: str, gateway: Current) -> ModelAnswer:
         **documented(
             errors.InvalidJson, errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader,
             errors.NotSupported, errors.ModelNotFound, errors.KeyReused, errors.JobCanceled, errors.JobExpired, errors.BodyTooLarge,
-            errors.UnsupportedMediaType, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.TooManyStreams,
-            errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
-            errors.JobFailed, errors.StillRunning,
+            errors.UnsupportedMediaType, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent,
+            errors.TooManyStreams, errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable,
+            errors.NoModel, errors.JobFailed, errors.StillRunning,
         ),
     },
 )  # fmt: skip

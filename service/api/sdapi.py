@@ -45,8 +45,9 @@ class PngInfoRequest(BaseModel):
     responses=documented(
         errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
         errors.UnknownSampler, errors.UnknownSchedule, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
-        errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.TooManyStreams, errors.QueueUnavailable,
-        errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel, errors.JobFailed, errors.StillRunning,
+        errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams,
+        errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
+        errors.JobFailed, errors.StillRunning,
     ),
 )  # fmt: skip
 async def txt2img(body: Txt2ImgRequest, request: Request, gateway: Current, client: Client) -> Anything:

@@ -1,0 +1,79 @@
+"""Who is asking: the one place where a request is told to be a client's, for all doors, before anything of it is read.
+
+Where keys are in force, whatever is not listed as open needs one, an address that there is not included. Where they are not, a key is
+not looked at. The answers to who has none are those of each door (`error_answers.respond`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from redis.exceptions import RedisError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.error_answers import respond, translate
+from service.errors import ApiError, KeyInvalid, KeyMissing
+from service.keyring import ANYBODY
+from service.settings import Settings
+
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # of no client: probes, and what the doors look like
+METRICS = "/metrics"
+IMAGES = "/images/"  # a picture's URL holds its own permission
+CLIENT = "celadon.client"  # in the scope of a request
+
+SCHEMES: Mapping[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "basic": {"type": "http", "scheme": "basic", "description": "any user, and an API key as the password: for clients of A1111"},
+}
+
+
+class Doorkeeper:
+    """Puts the client's name into the scope, or answers 401."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            if not self._settings.keys_in_force:
+                scope[CLIENT] = ANYBODY
+            elif not is_open(scope["path"], self._settings):
+                scope[CLIENT] = await scope["app"].state.gateway.keyring.client_of(presented(Headers(scope=scope)))
+        except (ApiError, RedisError) as exc:
+            error = translate(exc)
+            if error is None:
+                raise
+            return await respond(error, scope)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def is_open(path: str, settings: Settings) -> bool:
+    """Whether it answers without a key."""
+    return path in OPEN or path.startswith(IMAGES) or (path == METRICS and settings.open_metrics)
+
+
+def presented(headers: Headers) -> str:
+    """The key of `Authorization`: Bearer (RFC 6750), or the password of Basic (RFC 7617). Raises KeyMissing, KeyInvalid."""
+    match headers.getlist("authorization"):
+        case []:
+            raise KeyMissing()
+        case [credentials]:
+            scheme, _, rest = credentials.strip().partition(" ")
+            if scheme.lower() == "bearer":
+                return rest.strip()
+            if scheme.lower() == "basic":
+                return _password(rest.strip())
+    raise KeyInvalid("Authorization is not understood: it takes Bearer and an API key, or Basic with the key as password, once.")
+
+
+def _password(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        raise KeyInvalid() from None

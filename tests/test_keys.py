@@ -1,0 +1,313 @@
+"""Who gets in, and how far: a gateway that wants keys, asked over HTTP with and without them."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+from redis.client import Redis as BlockingRedis
+
+from cards import card
+from job_samples import Clock
+from jobs.clients import digest_of
+from jobs.image_store import Signer
+from jobs.registry import Registry
+from keyed import asking, make_key
+from live_gateway import Live, assert_error, depth, running
+from redis_farm import until
+from service import keyring
+from service.catalog import ImageLinks
+from service.settings import Settings, SettingsError
+
+PROMPT = {"prompt": "a red apple"}
+
+
+@pytest.fixture
+def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
+    with running(redis_url, tmp_path, card(), keys="required", door_wait_s=1) as live:
+        yield live
+
+
+@pytest.fixture
+def key(redis_url: str) -> str:
+    return make_key(redis_url, "ada")
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_without_a_key_nothing_is_told_and_nothing_is_queued(gateway: Live, key: str, redis_url: str) -> None:
+    for asked in ("GET /jobs", "GET /workers", "GET /models", "GET /jobs/x", "GET /nowhere", "PUT /jobs", "OPTIONS /jobs"):
+        method, path = asked.split()
+        answer = gateway.http.request(method, path)
+        assert_error(answer, 401, "key_missing", "Authorization")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="celadon"'
+    assert_error(gateway.http.post("/generate", content=b"{"), 401, "key_missing")  # the body is not looked at
+    assert_error(gateway.post(PROMPT), 401, "key_missing")
+    assert depth(redis_url)["queued"] == 0
+
+
+def test_what_is_of_no_client_answers_without_a_key(gateway: Live) -> None:
+    assert [gateway.http.get(path).status_code for path in ("/healthz", "/readyz", "/metrics", "/openapi.json")] == [200] * 4
+    assert gateway.http.get("/healthz", headers={"Authorization": "Bearer wrong"}).status_code == 200
+
+
+def test_metrics_can_be_closed(redis_url: str, tmp_path: Path, key: str) -> None:
+    with running(redis_url, tmp_path, card(), keys="required", open_metrics=False) as live, asking(live, key) as ada:
+        assert_error(live.http.get("/metrics"), 401, "key_missing")
+        assert ada.get("/metrics").status_code == 200
+
+
+def test_a_key_is_shown_as_bearer_or_as_the_password_of_any_user(gateway: Live, key: str) -> None:
+    for credentials in (f"Bearer {key}", f"bearer   {key}", basic("anybody", key), basic("", key)):
+        assert gateway.post(PROMPT, Authorization=credentials).status_code == 202
+
+
+@pytest.mark.parametrize("credentials", [
+    "Bearer", "Bearer cel_", "Bearer " + "x" * 5000, "Basic !", "Basic " + base64.b64encode(b"\xff\xfe").decode(), basic("cel_", ""),
+    "Digest a=b", "",
+])  # fmt: skip
+def test_what_is_no_key_is_refused(gateway: Live, key: str, credentials: str) -> None:
+    answer = gateway.http.get("/jobs", headers={"Authorization": credentials})
+    assert_error(answer, 401, "key_invalid")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="celadon", error="invalid_token"'
+
+
+def test_neither_another_key_nor_its_hash_nor_a_part_of_it_opens(gateway: Live, key: str) -> None:
+    for wrong in (key[:-1], key[:-1] + ("A" if key[-1] != "A" else "B"), digest_of(key), key.upper(), f"{key} x"):
+        assert_error(gateway.http.get("/jobs", headers={"Authorization": f"Bearer {wrong}"}), 401, "key_invalid")
+    twice = [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {key}")]
+    assert_error(gateway.http.get("/jobs", headers=twice), 401, "key_invalid")
+
+
+def test_every_door_refuses_in_its_own_shape(gateway: Live) -> None:
+    openai = gateway.http.get("/v1/models")
+    error = openai.json()["error"]
+    assert (openai.status_code, error["type"], error["code"]) == (401, "authentication_error", "key_missing")
+    assert openai.headers["x-should-retry"] == "false"
+    a1111 = gateway.http.get("/sdapi/v1/options")
+    assert a1111.status_code == 401 and a1111.json()["detail"] == a1111.json()["error"]["message"]
+    assert "Basic" not in a1111.headers["www-authenticate"]  # a browser would keep it, and send it for other sites
+
+
+def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "KEY_TTL_S", 0.2)
+    first, second, short = make_key(redis_url, "ada"), make_key(redis_url, "ada"), make_key(redis_url, "ada", days=1.0 / 86_400)
+    with running(redis_url, tmp_path, card(), keys="required") as live, asking(live, first) as one, asking(live, second) as other:
+        job = one.post("/generate", json=PROMPT).json()
+        with BlockingRedis.from_url(redis_url) as redis:
+            redis.hdel("{q0}:apikeys", digest_of(first))
+        until(lambda: one.get("/jobs").status_code == 401, "a revoked key is still good")
+        assert other.get(f"/jobs/{job['id']}").status_code == 200  # the jobs are the client's, not the key's
+        with asking(live, short) as late:
+            until(lambda: late.get("/jobs").status_code == 401, "a key is good after its time")
+
+
+async def test_what_is_known_lasts_while_redis_is_away_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, answers = 1000.0, ["old", "new", None]
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    async def fetch(name: str) -> str | None:
+        if not answers:
+            raise keyring.RedisError
+        return answers.pop(0)
+
+    lately = keyring.Lately(fetch)
+    assert await lately.get("known") == "old"
+    now += keyring.KEY_TTL_S - 0.1
+    assert await lately.get("known") == "old"
+    now += 0.2
+    assert await lately.get("known") == "new" and await lately.get("unknown") is None
+    now += keyring.KEY_TTL_S + keyring.AWAY_S
+    assert await lately.get("known") == "new"
+    now += 0.1
+    with pytest.raises(keyring.RedisError):
+        await lately.get("known")
+
+
+async def test_no_more_is_remembered_than_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "MOST", 2)
+    asked: list[str] = []
+
+    async def fetch(name: str) -> str | None:
+        asked.append(name)
+        return name if name != "nobody" else None
+
+    lately = keyring.Lately(fetch)
+    for name in ("a", "b", "nobody", "nobody", "b", "c", "b", "a"):
+        await lately.get(name)
+    assert asked == ["a", "b", "nobody", "nobody", "c", "a"]
+
+
+def test_the_use_of_a_key_is_written_down(gateway: Live, key: str, redis_url: str) -> None:
+    with asking(gateway, key) as ada, BlockingRedis.from_url(redis_url, decode_responses=True) as redis:
+        assert redis.hgetall("{q0}:apikeysused") == {}
+        ada.get("/jobs")
+        assert abs(float(redis.hget("{q0}:apikeysused", digest_of(key))) - time.time()) < 60
+        assert key not in str([redis.hgetall(name) for name in ("{q0}:apikeys", "{q0}:apikeysused")])
+
+
+# What a client may
+
+
+def test_a_class_is_that_of_the_client_and_no_better_one(gateway: Live, redis_url: str) -> None:
+    with asking(gateway, make_key(redis_url, "night", service_class="batch")) as night, asking(gateway, make_key(redis_url, "ada")) as ada:
+        assert night.post("/generate", json=PROMPT).json()["service_class"] == "batch"
+        for better in ("interactive", "normal"):
+            for path in ("/generate", "/generate?dry_run=true"):
+                assert_error(night.post(path, json=PROMPT | {"service_class": better}), 403, "class_not_allowed", "service_class")
+        assert night.post("/v1/images/generations", json=PROMPT).status_code == 504  # queued; nobody draws here
+        assert [job["service_class"] for job in night.get("/jobs").json()["jobs"]] == ["batch"] * 2
+        assert ada.post("/generate", json=PROMPT).json()["service_class"] == "normal"
+        assert ada.post("/generate", json=PROMPT | {"service_class": "interactive"}).status_code == 202
+
+
+async def test_rate_and_depth_are_the_clients_own(gateway: Live, redis_url: str, clock: Clock) -> None:
+    slow = make_key(redis_url, "slow", rate_per_s=0.5, burst=2)
+    small = make_key(redis_url, "small", max_queued=1)
+    with asking(gateway, slow) as first, asking(gateway, small) as second:
+        assert [first.post("/generate", json=PROMPT).status_code for _ in range(3)] == [202, 202, 429]
+        refused = first.post("/generate", json=PROMPT)
+        assert_error(refused, 429, "rate_limited")
+        assert refused.headers["ratelimit-policy"] == '"rate";q=2;w=4'
+        assert [second.post("/generate", json=PROMPT).status_code for _ in range(2)] == [202, 429]
+        assert second.post("/generate", json=PROMPT).headers["ratelimit-policy"] == '"queued";q=1'
+
+
+async def test_pictures_of_a_day_are_counted_exactly(gateway: Live, redis_url: str, clock: Clock) -> None:
+    """The clock stands at 13:46:40 UTC."""
+    with asking(gateway, make_key(redis_url, "ada", per_day=5)) as ada, asking(gateway, make_key(redis_url, "bob", per_day=5)) as bob:
+        shared = PROMPT | {"num_images": 3, "seed": 1, "reuse": True}
+        assert [ada.post("/generate", json=shared).status_code for _ in range(2)] == [202, 202]  # drawn once
+        again = {"Idempotency-Key": "k"}
+        assert [ada.post("/generate", json=PROMPT, headers=again).status_code for _ in range(2)] == [202, 202]
+        refused = ada.post("/generate", json=PROMPT | {"num_images": 2})
+        assert_error(refused, 429, "quota_spent")
+        assert refused.headers["ratelimit-policy"] == '"pictures";q=5;w=86400'
+        assert refused.headers["retry-after"] == "36800"
+        assert ada.post("/generate", json=PROMPT).status_code == 202 and ada.post("/generate", json=PROMPT).status_code == 429
+        assert bob.post("/generate", json=PROMPT).status_code == 202
+        await clock.advance(36_800)
+        assert ada.post("/generate", json=PROMPT | {"num_images": 5}).status_code == 202
+
+
+# Where no keys are needed
+
+
+def test_on_loopback_a_key_is_not_looked_at(redis_url: str, tmp_path: Path) -> None:
+    with running(redis_url, tmp_path, card()) as live:
+        for credentials in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "nonsense"}):
+            assert live.post(PROMPT, **credentials).status_code == 202
+        assert len(live.http.get("/jobs").json()["jobs"]) == 3
+        assert "security" not in live.http.get("/openapi.json").text
+
+
+@pytest.mark.parametrize(("settings", "needed"), [
+    ({}, False),
+    ({"host": "localhost"}, False),
+    ({"host": "127.0.0.3"}, False),
+    ({"host": "::1"}, False),
+    ({"host": "0.0.0.0"}, True),
+    ({"host": ""}, True),
+    ({"host": "::"}, True),
+    ({"host": "10.0.0.7"}, True),
+    ({"host": "celadon.example.com"}, True),
+    ({"host": "localhost.example.com"}, True),
+    ({"host": "0.0.0.0", "published_host": "127.0.0.1"}, False),
+    ({"host": "0.0.0.0", "published_host": "0.0.0.0"}, True),
+    ({"keys": "required"}, True),
+    ({"host": "0.0.0.0", "keys": "none"}, False),
+])  # fmt: skip
+def test_who_needs_a_key_is_told_by_the_address(settings: dict[str, str], needed: bool) -> None:
+    assert Settings(**settings).keys_in_force is needed  # type: ignore[arg-type]
+
+
+def test_the_document_tells_where_a_key_is_needed(gateway: Live) -> None:
+    document = gateway.http.get("/openapi.json").json()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "basic"}
+    paths = document["paths"]
+    assert paths["/jobs"]["get"]["security"] == [{"bearer": []}, {"basic": []}]
+    unguarded = {path for path in paths if not next(iter(paths[path].values()))["security"]}
+    assert unguarded == {"/healthz", "/readyz", "/metrics", "/images/{key}"}
+
+
+# Browsers
+
+
+def test_other_origins_may_not_ask_unless_they_are_named(redis_url: str, tmp_path: Path, key: str) -> None:
+    page = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with running(redis_url, tmp_path, card(), keys="required") as live:
+        assert not [name for name in live.http.options("/generate", headers=page).headers if name.startswith("access-control")]
+    origins = "https://app.example.com, http://localhost:3000"
+    with running(redis_url, tmp_path, card(), keys="required", cors_origins=origins) as live, asking(live, key) as ada:
+        asked = live.http.options("/generate", headers=page)
+        assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://app.example.com"
+        other = live.http.options("/generate", headers=page | {"Origin": "https://evil.example.com"})
+        assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
+        answer = ada.post("/generate", json=PROMPT, headers={"Origin": "http://localhost:3000"})
+        assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+        assert "Location" in answer.headers["access-control-expose-headers"] and "access-control-allow-credentials" not in answer.headers
+        refused = live.http.get("/jobs", headers={"Origin": "https://app.example.com"})
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "https://app.example.com"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("CELADON_CORS_ORIGINS", "*"),
+    ("CELADON_CORS_ORIGINS", "https://app.example.com/"),
+    ("CELADON_CORS_ORIGINS", "app.example.com"),
+    ("CELADON_URL_SECRETS", "short"),
+    ("CELADON_KEYS", "yes"),
+])  # fmt: skip
+def test_a_setting_that_would_open_too_much_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as refused:
+        Settings.from_environment()
+    assert "short" not in str(refused.value)
+
+
+def test_every_answer_has_the_security_headers(gateway: Live, key: str) -> None:
+    with asking(gateway, key) as ada:
+        for answer in (
+            gateway.http.get("/jobs"),
+            ada.get("/jobs"),
+            ada.get("/nowhere"),
+            gateway.http.get("/healthz"),
+            ada.post("/generate", json=3),
+        ):
+            assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-frame-options"] == "DENY"
+            assert answer.headers["referrer-policy"] == "no-referrer" and answer.headers["cache-control"] == "no-store"
+            assert "default-src 'none'" in answer.headers["content-security-policy"] and "server" not in answer.headers
+
+
+# Image URLs
+
+
+def test_a_picture_opens_with_its_url_alone_and_secrets_can_be_replaced(redis_url: str, tmp_path: Path) -> None:
+    old, new = "old-secret-" + "1" * 32, "new-secret-" + "2" * 32
+    picture = tmp_path / "images" / "job1" / "1-0.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"\x89PNG picture")
+
+    def opened(secrets: str, url: str) -> int:
+        with running(redis_url, tmp_path, card(), keys="required", url_secrets=secrets) as live:
+            return live.http.get(url).status_code
+
+    def signed(secrets: str) -> str:
+        return "/images/job1/1-0.png?" + Signer([part.encode() for part in secrets.split(",")]).sign("job1/1-0.png", int(time.time()) + 60)
+
+    assert signed(f"{new},{old}") == signed(new)
+    assert (opened(old, signed(old)), opened(f"{new},{old}", signed(old)), opened(f"{new},{old}", signed(new))) == (200, 200, 200)
+    assert (opened(new, signed(old)), opened("", signed(new)), opened(new, signed(new).replace("job1", "job2"))) == (403, 403, 403)
+
+
+async def test_links_are_signed_by_the_newest_secret(redis: Redis) -> None:
+    settings = Settings(url_secrets="n" * 32 + "," + "o" * 32)  # type: ignore[arg-type]
+    (link,) = await ImageLinks(Registry(redis), settings).sign(["a/1-0.png"])
+    said = httpx2.URL(link).params
+    Signer(b"n" * 32).verify("a/1-0.png", said["exp"], said["kid"], said["sig"], time.time())
