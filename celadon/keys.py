@@ -59,10 +59,9 @@ def add(
     wanted = _wanted(weight, class_, rate, burst, max_queued, per_day)
 
     async def make(clients: Clients, shards: Shards) -> str:
+        await _say_terms(clients, shards, name, wanted)  # first: there is no moment in which the key may more
         now = time.time()
-        key = await clients.add_key(name, now, now + days * DAY_S if days else None)
-        await _say_terms(clients, shards, name, wanted)
-        return key
+        return await clients.add_key(name, now, now + days * DAY_S if days else None)
 
     key = _ask(make)
     Console(stderr=True).print(f"[green]✓[/] a key of {escape(name)}, shown this once:", highlight=False)
@@ -121,7 +120,13 @@ def limit(
     --rate, --burst and --max-queued of -1 are the service's own.
     """
     wanted = _wanted(weight, class_, rate, burst, max_queued, per_day)
-    terms = _ask(lambda clients, shards: _say_terms(clients, shards, name, wanted))
+
+    async def say(clients: Clients, shards: Shards) -> ClientTerms:
+        if not any(key.client == name for key in await clients.keys()):
+            raise StartRefused(f"no key is of {name!r}: `celadon keys list` shows the clients; nothing was changed")
+        return await _say_terms(clients, shards, name, wanted)
+
+    terms = _ask(say)
     Console().print(f"{escape(name)}: {_may(terms)}", highlight=False)
 
 

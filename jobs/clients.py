@@ -82,8 +82,7 @@ class Clients:
 
     async def add_key(self, client: str, now: float, expires_at: float | None = None) -> str:
         """A new key of this client. It is told here and never again. Raises ValueError on a name that no client can have."""
-        if not NAME.fullmatch(client):
-            raise ValueError(f"{client!r} is no name of a client: letters, digits, '.', '_' and '-', at most 64.")
+        _check(client)
         key = PREFIX + secrets.token_urlsafe(32)
         kept = {"client": client, "last_four": key[-4:], "created_at": now, "expires_at": expires_at}
         await self._redis.hset(self._keys, digest_of(key), json.dumps(kept))
@@ -121,5 +120,11 @@ class Clients:
         return ClientTerms(**json.loads(text)) if text else ClientTerms()
 
     async def set_terms(self, client: str, terms: ClientTerms) -> None:
-        """All of them but the weight, which the queue keeps: `JobQueue.set_weight` goes with it."""
+        """All of them but the weight, which the queue keeps: `JobQueue.set_weight` goes with it. Raises ValueError as `add_key`."""
+        _check(client)
         await self._redis.hset(self._clients, client, json.dumps(asdict(terms)))
+
+
+def _check(client: str) -> None:
+    if not NAME.fullmatch(client):
+        raise ValueError(f"{client!r} is no name of a client: letters, digits, '.', '_' and '-', at most 64.")

@@ -37,9 +37,9 @@ def shared(folder: Path, model: Path) -> Iterator[Fleet]:
 
 
 class Fleet:
-    """One gateway and any number of workers on one Redis, in one data directory."""
+    """One gateway and any number of workers on one Redis, in one data directory. With a key its client shows it."""
 
-    def __init__(self, redis_url: str, folder: Path, model: Path) -> None:
+    def __init__(self, redis_url: str, folder: Path, model: Path, *, key: str = "", **environment: str) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -53,9 +53,11 @@ class Fleet:
             "CELADON_RENEW_S": "0.2",
             "CELADON_PROGRESS_S": "0.05",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S)
+        self.client = httpx2.Client(base_url=self.url, headers=self._headers, timeout=TIMEOUT_S)
 
     def gateway(self, *, wait: bool = True) -> None:
         self._gateway = self.start("gateway", CELADON_PORT=str(self.port))
@@ -67,7 +69,7 @@ class Fleet:
         self._gateway.kill()
         self._gateway.wait()
         self.client.close()
-        self.client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S)
+        self.client = httpx2.Client(base_url=self.url, headers=self._headers, timeout=TIMEOUT_S)
         self.gateway(wait=wait)
 
     def worker(self, program: Sequence[str] = ("celadon", "worker"), **environment: str) -> subprocess.Popen[bytes]:
