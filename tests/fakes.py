@@ -62,5 +62,6 @@ def sd_ladder_config(**changes: Any) -> dict[str, Any]:
 
 
 def schedule_options(schedule: str, steps: int) -> dict[str, list[float]]:
-    """What a schedule must be given: `custom` its sigmas, each 0.7 of the one before, then zero."""
-    return {"sigmas": [14.0 * 0.7**i for i in range(steps)] + [0.0]} if schedule == "custom" else {}
+    """What a schedule must be given: `custom` its sigmas, each 0.7 of the one before, or more where there are many, then zero."""
+    ratio = max(0.7, 0.001 ** (1.0 / steps))
+    return {"sigmas": [14.0 * ratio**i for i in range(steps)] + [0.0]} if schedule == "custom" else {}

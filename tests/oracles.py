@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -243,6 +243,18 @@ def tiny_unet(*, rounds: bool = True) -> Model:
     @torch.inference_mode()
     def model(x: Float, timestep: float) -> Float:
         told = torch.tensor(timestep, dtype=torch.float32 if rounds else torch.float64)
-        return unet(torch.from_numpy(x), told, encoder_hidden_states=words).sample.numpy()
+        with one_thread():
+            return unet(torch.from_numpy(x), told, encoder_hidden_states=words).sample.numpy()
 
     return model
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So little work is done before a second thread has woken; on a busy machine they would wait for each other."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

@@ -33,6 +33,8 @@ class Case:
     of_loop: Mapping[str, Any] = field(default_factory=dict)  # the same options in the loop's words
     schedules: Sequence[str] = ()  # those on which both mean the same; empty: all
     least: int = 1  # steps that the loop can take
+    more: Sequence[int] = ()  # numbers of steps at which its rule is another one
+    spans: bool = False  # its steps span several levels: only the first one is asked with the timestep that the schedule gave it
 
     @property
     def id(self) -> str:
@@ -57,7 +59,7 @@ def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float]
         ratio = float(sigma.reshape(-1)[0])
         alpha = 1.0 / math.sqrt(1.0 + ratio**2)
         path.append(x.numpy() * alpha)
-        output = torch.from_numpy(model(path[-1], timestep_of(levels, ratio)))
+        output = torch.from_numpy(model(path[-1], timestep_of(levels, ratio, among=1 if case.spans else len(levels))))
         if levels.ladder.prediction_type == "epsilon":
             return x - ratio * output
         return alpha * (alpha * x) - ratio * alpha * output
@@ -89,9 +91,9 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-def timestep_of(levels: Levels, ratio: float) -> float:
-    """That of the level, if it is one; some conventions round theirs."""
-    for i in range(len(levels)):
+def timestep_of(levels: Levels, ratio: float, among: int | None = None) -> float:
+    """That of the level, if it is one (`among` the first); some conventions round theirs."""
+    for i in range(len(levels) if among is None else among):
         if math.isclose(levels[i].ratio, ratio, rel_tol=1e-9):
             return float(levels.timestep[i])
     return float(Ladder.timestep_at(levels.ladder, np.array(ratio)))

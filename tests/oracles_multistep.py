@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from unittest.mock import patch
 
 import torch
+from scipy.interpolate import interp1d
 
 from oracles_loops import Case, of_k_diffusion
 from oracles_sigma import k_diffusion
@@ -63,7 +65,28 @@ def lms_to_denoised(denoise, x, sigmas, noise, order):
 
 
 def restart(denoise, x, sigmas, noise, s_noise=1.0):
-    """Algorithm 1 of arXiv 2306.14878 with Heun steps, one interval, and the numbers that A1111 chooses by the number of steps."""
+    """Algorithm 1 of arXiv 2306.14878 with Heun steps, one interval, and the numbers that A1111 chooses by the number of steps.
+
+    The main process keeps the shape of what it is given: its sigmas, to the power of 1/7 as Karras counts, joined by lines.
+    """
+    steps, clean = len(sigmas) - 1, sigmas[-1] == 0
+    length, times = (0, 0) if steps < 20 else (9, 1) if steps < 36 else (steps // 4, 2)
+    main = _on_lines(sigmas[:-1] if clean else sigmas, steps - length * times + (0 if clean else 1), lambda s: s ** (1 / 7), lambda s: s**7)
+    bottom, top = (int((main - value).abs().argmin()) for value in (0.1, 2.0))  # rounded to the main process, algorithm 1, line 2
+    if times == 0 or top >= bottom:  # none, or an interval that the schedule does not have: Heun on every sigma
+        main, times = sigmas[:-1] if clean else sigmas, 0
+    again = k_diffusion().get_sigmas_karras(length + 1, float(main[bottom]), float(main[top]))[:-1] if times else ()
+    for i, (now, to) in enumerate(pairwise(torch.cat([main, sigmas[-1:]]) if clean else main), 1):
+        x = _heun(denoise, x, now, to)
+        for _ in range(times if i == bottom else 0):
+            x = x + noise() * s_noise * (main[top] ** 2 - main[bottom] ** 2) ** 0.5
+            for a, b in pairwise([main[top], *again[1:-1], main[bottom]]):
+                x = _heun(denoise, x, a, b)
+    return x
+
+
+def restart_of_a1111(denoise, x, sigmas, noise, s_noise=1.0):
+    """The same as that program has it, which takes Karras' levels whatever is asked."""
     karras, steps, plan = k_diffusion().get_sigmas_karras, len(sigmas) - 1, None
     if steps >= 20:
         length, times = (steps // 4, 2) if steps >= 36 else (9, 1)
@@ -81,6 +104,12 @@ def restart(denoise, x, sigmas, noise, s_noise=1.0):
     return x
 
 
+def _on_lines(sigmas, count, there, back):
+    """`count` sigmas at equal distances along the line through these, drawn where `there` leads; the ends stay."""
+    line = interp1d(range(len(sigmas)), there(sigmas).numpy()) if len(sigmas) > 1 else lambda at: there(sigmas).numpy()
+    return back(torch.as_tensor(line(torch.linspace(0, len(sigmas) - 1, count).numpy())))
+
+
 def _heun(denoise, x, now, to):
     d = (x - denoise(x, now)) / now
     guess = x + (to - now) * d
@@ -88,7 +117,33 @@ def _heun(denoise, x, now, to):
 
 
 def dpm_fast(denoise, x, sigmas, noise, eta=0.0, s_noise=1.0):
-    """k-diffusion's, from the first sigma to the last above zero."""
+    """k-diffusion's, whose solver steps are equal in log sigma, given ends of steps that follow what is asked for.
+
+    From the first sigma to the last above zero, or to the model's lowest where that lies below; at least half way down.
+    """
+    module, lowest, steps = k_diffusion(), denoise.sigma_at(0), len(sigmas) - 1
+    if sigmas[-1] == 0:
+        low = min(lowest, float(sigmas[0]) / 2) if steps == 1 else lowest
+        sigmas = torch.cat([sigmas[:-1], torch.tensor([low])]) if sigmas[-2] > 1.0001 * low else sigmas[:-1]
+    times = {"linspace": lambda first, last, count, device: -_on_lines(sigmas, count, torch.log, torch.exp).log()}
+    draw = (lambda *_: noise()) if eta else (lambda *_: torch.zeros_like(x))
+    options = {"eta": eta, "s_noise": s_noise, "noise_sampler": draw}
+    with patch.object(module, "torch", _But(torch, times)):
+        return module.sample_dpm_fast(denoise, x, float(sigmas[-1]), float(sigmas[0]), steps, disable=True, **options)
+
+
+class _But:
+    """A module, some names of which are others."""
+
+    def __init__(self, module, others):
+        self.__dict__.update(others, _module=module)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def dpm_fast_of_k_diffusion(denoise, x, sigmas, noise, eta=0.0, s_noise=1.0):
+    """As it is, from the first sigma to the last above zero."""
     module, ends = k_diffusion(), [float(s) for s in (sigmas[-2] if sigmas[-1] == 0 else sigmas[-1], sigmas[0])]
     draw = (lambda *_: noise()) if eta else (lambda *_: torch.zeros_like(x))
     return module.sample_dpm_fast(denoise, x, *ends, len(sigmas) - 1, disable=True, eta=eta, s_noise=s_noise, noise_sampler=draw)
@@ -163,6 +218,8 @@ UNSPACED = [s for s in SCHEDULES if s not in ("auto", "leading", "trailing", "li
 CHURNS = [{"s_churn": 15.0}, {"s_churn": 1000.0, "s_noise": 1.1}, {"s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 0.8}]
 EVERY_ORDER = [{"order": k} for k in (1, 2, 3, 4)]
 
+FAST = [{}, {"eta": 0.7, "s_noise": 1.2}, {"eta": 1.0}]
+RESTARTS = ((restart_of_a1111, ("karras",)), (restart, ()))  # from 20 steps on, twice from 36
 NOISES = [{}, {"eta": 0.4, "s_noise": 0.9}, {"eta": 0.0}]
 
 CASES = [
@@ -185,7 +242,8 @@ CASES = [
         Case("dpmpp_3m_sde", of_k_diffusion("sample_dpmpp_3m_sde", tree=True), o, o, least=2)
         for o in ({}, {"eta": 0.4, "s_noise": 1.3}, {"eta": 0.0})
     ),
-    *(Case("dpm_fast", dpm_fast, o, o, ("exponential",), 2) for o in ({}, {"eta": 0.7, "s_noise": 1.2}, {"eta": 1.0})),
+    *(Case("dpm_fast", dpm_fast_of_k_diffusion, o, o, ("exponential",), 2) for o in FAST),
+    *(Case("dpm_fast", dpm_fast, o, o, spans=True) for o in FAST),
     *(
         Case(id, churning(f"sample_{name}"), o, o, SCALED)
         for id, name in (("euler", "euler"), ("heun", "heun"), ("dpm2", "dpm_2"))
@@ -194,5 +252,5 @@ CASES = [
     Case("pndm", plms, {}, {}, UNSPACED),
     Case("lcm", consistency),
     *(Case("tcd", trajectory_consistency, o, o) for o in ({"gamma": 0.8}, {})),
-    *(Case("restart", restart, o, o, ("karras",)) for o in ({}, {"s_noise": 1.1})),
+    *(Case("restart", loop, o, o, on, more=(20, 40)) for loop, on in RESTARTS for o in ({}, {"s_noise": 1.1})),
 ]
