@@ -42,6 +42,7 @@ _BH2: Mapping[str, Value] = {"solver_type": "bh2", "order": 3}
 # What some ids need, for models that lack it.
 _EDM = "it is Euler's rule for models of EDM's space; on others euler with karras is the same"
 NEEDS: Mapping[str, str] = {"flow": _FLOW, "flux": _FLOW, "edm_euler": _EDM}
+_ACTS = "it acts on a list of levels: send the list that it makes as the sigmas of custom"
 
 A1111_SAMPLERS = (
     Name("DPM++ 2M", "dpmpp_2m", also=("k_dpmpp_2m",), auto="karras"),
@@ -156,15 +157,37 @@ OTHER_SAMPLERS = (
     Name("PNDM", "pndm"),
     Name("Euler EDM", "edm_euler"),
     Name("DPM++ 2M EDM", also=("dpmpp_2m_edm",), refused="it is dpmpp_2m in EDM's space: ask a model of that space for it"),
-    Name("DPM++ Cosine", refused="it belongs to one model of sounds"),
+    Name("DPM++ Cosine", also=("Cosine DPM",), refused="it belongs to one model of sounds"),
+    Name("DPM++ Inverse", also=("DDIM Inverse", "DPM++ 2M Inverse"), refused="it turns pictures into noise"),
+    Name("Flash FlowMatch", refused=_FLOW),
     Name("DC Solver", refused=_OTHER),
     Name("TDD", refused=_OTHER),
     Name("PeRFlow", refused="it belongs to models that were distilled with it"),
     Name("UFOGen", refused="it belongs to models that were distilled with it"),
     Name("CMSI", refused="it belongs to consistency models"),
-    Name("VDM Solver", refused=_OTHER),
+    Name("VDM Solver", also=("VDM",), refused=_OTHER),
     Name("BDIA DDIM", refused=_OTHER),
+    Name("RES", also=("RES 2M", "RES 3M"), refused="res_multistep is its rule of two steps; its other members are none of ours"),
 )
+
+# First words of SD.Next's many samplers of Res4Lyf, such as "Lobatto 3S".
+RES4LYF = (
+    "ABNorsett",
+    "Lawson",
+    "ETD-RK",
+    "ETDRK",
+    "PEC",
+    "Lobatto",
+    "Radau IIA",
+    "Gauss-Legendre",
+    "RK",
+    "RK 4",
+    "RK4",
+    "RK5",
+    "RK6",
+    "RK7",
+)
+FAMILY = "it is one of the many Runge-Kutta and exponential rules of Res4Lyf, whose formulas are none of ours"
 
 A1111_SCHEDULES = (
     Name("Uniform", "linspace"),
@@ -212,6 +235,11 @@ COMFY_SCHEDULES = (
     Name("AlignYourSteps", "align_your_steps"),
     Name("GITS", refused=_GITS),
     Name("OptimalSteps", refused=_FLOW),
+    Name("SplitSigmas", also=("Split",), refused=_ACTS),
+    Name("SetFirstSigma", also=("SetFirst",), refused=_ACTS),
+    Name("FlipSigmas", also=("Flip",), refused="rising levels turn pictures into noise"),
+    Name("SplitSigmasDenoise", also=("SplitDenoise",), refused=_ACTS),
+    Name("ExtendIntermediateSigmas", also=("ExtendIntermediate",), refused=_ACTS),
 )
 
 SDCPP_SCHEDULES = (
@@ -231,4 +259,5 @@ SDCPP_SCHEDULES = (
     Name("logit_normal", refused=_FLOW),
     Name("flux", "flux"),
     Name("flux2", refused=_FLOW),
+    Name("custom_sigmas", "custom"),
 )

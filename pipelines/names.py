@@ -18,8 +18,10 @@ from pipelines.name_tables import (
     A1111_SCHEDULES,
     COMFY_SAMPLERS,
     COMFY_SCHEDULES,
+    FAMILY,
     NEEDS,
     OTHER_SAMPLERS,
+    RES4LYF,
     SDCPP_SAMPLERS,
     SDCPP_SCHEDULES,
     Name,
@@ -100,7 +102,8 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
             refusal = error if error.reason and not refusal else refusal
             continue
         return _agreed(_choice(name, label, options), schedule)
-    raise refusal or UnknownName("sampler", sampler)
+    family = any(f"{fold(sampler)} ".startswith(f"{fold(first)} ") for first in RES4LYF)
+    raise refusal or UnknownName("sampler", sampler, FAMILY if family else "")
 
 
 def find_schedule(name: str, ids: Iterable[str]) -> str:
@@ -185,9 +188,23 @@ def needs(id: str) -> str:
 
 
 def nearest(kind: str, name: str, ids: Iterable[str]) -> list[str]:
-    """Up to three known names that look like this one, ids first among equals."""
+    """Up to three known names that look like this one, ids first among equals; before them A1111's of a sampler with its schedule."""
+    ids = tuple(ids)
     wanted, known = fold(name), {fold(one): one for id in ids for one in (*aliases(kind, id), id)}
-    return [known[close] for close in difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)]
+    pairs = _nearest_pairs(wanted, ids) if kind == "sampler" and re.match(r"k_|.*[ +]", name) else []
+    return [*pairs, *(known[close] for close in difflib.get_close_matches(wanted, known, n=3, cutoff=0.6))][:3]
+
+
+def _nearest_pairs(wanted: str, ids: Iterable[str]) -> list[str]:
+    """ "DPM++ 2M Karras" for a slip in either part of it; the schedule may have two words or three."""
+    samplers, schedules = ({key: n for key, n in of["a1111"].items() if n.id} for of in (SAMPLERS, SCHEDULES))
+    words, found = wanted.split(" "), []
+    for count in range(1, min(4, len(words))):
+        parts = ((" ".join(words[:-count]), samplers), (" ".join(words[-count:]), schedules))
+        close = [difflib.get_close_matches(part, known, n=1, cutoff=0.75) for part, known in parts]
+        if all(close) and samplers[close[0][0]].id in ids:
+            found.append(f"{samplers[close[0][0]].name} {schedules[close[1][0]].name}")
+    return found
 
 
 def _means(kind: str, name: str) -> str:
