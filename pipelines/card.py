@@ -30,7 +30,8 @@ class SamplerInfo:
 
     U-Net evaluations of n steps = `evals_per_step` * n + `evals_offset`, except for 1, 2 ... steps where `evals_first`
     says otherwise; `evals_open` more where the levels end above zero. A sampler that was learned for some numbers of steps
-    takes `only_steps`, and `only_schedules` since its levels are its own; both are empty where there is no such limit.
+    takes `only_steps`, and `only_schedules` since its levels are its own; both are empty where there is no such limit. `auto` is
+    the schedule that the automatic one means for it on this model, empty where that is not said.
     """
 
     id: str
@@ -46,6 +47,7 @@ class SamplerInfo:
     only_schedules: tuple[str, ...] = ()
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
     stochastic: bool = False
+    auto: str = ""
     guidance: float | None = None  # the scale if none is asked for, where it means another strength than for most (CFG++)
 
     def evaluations(self, steps: int, *, ends_open: bool = False) -> int:

@@ -18,7 +18,7 @@ from pipelines.prediction import preconditioning
 from pipelines.rows import Row, Terms
 from pipelines.sampler_list import samplers_of
 from pipelines.schedule_list import SCHEDULES
-from pipelines.schedules import levels
+from pipelines.schedules import automatic, levels
 from pipelines.step_table import BASIS, MEMORIES, STATE, StepTable
 
 
@@ -36,6 +36,7 @@ def catalog(ladder: Ladder) -> tuple[SamplerInfo, ...]:
             evals_open=sampler.evals_open,
             options=sampler.options,
             stochastic=sampler.stochastic,
+            auto=automatic(ladder, sampler.convention),
             guidance=sampler.guidance,
         )
         for id, sampler in samplers_of(ladder.space).items()

@@ -46,6 +46,12 @@ def _meant(ladder: Ladder, convention: Convention) -> str:
     return convention.auto or {"vp": "auto", "flow": "flow", "edm": "karras"}[ladder.space]
 
 
+def automatic(ladder: Ladder, convention: Convention) -> str:
+    """The id of the schedule that "auto" means for a sampler of this convention on this ladder."""
+    meant = _meant(ladder, convention)
+    return base_spacing(ladder, convention) if meant == "auto" else meant
+
+
 def _final(ladder: Ladder, convention: Convention, last: float) -> float:
     """gamma after the last step: 1, but for TCD, SA-Solver and DEIS, and for DDIM on a checkpoint that ends at its first training level."""
     first = float(ladder.alphas_cumprod[0])

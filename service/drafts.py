@@ -208,7 +208,7 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
     yield from guidance_warnings(params, card)
     if unused := idle_options(params, card):
         yield JobWarning("sampler_options_unused", f"{', '.join(unused)} of {params.sampler} act only where it adds noise; it adds none.")
-    if params.sampler in STRIDED and params.schedule == "linspace" and params.steps in NOISE_SHOWS:
+    if params.sampler in STRIDED and _drawn_on(params, card) == "linspace" and params.steps in NOISE_SHOWS:
         yield JobWarning(
             "noise_left",
             f"With {params.steps} steps on linspace, {params.sampler} leaves noise in the picture, as in diffusers: its steps land above "
@@ -216,6 +216,12 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
         )
     if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
+
+
+def _drawn_on(params: GenerationParams, card: ModelCard) -> str:
+    """The schedule, or the one that the automatic one means."""
+    sampler = card.sampler(params.sampler)
+    return sampler.auto if sampler and params.schedule == "auto" else params.schedule
 
 
 def _unknown_words(text: str, card: ModelCard) -> list[str]:

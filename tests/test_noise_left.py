@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipelines import schedules
 from pipelines.ladder import Ladder
 from pipelines.sampler_list import SAMPLERS
-from pipelines.samplers import catalog
+from pipelines.samplers import catalog, compile_table
 from service import drafts
 from service.settings import Settings
 from tests.cards import card
@@ -32,6 +33,32 @@ def test_noise_that_ddim_leaves_on_linspace_is_a_warning(sampler: str, schedule:
     one = drafts.resolve(drafts.Draft(prompt="a red apple", sampler=sampler, schedule=schedule, steps=steps), CARD, Settings())
     assert [warning.code for warning in one.warnings] == (["noise_left"] if told else [])
     assert set(drafts.STRIDED) == {id for id, known in SAMPLERS.items() if known.convention.strided}
+
+
+@pytest.mark.parametrize(("spacing", "told"), [("linspace", True), ("leading", False), ("trailing", False), (None, False)])
+@pytest.mark.parametrize("sampler", drafts.STRIDED)
+def test_the_automatic_schedule_is_warned_of_where_it_is_linspace(sampler: str, spacing: str | None, told: bool) -> None:
+    ladder = Ladder.from_config(sd_ladder_config() | {"timestep_spacing": spacing})
+    one = card(samplers=catalog(ladder), schedules=schedules.catalog(ladder))
+    drawn = drafts.resolve(drafts.Draft(prompt="a red apple", sampler=sampler, schedule="auto", steps=3), one, Settings())
+    assert [warning.code for warning in drawn.warnings] == (["noise_left"] if told else [])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {},
+        {"timestep_spacing": "trailing"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5},
+    ],
+)
+def test_what_automatic_means_is_what_it_draws(space: dict[str, object]) -> None:
+    ladder = Ladder.from_config(sd_ladder_config() | space if not space.get("_class_name") else space)
+    for info in catalog(ladder):
+        auto, same = (compile_table(ladder, info.id, schedule, 7) for schedule in ("auto", info.auto))
+        for column in ("alpha", "sigma", "timestep", "update"):
+            np.testing.assert_array_equal(getattr(auto, column), getattr(same, column), info.id)
 
 
 @pytest.mark.parametrize("sampler", drafts.STRIDED)
