@@ -170,24 +170,11 @@ OTHER_SAMPLERS = (
     Name("RES", also=("RES 2M", "RES 3M"), refused="res_multistep is its rule of two steps; its other members are none of ours"),
 )
 
-# First words of SD.Next's many samplers of Res4Lyf, such as "Lobatto 3S".
-RES4LYF = (
-    "ABNorsett",
-    "Lawson",
-    "ETD-RK",
-    "ETDRK",
-    "PEC",
-    "Lobatto",
-    "Radau IIA",
-    "Gauss-Legendre",
-    "RK",
-    "RK 4",
-    "RK4",
-    "RK5",
-    "RK6",
-    "RK7",
+# First words of SD.Next's many samplers of Res4Lyf, such as "Lobatto 3S", and why they cannot run here.
+FAMILIES: Mapping[str, str] = dict.fromkeys(
+    ("ABNorsett", "Lawson", "ETD-RK", "ETDRK", "PEC", "Lobatto", "Radau IIA", "Gauss-Legendre", "RK", "RK4", "RK5", "RK6", "RK7"),
+    "it is one of the many Runge-Kutta and exponential rules of Res4Lyf, whose formulas are none of ours",
 )
-FAMILY = "it is one of the many Runge-Kutta and exponential rules of Res4Lyf, whose formulas are none of ours"
 
 A1111_SCHEDULES = (
     Name("Uniform", "linspace"),

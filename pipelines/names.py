@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -18,10 +18,9 @@ from pipelines.name_tables import (
     A1111_SCHEDULES,
     COMFY_SAMPLERS,
     COMFY_SCHEDULES,
-    FAMILY,
+    FAMILIES,
     NEEDS,
     OTHER_SAMPLERS,
-    RES4LYF,
     SDCPP_SAMPLERS,
     SDCPP_SCHEDULES,
     Name,
@@ -102,8 +101,8 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
             refusal = error if error.reason and not refusal else refusal
             continue
         return _agreed(_choice(name, label, options), schedule)
-    family = any(f"{fold(sampler)} ".startswith(f"{fold(first)} ") for first in RES4LYF)
-    raise refusal or UnknownName("sampler", sampler, FAMILY if family else "")
+    family = (why for first, why in FAMILIES.items() if f"{fold(sampler)} ".startswith(f"{fold(first)} "))
+    raise refusal or UnknownName("sampler", sampler, next(family, ""))
 
 
 def find_schedule(name: str, ids: Iterable[str]) -> str:
@@ -187,15 +186,14 @@ def needs(id: str) -> str:
     return NEEDS.get(id, "")
 
 
-def nearest(kind: str, name: str, ids: Iterable[str]) -> list[str]:
+def nearest(kind: str, name: str, ids: Collection[str]) -> list[str]:
     """Up to three known names that look like this one, ids first among equals; before them A1111's of a sampler with its schedule."""
-    ids = tuple(ids)
     wanted, known = fold(name), {fold(one): one for id in ids for one in (*aliases(kind, id), id)}
     pairs = _nearest_pairs(wanted, ids) if kind == "sampler" and re.match(r"k_|.*[ +]", name) else []
     return [*pairs, *(known[close] for close in difflib.get_close_matches(wanted, known, n=3, cutoff=0.6))][:3]
 
 
-def _nearest_pairs(wanted: str, ids: Iterable[str]) -> list[str]:
+def _nearest_pairs(wanted: str, ids: Collection[str]) -> list[str]:
     """ "DPM++ 2M Karras" for a slip in either part of it; the schedule may have two words or three."""
     samplers, schedules = ({key: n for key, n in of["a1111"].items() if n.id} for of in (SAMPLERS, SCHEDULES))
     words, found = wanted.split(" "), []
