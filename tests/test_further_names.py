@@ -12,7 +12,7 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-# What the other programs have beside those of `test_names`, and Forge, reForge, Forge-classic, SD.Next and k-diffusion: what runs and what cannot.
+# Beside those of `test_names`: Forge, reForge, Forge-classic, SD.Next and k-diffusion: what runs and what cannot.
 FURTHER = words(
     "euler_a euler_ancestral heun dpm_2 dpm_2_ancestral lms dpm_fast dpmpp_2s_ancestral dpmpp_sde dpmpp_2m dpmpp_2m_sde dpmpp_3m_sde"
 )
