@@ -17,6 +17,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
 ORACLES = ["k-diffusion"]  # for tests; installed alone, since what it asks for would replace numpy and bring trackers
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]  # as tests/browser.py looks for them
 NEEDED_GB = {"cpu": 1, "gpu": 8, "dev": 3}  # torch with CUDA takes 6 GB, for a CPU 1; pip unpacks beside it
 
 
@@ -37,7 +38,21 @@ def main():
     pip(command)
     if extra == "dev":
         pip(command[:-2] + ["--no-deps"] + ORACLES)
+        browser()
     say("installed in %.0f s" % (time.time() - begun))
+
+
+def browser():
+    """A Chromium for the tests of the studio page: the system's own. Where it can be installed without asking, it is."""
+    if os.environ.get("CHROMIUM") or any(map(shutil.which, BROWSERS)):
+        return
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        say("installing Chromium for the tests of the studio page")
+        quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+        install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium"
+        if subprocess.call(["sh", "-c", install], stdout=subprocess.DEVNULL, env=quiet) == 0:
+            return
+    say("no Chromium was found: tests/test_studio.py needs one. Debian, Ubuntu: sudo apt install chromium; or name yours in CHROMIUM")
 
 
 def check_python():

@@ -29,7 +29,7 @@ from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
 from jobs.tries import Tries
-from service.api import health, images, models, native, openai, sdapi, webhooks
+from service.api import health, images, models, native, openai, sdapi, studio, webhooks
 from service.api import jobs as job_routes
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in (native.router, job_routes.router, openai.router, sdapi.router, webhooks.router, models.router):
         app.include_router(router, responses=documented(KeyMissing, KeyInvalid))
-    for router in (images.router, health.router):
+    for router in (images.router, health.router, studio.router):
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)

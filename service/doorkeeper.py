@@ -20,9 +20,10 @@ from service.errors import ApiError, KeyInvalid, KeyMissing
 from service.keyring import ANYBODY
 from service.settings import Settings
 
-OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # of no client: probes, and what the doors look like
+OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})  # of no client: the page, probes, and what the doors look like
 METRICS = "/metrics"
 IMAGES = "/images/"  # a picture's URL holds its own permission
+PAGE = "/ui/"  # files of the studio page, which asks for a key itself
 CLIENT = "celadon.client"  # in the scope of a request
 
 SCHEMES: Mapping[str, Any] = {
@@ -55,7 +56,7 @@ class Doorkeeper:
 
 def is_open(path: str, settings: Settings) -> bool:
     """Whether it answers without a key."""
-    return path in OPEN or path.startswith(IMAGES) or (path == METRICS and settings.open_metrics)
+    return path in OPEN or path.startswith((IMAGES, PAGE)) or (path == METRICS and settings.open_metrics)
 
 
 def presented(headers: Headers) -> str:

@@ -1,0 +1,41 @@
+// A job as a command and as a program, to be pasted elsewhere.
+
+const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+// What a request may say of it: no kind, no empty default.
+export function asked(params) {
+  const kept = Object.entries(params).filter(([name, value]) => name !== "kind" && value !== null && value !== "" && !isEmpty(value));
+  return Object.fromEntries(kept);
+}
+
+const isEmpty = (value) => typeof value === "object" && Object.keys(value).length === 0;
+
+export function asCurl(params, withKey) {
+  const lines = [`curl -s ${quoted(new URL("generate", location.href).href)}`, "-H 'Content-Type: application/json'", "-H 'Prefer: wait=60'"];
+  if (withKey) lines.push(`-H "Authorization: Bearer $CELADON_API_KEY"`);
+  return [...lines, `-d ${quoted(JSON.stringify(asked(params)))}`].join(" \\\n  ");
+}
+
+export function asPython(params) {
+  const { prompt = "", ...rest } = asked(params);
+  const given = Object.entries(rest).map(([name, value]) => `, ${name}=${literal(value)}`).join("");
+  const place = new URL(".", location.href).href.replace(/\/$/, "");
+  return [
+    "from celadon.client import Client",
+    "",
+    `with Client(${literal(place)}) as celadon:`,
+    `    job = celadon.wait(celadon.submit(${literal(prompt)}${given}).id)`,
+    "    for number, image in enumerate(job.images):",
+    `        celadon.download(image, f"{job.id}-{number}.${params.output_format === "jpeg" ? "jpg" : params.output_format}")`,
+    "",
+  ].join("\n");
+}
+
+function literal(value) {
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (value === null) return "None";
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (typeof value === "object") return `{${Object.entries(value).map(([k, v]) => `${JSON.stringify(k)}: ${literal(v)}`).join(", ")}}`;
+  return JSON.stringify(value); // JSON's strings and numbers are Python's
+}
