@@ -22,6 +22,11 @@ def place(job: Job) -> tuple[str, str, str, int, int, str]:
     return name(job.client), queue, job.service_class, job.priority, job.steps_total, f"{job.params.width}x{job.params.height}"
 
 
+def record_of(job: Job) -> list[str]:
+    """Its fields and values, one after the other."""
+    return [text for pair in job.to_hash().items() for text in pair]
+
+
 def _check_previews(job: Job) -> None:
     """They rise, and lie between the first evaluation of an image and its last."""
     steps, each = job.preview_steps, job.steps_total // job.params.num_images

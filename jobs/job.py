@@ -18,7 +18,7 @@ SERVICE_CLASSES: tuple[ServiceClass, ...] = ("interactive", "normal", "batch")  
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("started", "succeeded", "failed", "canceled")
 
 SELDOM = frozenset(  # not stored at their default
-    {"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses", "preview_steps"}
+    {"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses", "preview_steps", "batch"}
 )
 
 SCHEMA = 1  # of the stored record; workers leave newer ones alone
@@ -92,7 +92,8 @@ class Job:
 
     `failures` counts lost workers since the last checkpoint that had progress, `losses` names the newest of them all.
     `predicted_s` and `deadline_at` are set by the queue. With `reuse` an equal job of the same client may answer for this one.
-    `preview_steps` are the evaluations of its first image at which a preview is told and kept, whatever `params.preview` says.
+    `batch` names the batch that it is a line of. `preview_steps` are the evaluations of its first image at which a preview is
+    told and kept, whatever `params.preview` says.
     """
 
     id: str
@@ -120,6 +121,7 @@ class Job:
     pauses: int = 0
     losses: tuple[Loss, ...] = ()
     preview_steps: tuple[int, ...] = ()
+    batch: str = ""
     schema: int = SCHEMA
 
     @property
@@ -160,6 +162,7 @@ class Job:
             pauses=int(data.get("pauses") or 0),
             losses=tuple(Loss(**loss) for loss in json.loads(data.get("losses") or "[]")),
             preview_steps=tuple(json.loads(data.get("preview_steps") or "[]")),
+            batch=data.get("batch", ""),
             schema=int(data["schema"]),
         )
 

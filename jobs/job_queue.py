@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
-from jobs.arguments import fingerprint_of, is_number, name, place, queue_name, queue_names, seconds_of
+from jobs.arguments import fingerprint_of, is_number, name, place, queue_name, queue_names, record_of, seconds_of
 from jobs.connection import MAX_BLOCK_S, ServerUnfit, check_server, connect
 from jobs.job import SCHEMA, ImageRef, Job, JobError, JobStatus, JobWarning
 from jobs.outcomes import (
@@ -41,6 +41,7 @@ from jobs.outcomes import (
     Renewal,
     Standing,
     Submitted,
+    raise_refusal,
 )
 from jobs.scripts import Scripts
 from jobs.shards import Shards, make_id, shard_of
@@ -142,21 +143,8 @@ class JobQueue:
         may = admission or self._admission
         bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day, job.params.num_images)
         known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *bounds, self._retention_s)
-        record = [text for pair in job.to_hash().items() for text in pair]
-        outcome, *rest = await shard.run("submit", name(job.id), *wanted, *known, *record)
-        match outcome:
-            case "full":
-                raise QueueFull(rest[0], of_client=len(rest) > 1)
-            case "limited":
-                raise RateLimited(rest[0])
-            case "spent":
-                raise QuotaSpent(rest[0])
-            case "unmeetable":
-                raise DeadlineUnmeetable(float(rest[0]))
-            case "conflict":
-                raise IdempotencyConflict("The idempotency key was used for a different request.")
-            case "gone":
-                raise JobGone("The job of this idempotency key has ended and is no longer kept.")
+        outcome, *rest = await shard.run("submit", name(job.id), *wanted, *known, "", *record_of(job))
+        raise_refusal(outcome, rest)
         return Submitted(_job(rest[0]), outcome == "created")
 
     async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:

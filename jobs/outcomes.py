@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from jobs.job import ImageRef, Job
 
@@ -46,6 +48,23 @@ class IdempotencyConflict(Exception):
 
 class JobGone(Exception):
     """The job of this idempotency key has ended, and its record has expired."""
+
+
+def raise_refusal(outcome: str, rest: Sequence[Any]) -> None:
+    """The exception that stands for what a script answers instead of taking a job, or a batch; nothing where it took it."""
+    match outcome:
+        case "full":
+            raise QueueFull(rest[0], of_client=len(rest) > 1)
+        case "limited":
+            raise RateLimited(rest[0])
+        case "spent":
+            raise QuotaSpent(rest[0])
+        case "unmeetable":
+            raise DeadlineUnmeetable(float(rest[0]))
+        case "conflict":
+            raise IdempotencyConflict("The idempotency key was used for a different request.")
+        case "gone":
+            raise JobGone("What this idempotency key stands for has ended and is no longer kept.")
 
 
 class CheckpointTooLarge(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -34,3 +34,10 @@ class Scripts:
     async def run(self, name: str, *args: str | int | float | bytes) -> Any:
         """The script's reply. Raises redis.exceptions.RedisError (OutOfMemoryError where the server is full)."""
         return await self._scripts[name](keys=[self._root], args=args)
+
+    async def run_each(self, name: str, calls: Iterable[Sequence[str | int | float]]) -> list[Any]:
+        """The replies to several calls that are sent at once; others' commands may come between them. Raises as `run` does."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for args in calls:
+                await self._scripts[name](keys=[self._root], args=args, client=pipe)
+            return await pipe.execute()

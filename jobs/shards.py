@@ -36,9 +36,10 @@ def shard_of(job_id: str) -> int:
     return int(marked[1]) if marked else 0
 
 
-def make_id(shard: int) -> str:
-    """A new id of a job in this shard."""
-    return f"{uuid.uuid4().hex}s{shard}" if shard else uuid.uuid4().hex
+def make_id(shard: int, stem: str = "") -> str:
+    """A new id in this shard, or that of 32 hexadecimal digits."""
+    stem = stem or uuid.uuid4().hex
+    return f"{stem}s{shard}" if shard else stem
 
 
 class Shards:

@@ -91,6 +91,7 @@ class JobAnswer(BaseModel):
     deadline_at: datetime | None
     webhook: WebhookAnswer | None
     reuse: bool
+    batch: str | None = Field(description="the batch that it is a line of")
     predicted_s: float = Field(description="seconds of work, as it was judged at submit")
     position: int | None = Field(description="your jobs of its model and class that go before it, while it is queued")
     eta_s: float | None = Field(description="seconds until it will be done, while it is queued")
@@ -129,19 +130,20 @@ async def from_job(job: Job, gateway: Gateway, base: str) -> JobAnswer:
         params=job.params,
         error=JobErrorAnswer(**asdict(job.error)) if job.error else None,
         warnings=[WarningAnswer(**asdict(warning)) for warning in job.warnings],
-        losses=[LossAnswer(worker=loss.worker, attempt=loss.attempt, at=_utc(loss.at)) for loss in job.losses],
+        losses=[LossAnswer(worker=loss.worker, attempt=loss.attempt, at=utc(loss.at)) for loss in job.losses],
         cancel_requested=job.cancel_requested,
         priority=job.priority,
         service_class=job.service_class,
-        deadline_at=_utc(job.deadline_at) if job.deadline_at else None,
+        deadline_at=utc(job.deadline_at) if job.deadline_at else None,
         webhook=WebhookAnswer(**asdict(job.webhook)) if job.webhook else None,
         reuse=job.reuse,
+        batch=job.batch or None,
         predicted_s=job.predicted_s,
         position=outlook.position if outlook else None,
         eta_s=outlook.eta_s if outlook else None,
-        created_at=_utc(job.created_at),
-        started_at=_utc(job.started_at) if job.started_at else None,
-        finished_at=_utc(job.finished_at) if job.finished_at else None,
+        created_at=utc(job.created_at),
+        started_at=utc(job.started_at) if job.started_at else None,
+        finished_at=utc(job.finished_at) if job.finished_at else None,
         links=LinksAnswer(self=f"{base}/jobs/{job.id}", events=f"{base}/jobs/{job.id}/events"),
     )
 
@@ -152,5 +154,5 @@ async def from_jobs(page: Page, gateway: Gateway, base: str) -> JobsAnswer:
     return JobsAnswer(jobs=jobs, cursor=page.cursor or None)
 
 
-def _utc(seconds: float) -> datetime:
+def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(round(seconds, 3), UTC)

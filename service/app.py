@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from structlog.typing import FilteringBoundLogger
 
+from jobs.batches import Batches
 from jobs.clients import Clients
 from jobs.events import EventLog
 from jobs.hooks import HookQueue
@@ -29,8 +30,9 @@ from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
 from jobs.tries import Tries
-from service.api import health, images, models, native, openai, sdapi, studio, webhooks
+from service.api import batches, health, images, models, native, openai, sdapi, studio, webhooks
 from service.api import jobs as job_routes
+from service.batching import Batching
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
 from service.doorkeeper import Doorkeeper
@@ -75,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (native.router, job_routes.router, openai.router, sdapi.router, webhooks.router, models.router):
+    for router in (native.router, job_routes.router, batches.router, openai.router, sdapi.router, webhooks.router, models.router):
         app.include_router(router, responses=documented(KeyMissing, KeyInvalid))
     for router in (images.router, health.router, studio.router):
         app.include_router(router)
@@ -85,7 +87,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Doorkeeper, settings=settings)
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CORS)
-    app.add_middleware(Surroundings, log=log, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    limits = {"max_body_bytes": settings.max_body_bytes, "max_batch_bytes": settings.max_batch_bytes}
+    app.add_middleware(Surroundings, log=log, metrics=metrics, **limits)
     app.openapi = lambda: openapi(app, settings)  # type: ignore[method-assign]
     return app
 
@@ -147,8 +150,10 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings)
         links = ImageLinks(registry, settings)
         hooks, tries = HookQueue(shards), Tries(shards)
+        every = Batches(shards, max_queued=settings.max_queued, retention_s=settings.retention_s)
+        batching = Batching(every, generations, store, keyring, settings)
         app.state.gateway = Gateway(
-            settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries
+            settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching
         )
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]

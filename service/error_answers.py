@@ -20,6 +20,7 @@ from service.errors import (
     ApiError,
     BadRequest,
     BodyTooLarge,
+    InvalidBatch,
     InvalidHeader,
     InvalidJson,
     InvalidValue,
@@ -54,12 +55,28 @@ class ErrorDetail(BaseModel):
     type: str = Field(default="", description="behind /v1 only: OpenAI's kind of error")
 
 
+class LineFault(BaseModel):
+    """Why a line of a batch cannot be drawn; as in an error of its own."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class BadLineAnswer(BaseModel):
+    """A line of a batch that was not queued."""
+
+    line: int = Field(description="from 1, as in the file")
+    error: LineFault
+
+
 class ErrorBody(BaseModel):
     """The body of every answer with a status of 400 or above."""
 
     model_config = ConfigDict(extra="forbid")
 
     error: ErrorDetail
+    lines: list[BadLineAnswer] = Field(default=[], description="of `invalid_batch` only: the lines at fault")
     detail: str = Field(default="", description="behind /sdapi only: the message, where A1111's clients look")
 
 
@@ -84,6 +101,8 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
 def respond(error: ApiError, scope: Scope) -> JSONResponse:
     """The one JSON shape; behind /v1 and /sdapi it also has what the clients of those look for."""
     body, headers = error_body(error, scope["request_id"]), error.headers
+    if isinstance(error, InvalidBatch):
+        body["lines"] = [*error.lines]
     if scope["path"].startswith("/v1/"):
         body = openai_error(error, scope["request_id"])
         headers = headers | {"x-should-retry": "true" if error.http_status in PASSING else "false"}  # their SDK repeats 409 and 500
@@ -109,7 +128,7 @@ def translate(exc: Exception) -> ApiError | None:
         case ApiError():
             return exc
         case RequestValidationError():
-            return _from_validation(exc.errors())
+            return from_validation(exc.errors())
         case HTTPException():
             return _from_http(exc)
         case ClientDisconnect():  # nobody reads the answer; the log says 400 and not 500
@@ -140,7 +159,7 @@ def _from_http(exc: HTTPException) -> ApiError:
     return BY_STATUS.get(exc.status_code, BadRequest if exc.status_code < 500 else ApiError)(headers=exc.headers)
 
 
-def _from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
+def from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first fault pydantic found, in our words. Its own message never repeats the value."""
     fault = faults[0]
     place, *path = fault["loc"] or ("body",)

@@ -13,6 +13,7 @@
     │   ├── UnknownSchedule           400 unknown_schedule
     │   ├── UnknownOption             400 unknown_option
     │   ├── WebhookRefused            400 webhook_refused
+    │   ├── InvalidBatch              400 invalid_batch
     │   └── NotSupported              400 not_supported
     ├── KeyMissing                    401 key_missing
     ├── KeyInvalid                    401 key_invalid
@@ -22,6 +23,7 @@
     │   ├── JobNotFound               404 job_not_found
     │   ├── ImageNotFound             404 image_not_found
     │   ├── DeliveryNotFound          404 delivery_not_found
+    │   ├── BatchNotFound             404 batch_not_found
     │   └── ModelNotFound             404 model_not_found
     ├── MethodNotAllowed              405 method_not_allowed
     ├── JobCanceled                   409 job_canceled
@@ -29,6 +31,7 @@
     ├── JobNotDead                    409 job_not_dead
     ├── KeyReused                     409 idempotency_key_reused
     ├── JobExpired                    410 job_expired
+    ├── BatchExpired                  410 batch_expired
     ├── LinkExpired                   410 link_expired
     ├── ImageErased                   410 image_erased
     ├── BodyTooLarge                  413 body_too_large
@@ -55,8 +58,8 @@ path of this machine, or a trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 SHOWN = 64  # characters of a client's own word that a message or `param` repeats at most
 
@@ -139,6 +142,17 @@ class WebhookRefused(BadRequest):
     about = "The webhook's URL is none that this service calls."
 
 
+class InvalidBatch(BadRequest):
+    """`lines` say of each line that cannot be drawn why."""
+
+    code = "invalid_batch"
+    about = "Lines of the batch cannot be drawn, and nothing was queued."
+
+    def __init__(self, message: str = "", *, lines: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message, param="lines")
+        self.lines = lines
+
+
 class NotSupported(BadRequest):
     code = "not_supported"
     about = "This service does not do that."
@@ -199,6 +213,11 @@ class DeliveryNotFound(NotFound):
     about = "There is no dead webhook delivery of that id."
 
 
+class BatchNotFound(NotFound):
+    code = "batch_not_found"
+    about = "There is no batch of that id."
+
+
 class ModelNotFound(NotFound):
     code = "model_not_found"
     about = "No worker has announced that model."
@@ -232,6 +251,12 @@ class JobExpired(ApiError):
     http_status = 410
     code = "job_expired"
     about = "The job has ended, and its time of keeping is over. Its record and its images are gone."
+
+
+class BatchExpired(ApiError):
+    http_status = 410
+    code = "batch_expired"
+    about = "The batch has ended, and its time of keeping is over."
 
 
 class LinkExpired(ApiError):

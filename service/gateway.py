@@ -14,6 +14,7 @@ from jobs.job_queue import JobQueue
 from jobs.registry import Registry
 from jobs.shards import Shards
 from jobs.tries import Tries
+from service.batching import Batching
 from service.catalog import Catalog, ImageLinks
 from service.doorkeeper import CLIENT
 from service.generations import Generations
@@ -39,6 +40,7 @@ class Gateway:
     keyring: Keyring
     generations: Generations
     tries: Tries
+    batching: Batching
 
 
 def _gateway(request: Request) -> Gateway:

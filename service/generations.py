@@ -75,6 +75,11 @@ class Generations:
         except (QueueFull, RateLimited, QuotaSpent, DeadlineUnmeetable, IdempotencyConflict) as refusal:
             raise refused(refusal, terms, may, self._settings) from refusal
 
+    async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str]:
+        """The job that submit would queue, and what stands for its pictures. Raises BadRequest and its kin, NoModel."""
+        job, card = await self._job(draft, terms, client)
+        return job, reuse_fingerprint(job.params, card) if job.reuse else ""
+
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
         """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""
         job, card = await self._job(draft, terms, client)

@@ -39,8 +39,9 @@ SECURITY_HEADERS = {
 class Surroundings:
     """The outermost layer of ours. Nothing that is raised below leaves it."""
 
-    def __init__(self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, max_body_bytes: int) -> None:
-        self._app, self._log, self._metrics, self._max_body_bytes = app, log, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, max_body_bytes: int, max_batch_bytes: int) -> None:
+        self._app, self._log, self._metrics = app, log, metrics
+        self._max_body_bytes, self._max_batch_bytes = max_body_bytes, max_batch_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,22 +69,20 @@ class Surroundings:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on, but let no body in that is longer than the limit, announced or not."""
-        if _announced_length(scope) > self._max_body_bytes:
-            return await respond(self._too_large(), scope)(scope, receive, send)
+        limit = self._max_batch_bytes if scope["path"] == "/batches" else self._max_body_bytes
+        if _announced_length(scope) > limit:
+            return await respond(BodyTooLarge(f"The request body is larger than {limit} bytes."), scope)(scope, receive, send)
         taken = 0
 
         async def receive_counted() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._max_body_bytes:
+            if taken > limit:
                 raise HTTPException(413)  # the one kind that FastAPI lets through while it reads a body
             return message
 
         await self._app(scope, receive_counted, send)
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         """The route's pattern, never the path: a path may hold anything, and image URLs hold their own permission."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,12 @@ ROUTES = {
     ("post", "/v1/images/variations"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{model}"),
+    ("post", "/batches"),
+    ("get", "/batches"),
+    ("get", "/batches/{id}"),
+    ("delete", "/batches/{id}"),
+    ("get", "/batches/{id}/results"),
+    ("get", "/batches/{id}/images.zip"),
     ("post", "/generate"),
     ("get", "/jobs"),
     ("get", "/jobs/{id}"),
@@ -178,7 +185,26 @@ def test_real_answers_fit_their_schemas(gateway: Live, document: Any) -> None:
         answer = gateway.http.post("/generate?dry_run=true", json=body)
         assert answer.status_code == 200
         check(document, paths["/generate"]["post"], 200, answer.json())
-    for path in ("/jobs", "/webhooks/deliveries", "/models", "/samplers", "/schedules", "/guidances", "/workers", "/healthz", "/readyz"):
+    batch = gateway.http.post("/batches", json=["a red apple", 5]).json()
+    check(document, paths["/batches"]["post"], 202, batch)
+    check(document, paths["/batches/{id}"]["get"], 200, gateway.http.get(f"/batches/{batch['id']}").json())
+    line = paths["/batches/{id}/results"]["get"]["responses"]["200"]["content"]["application/x-ndjson"]["itemSchema"]
+    for text in gateway.http.get(f"/batches/{batch['id']}/results").text.splitlines():
+        Draft202012Validator(line).validate(json.loads(text))
+    refused = gateway.http.post("/batches?strict=true", json=["a", 5])
+    check(document, paths["/batches"]["post"], 400, refused.json())
+    for path in (
+        "/batches",
+        "/jobs",
+        "/webhooks/deliveries",
+        "/models",
+        "/samplers",
+        "/schedules",
+        "/guidances",
+        "/workers",
+        "/healthz",
+        "/readyz",
+    ):
         answer = gateway.http.get(path)
         assert answer.status_code == 200
         check(document, paths[path]["get"], 200, answer.json())

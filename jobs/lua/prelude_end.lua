@@ -56,6 +56,36 @@ local function hand_over(id)
   enqueue(heir)
 end
 
+-- A batch counts its lines as they come: those on their way, their work, and in each lane the last place.
+local function count_line(batch, queue, class, score, predicted, steps)
+  local record, lane = q .. 'b:' .. batch, 'lane:' .. class .. ':' .. queue
+  call('HINCRBY', record, 'left', -1)
+  call('HINCRBY', record, 'steps_total', steps)
+  call('HINCRBY', record, 'work', micros(predicted))
+  local last = call('HGET', record, lane)
+  if not last or tonumber(last) < score then call('HSET', record, lane, string.format('%.0f', score)) end
+end
+
+-- A batch whose last job has ended is kept for as long as that job.
+local function close_batch(batch, retention)
+  local record = q .. 'b:' .. batch
+  local f = call('HMGET', record, 'count', 'left', 'succeeded', 'failed', 'canceled', 'client')
+  if f[2] ~= '0' or f[3] + f[4] + f[5] < tonumber(f[1]) then return end
+  call('HSET', record, 'finished_at', stamp(now()))
+  call('EXPIRE', record, retention)
+  call('EXPIRE', q .. 'bad:' .. batch, retention)
+  call('SET', q .. 'bt:' .. batch, f[6], 'EX', retention + KEPT_S)
+end
+
+local function count_end(id, batch, status, retention)
+  local record, f = q .. 'b:' .. batch, call('HMGET', job(id), 'predicted_s', 'steps_done')
+  if call('EXISTS', record) == 0 then return end
+  call('HINCRBY', record, status, 1)
+  call('HINCRBY', record, 'steps_done', f[2])
+  call('HINCRBY', record, 'work', -micros(f[1]))
+  close_batch(batch, retention)
+end
+
 local settle
 local PREVIEWS_S = 60 -- for which those that were asked for by their steps outlive the job: who reads them may be slower than it
 
@@ -89,7 +119,7 @@ settle = function(id, status, retention)
   free(id)
   if call('HLEN', q .. 'p:' .. id) > 2 then call('EXPIRE', q .. 'p:' .. id, PREVIEWS_S) else call('DEL', q .. 'p:' .. id) end
   call('HSET', job(id), 'status', status, 'finished_at', stamp(now()))
-  local f = call('HMGET', job(id), 'error', 'client', 'reuse')
+  local f = call('HMGET', job(id), 'error', 'client', 'reuse', 'batch')
   emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
   call('EXPIRE', job(id), retention)
   call('EXPIRE', q .. 'e:' .. id, retention)
@@ -97,6 +127,18 @@ settle = function(id, status, retention)
   if call('HEXISTS', q .. 'queued', f[2]) == 0 then call('EXPIRE', q .. 'c:' .. f[2], retention + KEPT_S) end
   if f[3] == '1' and status == 'canceled' then hand_over(id) elseif f[3] == '1' then share(id, status, retention) end
   call('DEL', q .. 'k:' .. id)
+  if f[4] and f[4] ~= '' then count_end(id, f[4], status, retention) end
+end
+
+-- Queued: canceled at once. Running: a wish, which the worker meets at its next renew or progress. Ended, or unknown: unchanged.
+local function cancel(id, retention)
+  local status = call('HGET', job(id), 'status')
+  if status == 'queued' or status == 'running' then call('HSET', job(id), 'cancel_requested', 1) end
+  if status == 'queued' then
+    withdraw(id)
+    correct(id, '') -- it may have run before
+    settle(id, 'canceled', retention)
+  end
 end
 
 -- Back into the queue, or canceled if that was wished meanwhile. Work behind the checkpoint is gone, and that is said.

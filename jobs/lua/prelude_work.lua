@@ -35,6 +35,64 @@ local function backlog(queue)
   return sum
 end
 
+-- Places that are kept for batches whose jobs are on their way: in all, and of this client.
+local function kept_free(client)
+  local all, own = 0, 0
+  for _, batch in ipairs(call('ZRANGEBYSCORE', q .. 'filling', '(' .. stamp(now()), '+inf')) do
+    local f = call('HMGET', q .. 'b:' .. batch, 'left', 'client')
+    all = all + tonumber(f[1] or 0)
+    if f[2] == client then own = own + tonumber(f[1] or 0) end
+  end
+  return all, own
+end
+
+-- The refusal where there is no room for so many jobs more.
+local function full(queue, class, client, max_queued, max_per_client, count)
+  local all, own = kept_free(client)
+  if call('SCARD', q .. 'pending') + all + count > tonumber(max_queued) then
+    return { 'full', retry_after(queue, backlog(queue)) }
+  end
+  if tonumber(call('HGET', q .. 'queued', client) or 0) + own + count <= tonumber(max_per_client) then return nil end
+  local lane = lane_of(queue, class)
+  local work = tonumber(call('HGET', q .. 'work', lane .. ':' .. client) or 0)
+  return { 'full', retry_after(queue, work * math.max(call('ZCARD', q .. 'ring:' .. lane), 1)), 'client' }
+end
+
+-- GCRA: the time at which the client will have used up its burst. Only what is accepted moves it, by as many as it counts: a batch
+-- comes in where one job would, and is paid for afterwards.
+local function limited(client, rate, burst, count)
+  if tonumber(rate) <= 0 then return nil end
+  local each, bucket, t = 1 / tonumber(rate), q .. 'rate:' .. client, now()
+  local full_at = math.max(tonumber(call('GET', bucket) or 0), t)
+  local wait = full_at + each - t - math.max(tonumber(burst), 1) * each
+  if wait > 1e-6 then return { 'limited', math.ceil(wait) } end
+  full_at = full_at + count * each
+  return nil, function() call('SET', bucket, stamp(full_at), 'PX', math.ceil((full_at - t) * 1000) + 1000) end
+end
+
+local DAY_S = 86400
+
+-- Pictures of the day, in UTC. Those that are shared are drawn once and count once.
+local function spent(client, per_day, pictures)
+  if tonumber(per_day) <= 0 then return nil end
+  local t = now()
+  local day = math.floor(t / DAY_S)
+  local counter = q .. 'day:' .. client .. ':' .. day
+  if tonumber(call('GET', counter) or 0) + tonumber(pictures) > tonumber(per_day) then
+    return { 'spent', math.ceil((day + 1) * DAY_S - t) }
+  end
+  return nil, function()
+    call('INCRBY', counter, pictures)
+    call('EXPIRE', counter, DAY_S)
+  end
+end
+
+-- A line of a batch shares pictures after all: the batch was charged for them as a whole.
+local function unspend(client, pictures)
+  local counter = q .. 'day:' .. client .. ':' .. math.floor(now() / DAY_S)
+  if tonumber(call('GET', counter) or 0) >= tonumber(pictures) then call('DECRBY', counter, pictures) end
+end
+
 -- Seconds that a job spends with a worker, which shares its device among all it holds. Where others wait, slots that
 -- become free are filled again; where none do, it is the last to be left. `own` is the work of a job that runs already.
 local function residence(queue, left, others_wait, own)

@@ -13,7 +13,7 @@ call('HSET', job(successor), unpack(call('HGETALL', job(id))))
 call('HSET', job(successor), 'id', successor, 'status', 'queued', 'created_at', stamp(t), 'started_at', '', 'finished_at', '',
   'steps_done', 0, 'attempt', 0, 'failures', 0, 'losses', '[]', 'pauses', 0, 'worker', '', 'cancel_requested', 0, 'images', '[]',
   'error', '', 'deadline_at', '', 'reuse', 0, 'reuse_key', '', 'score', place)
-call('HDEL', job(successor), 'charged', 'as_class', 'as_score', 'as_due', 'inherited')
+call('HDEL', job(successor), 'charged', 'as_class', 'as_score', 'as_due', 'inherited', 'batch')
 call('HSET', job(id), 'retried_as', successor)
 call('ZREM', q .. 'dead', id)
 local client = call('HGET', job(id), 'client')

@@ -1,13 +1,13 @@
 #!lua
 -- submit <id> <client> <queue> <service_class> <priority> <steps> <size> <deadline_s> <key> <key_ttl_s> <fingerprint>
---        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day> <pictures> <retention_s> <field> <value> ...
+--        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day> <pictures> <retention_s> <batch or ''> <field> <value> ...
 --        -> {'created' | 'existing', record} | {'conflict'} | {'gone'} | {'limited' | 'spent' | 'unmeetable', seconds}
 --        | {'full', seconds, 'client' where only its own part is full}
--- The one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
+-- Of a batch, which batch_open has let in: {'created' | 'existing'} | {'canceled'}; its id is never taken twice.
+-- With batch_open the one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
 local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
-local reuse_key, max_queued, max_per_client, rate, burst, per_day, pictures, retention = unpack(ARGV, 12, 19)
+local reuse_key, max_queued, max_per_client, rate, burst, per_day, pictures, retention, batch = unpack(ARGV, 12, 20)
 local idem, same = q .. 'idem:' .. client .. ':' .. key, q .. 'same:' .. client .. ':' .. reuse_key
-local DAY_S = 86400
 local t = now()
 
 local function known()
@@ -21,53 +21,28 @@ local function known()
   if call('EXISTS', job(id)) == 1 then return { 'existing', call('HGETALL', job(id)) } end
 end
 
--- GCRA: the time at which the client will have used up its burst. Only what is accepted moves it.
-local function limited()
-  if tonumber(rate) <= 0 then return nil end
-  local each, bucket = 1 / tonumber(rate), q .. 'rate:' .. client
-  local full_at = math.max(tonumber(call('GET', bucket) or 0), t) + each
-  local wait = full_at - t - math.max(tonumber(burst), 1) * each
-  if wait > 1e-6 then return { 'limited', math.ceil(wait) } end
-  return nil, function() call('SET', bucket, stamp(full_at), 'PX', math.ceil((full_at - t) * 1000) + 1000) end
-end
-
--- Pictures of the day, in UTC. Those that are shared are drawn once and count once.
-local function spent()
-  if tonumber(per_day) <= 0 then return nil end
-  local day = math.floor(t / DAY_S)
-  local counter = q .. 'day:' .. client .. ':' .. day
-  if tonumber(call('GET', counter) or 0) + tonumber(pictures) > tonumber(per_day) then
-    return { 'spent', math.ceil((day + 1) * DAY_S - t) }
-  end
-  return nil, function()
-    call('INCRBY', counter, pictures)
-    call('EXPIRE', counter, DAY_S)
-  end
-end
-
-local function full()
-  if call('SCARD', q .. 'pending') >= tonumber(max_queued) then return { 'full', retry_after(queue, backlog(queue)) } end
-  if tonumber(call('HGET', q .. 'queued', client) or 0) < tonumber(max_per_client) then return nil end
-  local lane = lane_of(queue, class)
-  local own = tonumber(call('HGET', q .. 'work', lane .. ':' .. client) or 0)
-  return { 'full', retry_after(queue, own * math.max(call('ZCARD', q .. 'ring:' .. lane), 1)), 'client' }
-end
-
 local function forget_expired(index)
   for _, old in ipairs(call('ZRANGE', index, 0, 1)) do
     if call('EXISTS', job(old)) == 0 then call('ZREM', index, old) end
   end
 end
 
-local answer = known()
-if answer then return answer end
-local refusal, accept = limited()
-if refusal then return refusal end
+local accept
+if batch ~= '' then
+  if call('EXISTS', job(id), q .. 't:' .. id) > 0 then return { 'existing' } end
+  if call('HEXISTS', q .. 'b:' .. batch, 'left') == 0 or call('HEXISTS', q .. 'b:' .. batch, 'stopped') == 1 then return { 'canceled' } end
+else
+  local answer, refusal = known(), nil
+  if answer then return answer end
+  refusal, accept = limited(client, rate, burst, 1)
+  if refusal then return refusal end
+end
 local first, ready = leader(client, reuse_key)
-local count
-if not first then refusal, count = spent() end
+local refusal, count
+if batch == '' and not first then refusal, count = spent(client, per_day, pictures) end
 if refusal then return refusal end
-refusal = not ready and full()
+if batch ~= '' and first then unspend(client, pictures) end
+refusal = batch == '' and not ready and full(queue, class, client, max_queued, max_per_client, 1)
 if refusal then return refusal end
 
 local place = next_place()
@@ -86,7 +61,7 @@ end
 if accept then accept() end
 if count then count() end
 call('SET', q .. 'seq', place)
-call('HSET', job(id), unpack(ARGV, 20))
+call('HSET', job(id), unpack(ARGV, 21))
 call('HSET', job(id), 'created_at', stamp(t), 'queue', queue, 'score', score, 'size', size, 'predicted_s', stamp(predicted))
 local deadline = deadline_s ~= '' and stamp(t + tonumber(deadline_s)) or ''
 if deadline ~= '' then call('HSET', job(id), 'deadline_at', deadline) end
@@ -99,6 +74,7 @@ local index = q .. 'c:' .. client
 forget_expired(index)
 call('ZADD', index, place, id)
 call('PERSIST', index)
+if batch ~= '' then count_line(batch, queue, class, score, predicted, steps) end
 emit(id, 'queued')
 if ready then
   copy_end(first, id, retention)
@@ -111,4 +87,4 @@ else
   if reuse_key ~= '' then call('SET', same, id) end
   enqueue(id)
 end
-return { 'created', call('HGETALL', job(id)) }
+return { 'created', batch == '' and call('HGETALL', job(id)) or nil }

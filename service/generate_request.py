@@ -1,0 +1,113 @@
+"""What a client may say of one job: the body of POST /generate, and a line of a batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+
+from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
+from pipelines.params import OutputFormat
+from service.drafts import Draft
+from service.terms import Terms
+
+MAX_DEADLINE_S = 2_592_000.0  # 30 days
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+Options = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}, NUMBERS]}}
+    ),
+]
+
+NUMBER_OR_TEXT: list[dict[str, Any]] = [{"type": "number"}, {"type": "string"}]
+GuidanceOptions = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"variant": {"type": "string", "default": "cfg"}},
+            "additionalProperties": {"anyOf": [*NUMBER_OR_TEXT, {"type": "array", "items": {"type": "number"}}]},
+            "examples": [{"variant": "apg", "eta": 0, "momentum": -0.5, "start": 0.1, "end": 0.8}],
+        }
+    ),
+]
+
+
+class WebhookRequest(BaseModel):
+    """Where to tell what becomes of the job."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2048, description="https, on the public internet; see docs/webhooks.md")
+    events: list[WebhookEvent] = Field(
+        default_factory=lambda: list(WEBHOOK_EVENTS),
+        min_length=1,
+        description="which events are told; all of them if left out",
+        json_schema_extra={"uniqueItems": True},
+    )
+
+    @field_validator("events")
+    @classmethod
+    def _each_once(cls, events: list[WebhookEvent]) -> list[WebhookEvent]:
+        if len(set(events)) != len(events):
+            raise ValueError("an event is named twice")
+        return events
+
+
+class GenerateRequest(BaseModel):
+    """What to draw. A field left out, or null where null is allowed, takes the model's default."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"prompt": "a red apple on a blue background", "steps": 20, "seed": 7}]},
+    )
+
+    prompt: str = Field(description="what the picture shows; empty draws anything")
+    negative_prompt: str = Field(default="", description="what it should not show")
+    width: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
+    height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
+    steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")
+    guidance: float | None = Field(default=None, ge=0, description="how strictly the prompt is followed; 1 switches it off")
+    guidance_options: GuidanceOptions = Field(
+        default_factory=dict, description="`variant` and its options, by name; GET /guidances lists them, docs/guidance.md has the formulas"
+    )
+    sampler: str | None = Field(
+        default=None, min_length=1, description="id, name or alias of GET /samplers, or what A1111, ComfyUI or diffusers call it"
+    )
+    sampler_options: Options = Field(
+        default_factory=dict, description="by name; GET /samplers lists them; those of the class where the sampler is one of diffusers"
+    )
+    schedule: str | None = Field(default=None, min_length=1, description="id, name or alias of GET /schedules, or its name elsewhere")
+    schedule_options: Options = Field(default_factory=dict, description="by name; GET /schedules lists them")
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="of the first image; image i takes seed + i; null: any")
+    num_images: int = Field(default=1, ge=1, description="pictures of one job")
+    model: str | None = Field(default=None, min_length=1, description="id of GET /models")
+    output_format: OutputFormat = "png"
+    output_quality: int | None = Field(default=None, ge=1, le=100, description="of jpeg (95 if left out) and webp (92); 100 is best")
+    preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
+    priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
+    service_class: ServiceClass = Field(
+        default="normal",
+        description="among the jobs of all: interactive first, then normal, then batch; left out, that of your key if it has one",
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0, le=MAX_DEADLINE_S, description="seconds from now in which it must be done; refused if it cannot be"
+    )
+    webhook: WebhookRequest | None = Field(default=None, description="called when something becomes of the job")
+    reuse: bool = Field(default=False, description="share the work with an equal request of yours; needs a seed")
+
+    def to_draft(self) -> Draft:
+        return Draft(**{name: getattr(self, name) for name in Draft.__dataclass_fields__})
+
+    def to_terms(self) -> Terms:
+        hook = self.webhook
+        return Terms(
+            priority=self.priority,
+            service_class=self.service_class if "service_class" in self.model_fields_set else None,
+            deadline_s=self.deadline_s,
+            webhook=Webhook(url=hook.url, events=tuple(hook.events)) if hook else None,
+            reuse=self.reuse,
+        )
