@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from celadon.pairs import ratio
 
 if TYPE_CHECKING:
     from celadon.pairs import Pair
@@ -21,18 +24,35 @@ def run(pair: Pair, console: Console, *, as_json: bool) -> None:
     if as_json:
         head: dict[str, Any] = {"sampler": pair.sampler, "sampler_options": pair.sampler_options, "schedule": pair.schedule}
         head |= {"schedule_options": pair.schedule_options, "steps": pair.steps, "evaluations": len(rows), "init": pair.table.init}
+        head |= pair.part
         print(json.dumps(head | {"rows": rows}, indent=1))
         return
-    said = ", ".join(f"{name} {value}" for name, value in (*pair.sampler_options.items(), *pair.schedule_options.items()))
-    console.print(f"[bold]{pair.sampler}[/] on [bold]{pair.schedule}[/], {pair.steps} steps{f' ({said})' if said else ''}")
-    console.print(f"{len(rows)} U-Net evaluations. The first x is {pair.table.init:.6g} * noise.")
+    said = ", ".join(f"{name} {_told(value)}" for name, value in {**pair.sampler_options, **pair.schedule_options, **pair.part}.items())
+    console.print(
+        f"[bold]{pair.sampler}[/] on [bold]{pair.schedule}[/], {_count(pair.steps, 'step')}{escape(f' ({said})') if said else ''}"
+    )
+    console.print(f"{_count(len(rows), 'U-Net evaluation')}. {_first(pair)}")
     table = Table("row", "step", "sigma/alpha", "timestep", "x becomes", "and", "noise", box=box.SIMPLE_HEAD)
     for row in rows:
         rest = ", ".join(f"{name} = {_sum(terms)}" for name, terms in row["next"].items() if name != "x")
-        sigma, x = f"{row['sigma'] / row['alpha']:.5g}", _sum(row["next"]["x"])
+        sigma, x = f"{ratio(row['alpha'], row['sigma']):.5g}", _sum(row["next"]["x"])
         table.add_row(str(row["row"]), str(row["step"]), sigma, f"{row['timestep']:.6g}", x, rest, "drawn" if row["noise"] else "")
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)  # one line a row, however narrow the terminal
+
+
+def _first(pair: Pair) -> str:
+    if "strength" in pair.part:
+        return f"The first x is {pair.table.alpha[0]:.6g} * picture + {pair.table.sigma[0]:.6g} * noise."
+    return f"The first x is {pair.table.init:.6g} * noise." if not pair.part.get("start") else "The first x is that of the step before."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _told(value: object) -> str:
+    return f"[{', '.join(f'{one:g}' for one in value)}]" if isinstance(value, tuple) else str(value)
 
 
 def described(table: StepTable) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ def explain(
     steps: Steps = None,
     sampler_option: SamplerOption = [],  # noqa: B006 - typer copies it
     schedule_option: ScheduleOption = [],  # noqa: B006
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Of image-to-image: the last steps of so many.")] = 1.0,
+    start: Annotated[float, typer.Option(min=0, max=1, help="Begin after this share of the steps.")] = 0.0,
+    end: Annotated[float, typer.Option(min=0, max=1, help="End after this share of the steps.")] = 1.0,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     model: Model = "",
 ) -> None:
@@ -31,8 +34,10 @@ def explain(
     from celadon import explain as command
     from celadon.pairs import Pairs, refusing
 
+    whole = {"strength": 1.0, "start": 0.0, "end": 1.0}
+    part = {name: value for name, value in {"strength": strength, "start": start, "end": end}.items() if value != whole[name]}
     with refusing():
-        pair = Pairs.of(model).pair(sampler, schedule, steps, sampler_option, schedule_option)
+        pair = Pairs.of(model).pair(sampler, schedule, steps, sampler_option, schedule_option, **part)
         command.run(pair, Console(), as_json=json)
 
 
@@ -42,7 +47,9 @@ def plot_schedule(
         list[str], typer.Argument(help="Ids or other names. [karras, exponential, simple, cosine]", show_default=False)
     ] = [],  # noqa: B006
     output: Annotated[str, typer.Option("--output", "-o", help="SVG file; - writes to standard output.")] = "schedules.svg",
-    steps: Annotated[int, typer.Option(min=1, help="How many steps.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many steps. [20, or as many as given sigmas say]", show_default=False)
+    ] = None,
     schedule_option: Annotated[
         list[str], typer.Option("--schedule-option", help="Such as karras.rho=5, or rho=5 for all; may be repeated.", show_default=False)
     ] = [],  # noqa: B006

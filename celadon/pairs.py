@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ def refusing() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read the output has seen enough
     except (StartRefused, ValueError, OSError) as error:
         raise fail(str(error), 2) from error
 
@@ -37,8 +40,9 @@ class Pair:
     sampler_options: Mapping[str, Any]
     schedule: str
     schedule_options: Mapping[str, Any]
-    steps: int
+    steps: int  # those that are kept, of a part
     table: StepTable
+    part: Mapping[str, float] = field(default_factory=dict)  # strength, or start and end, where not all steps are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,19 @@ class Pairs:
         trained = {name: further[name] for name in ("input_scale", "normalize") if name in further}
         return cls(folder, Ladder.from_config(json.loads(config.read_text()), **trained), Defaults(**further.get("defaults", {})))
 
-    def pair(self, sampler: str, schedule: str, steps: int | None, sampler_options: Sequence[str], schedule_options: Sequence[str]) -> Pair:
-        """By names of any dialect; what is empty takes the model's default. Raises ValueError."""
+    def pair(
+        self,
+        sampler: str,
+        schedule: str,
+        steps: int | None,
+        sampler_options: Sequence[str],
+        schedule_options: Sequence[str],
+        **part: float,
+    ) -> Pair:
+        """By names of any dialect; what is empty takes the model's default. `part` as in `compile_table`. Raises ValueError."""
         from pipelines import names
         from pipelines.options import checked_options
+        from pipelines.params import kept_steps
         from pipelines.sampler_list import samplers_of
         from pipelines.samplers import compile_table
         from pipelines.schedule_list import SCHEDULES
@@ -91,16 +104,23 @@ class Pairs:
         of_schedule = options_of(schedule_options)
         given = of_schedule.get("sigmas")
         count = steps or (len(given) - 1 if id == "custom" and isinstance(given, list) and len(given) > 1 else self.defaults.steps)
-        table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule)
+        table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule, **part)
+        first, last = kept_steps(count, **part)
         return Pair(
             self.folder,
             choice.sampler,
             checked_options("sampler", choice.sampler, of_sampler, samplers[choice.sampler].options),
             id,
             checked_options("schedule", id, of_schedule, SCHEDULES[id].options),
-            count,
+            last - first,
             table,
+            part if last - first < count else {},
         )
+
+
+def ratio(alpha: float, sigma: float) -> float:
+    """sigma/alpha, infinite where nothing of the picture is left."""
+    return sigma / alpha if alpha > 0 else inf
 
 
 def options_of(written: Sequence[str]) -> dict[str, Any]:

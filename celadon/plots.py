@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celadon.pairs import typed
+from celadon.pairs import ratio, typed
 from celadon.supervisor import StartRefused
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from workers.model import Opened
 
 MARGIN, LINE = 8, 16  # pixels
+STEPS = 20
+NOTHING = 2.0**-12  # an alpha of 0 has no place on a logarithmic axis: it is drawn where samplers begin that need another
 
 
-def schedules(pairs: Pairs, names: Sequence[str], steps: int, sampler: str, options: Sequence[str], output: str) -> None:
+def schedules(pairs: Pairs, names: Sequence[str], steps: int | None, sampler: str, options: Sequence[str], output: str) -> None:
     """Write one SVG of these schedules. Raises ValueError, StartRefused, OSError."""
     from service import schedule_plot
 
@@ -37,16 +39,17 @@ def schedules(pairs: Pairs, names: Sequence[str], steps: int, sampler: str, opti
     print(output)
 
 
-def _curve(pairs: Pairs, name: str, steps: int, sampler: str, options: Sequence[str]) -> tuple[str, list[float]]:
+def _curve(pairs: Pairs, name: str, steps: int | None, sampler: str, options: Sequence[str]) -> tuple[str, list[float]]:
     """A schedule with its options as a label, and its logSNR over the steps."""
     from math import log
 
     mine = [option.removeprefix(f"{name}.") for option in options if option.startswith(f"{name}.") or "." not in option.partition("=")[0]]
-    pair = pairs.pair(sampler, name, steps, [], mine)
+    given = any(option.partition("=")[0].strip() == "sigmas" for option in mine)
+    pair = pairs.pair(sampler, name, steps or (None if given else STEPS), [], mine)
     table = pair.table
     firsts = [i for i in range(len(table)) if i == 0 or table.step[i] != table.step[i - 1]]
     said = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in map(typed, mine))
-    return f"{pair.schedule} ({said})" if said else pair.schedule, [2 * log(table.alpha[i] / table.sigma[i]) for i in firsts]
+    return f"{pair.schedule} ({said})" if said else pair.schedule, [2 * log(max(table.alpha[i], NOTHING) / table.sigma[i]) for i in firsts]
 
 
 def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | None, seed: int, output: Path) -> None:
@@ -58,6 +61,8 @@ def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | Non
 
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise StartRefused(f"-o {output}: pictures are .png, .jpg or .webp")
+    if picture and not picture.is_file():
+        raise StartRefused(f"--picture {picture}: there is no such file")
     given = _latents(pair.folder, picture) if picture else None
     opened = _opened(pair.folder)
     decode, card = opened.stages.decode, opened.stages.card
@@ -72,7 +77,7 @@ def process(pair: Pair, prompt: str, picture: Path | None, guidance: float | Non
         "p(x_t-1 | x_t): noise is taken away": [*(decode(forming[i].x) for i in steps), decode(last)],
         "the estimate of x_0 at each level": [*(decode(forming[i].denoised) for i in steps), decode(last)],
     }
-    ratios = [f"{pair.table.sigma[i] / pair.table.alpha[i]:.3g}" for i in steps] + ["0"]
+    ratios = [f"{ratio(pair.table.alpha[i], pair.table.sigma[i]):.3g}" for i in steps] + ["0"]
     labels = [list(reversed(ratios)), ratios, ratios]
     sheet({name: [np.asarray(p) for p in pictures] for name, pictures in lines.items()}, labels).save(output, **_saving(output))
     print(output)

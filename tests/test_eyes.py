@@ -22,7 +22,9 @@ from pipelines.ladder import Ladder
 from pipelines.loading import load
 from pipelines.params import GenerationParams
 from pipelines.process import backward, forward
+from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
+from pipelines.solver_files import SolverError, parsed
 from pipelines.step_table import BASIS, STATE
 from pipelines.text_to_image import TorchStages, decode, denoise, encode_picture
 from workers.settings import DEFAULT_MODEL
@@ -71,6 +73,60 @@ def test_explain_takes_names_and_options_of_other_programs() -> None:
     arguments = ("--sampler", "DPMSolverMultistep", "--sampler-option", "use_karras_sigmas=true", "--schedule-option", "rho=5")
     said = json.loads(output("explain", *arguments, "--json"))
     assert (said["sampler"], said["schedule"], said["schedule_options"]) == ("dpmpp_2m", "karras", {"rho": 5.0})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_can_be_explained_also_from_nothing_but_noise(sampler: str) -> None:
+    """The model that comes along ends at alpha = 0, where sigma/alpha has no number."""
+    text = output("explain", "--sampler", sampler, "--steps", "2", "--schedule", "trailing")
+    first = next(line.split() for line in text.splitlines() if line.strip()[:1].isdigit() and line.split()[:2] == ["1", "1"])
+    assert first[2] == ("inf" if compile_table(LADDER, sampler, "trailing", 2).alpha[0] == 0 else "4096")
+
+
+def test_explain_tells_a_part_of_a_schedule() -> None:
+    said = json.loads(output("explain", "--sampler", "heun", "--steps", "10", "--strength", "0.6", "--json"))
+    table = compile_table(LADDER, "heun", "auto", 10, strength=0.6)
+    assert (said["steps"], said["strength"], [row["sigma"] for row in said["rows"]]) == (6, 0.6, table.sigma.tolist())
+    text = output("explain", "--steps", "5", "--strength", "0.2")
+    assert "1 step (" in text and "1 U-Net evaluation. " in text
+    assert f"{table.alpha[0]:.6g} * picture + {table.sigma[0]:.6g} * noise" in output("explain", "--steps", "10", "--strength", "0.6")
+    assert "that of the step before" in output("explain", "--steps", "10", "--start", "0.5")
+    with pytest.raises(SolverError, match="strength"):
+        parsed({"schema": 1, "id": "of_a_part", "name": "Of a part", "tables": [said]}, LADDER)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("explain", "--steps", "5", "--strength", "0.1"), "no step of 5 is left"),
+        (("explain", "--strength", "0.5", "--start", "0.5"), "give one of them"),
+        (("explain", "--schedule", "custom"), "a list of two or more numbers, falling"),
+        (("explain", "--sampler", "DPM++ 2M Kerras"), "did you mean DPM++ 2M Karras or"),
+        (("explain", "--steps", "2000"), "has no 2000 distinct levels"),
+        (("plot", "process", "x", "--picture", "/nowhere/picture.png"), "there is no such file"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_in_a_line(arguments: tuple[str, ...], said: str) -> None:
+    result = celadon(*arguments)
+    assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) <= 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    arguments = [sys.executable, "-m", "celadon", "explain", "--steps", "900", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout and command.stderr
+        assert command.stdout.readline() == "{\n"
+        command.stdout.close()
+        assert not command.stderr.read()
+
+
+def test_schedules_of_unlike_lengths_and_from_nothing_but_noise_are_drawn(tmp_path: Path) -> None:
+    target = tmp_path / "one.svg"
+    output("plot", "schedule", "custom", "karras", "--schedule-option", "custom.sigmas=[14,5,1,0]", "-o", str(target))
+    lengths = [len(line.attrib["points"].split()) for line in ElementTree.parse(target).iterfind(".//{*}polyline")]
+    assert lengths == [3, 20, 3, 20]
+    output("plot", "schedule", "trailing", "--sampler", "ddim", "-o", str(target))
+    assert len(ElementTree.parse(target).findall(".//{*}polyline")) == 2
 
 
 def test_as_many_steps_as_the_given_sigmas_say() -> None:

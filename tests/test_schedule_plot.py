@@ -114,6 +114,11 @@ def test_the_gateway_draws_what_the_worker_announced(gateway: Live) -> None:
     assert len(lines(parsed(answer.text))[0]) == 3
 
 
+def test_one_schedule_named_twice_is_one_line(gateway: Live) -> None:
+    answer = gateway.http.get("/schedules/karras.svg?compare=Karras,karras,KARRAS")
+    assert answer.status_code == 200 and len(lines(parsed(answer.text))) == 2
+
+
 @pytest.mark.parametrize(
     ("path", "code", "param"),
     [
@@ -125,6 +130,12 @@ def test_the_gateway_draws_what_the_worker_announced(gateway: Live) -> None:
         ("/schedules/custom.svg", "invalid_value", "id"),
         ("/schedules/karras.svg?compare=custom", "invalid_value", "compare"),
         ("/schedules/karras.svg?compare=", "invalid_value", "compare"),
+        ("/schedules/karras.svg?compare=karras,,normal", "unknown_schedule", "compare"),
+        ("/schedules/karras.svg?steps=5", "unknown_field", "steps"),
+        ("/schedules/kar%00ras.svg", "unknown_schedule", "id"),
+        ("/schedules/%3Csvg%3E.svg", "unknown_schedule", "id"),
+        (f"/schedules/{'k' * 5000}.svg", "unknown_schedule", "id"),
+        ("/schedules/custom_sigmas.svg", "invalid_value", "id"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(gateway: Live, path: str, code: str, param: str) -> None:
