@@ -17,7 +17,9 @@ Errors, all of them `CeladonError`:
 
 from __future__ import annotations
 
+import json
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ import httpx2
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 POLL_S = 0.5  # between two looks at a job, where events cannot be had
+TRIES = 4  # of a submit whose answer does not come
+PAUSE_S = 0.2  # before the second try; doubled before each further one
 SILENCE_S = 5.0  # of an event stream, after which the record is asked
 
 OnProgress = Callable[[int, int], None]
@@ -103,6 +107,22 @@ class Generation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What became of a job, as its stream tells it: `queued`, `started`, `progress`, `requeued`, or how it ended."""
+
+    id: str
+    kind: str
+    steps_done: int
+    steps_total: int
+    preview: str | None = None  # a data URL, of progress
+
+    @classmethod
+    def from_sse(cls, id_: str | None, kind: str, data: str) -> Event:
+        told = json.loads(data)
+        return cls(id_ or "", kind, told["steps_done"], told["steps_total"], told.get("preview"))
+
+
 class Client:
     """Talks to one Celadon service. Not to be shared between threads."""
 
@@ -125,11 +145,19 @@ class Client:
     def submit(self, prompt: str, *, idempotency_key: str | None = None, **params: Any) -> Generation:
         """Queue a job. `params` are the fields of `POST /generate`; those left out or None take the model's defaults.
 
-        Raises ApiError (a bad value, a full queue), Unreachable. With an idempotency key a repeat is the same job.
+        It is sent up to four times where no answer comes, always with one idempotency key, so it stays one job.
+        Raises ApiError (a bad value, a full queue), Unreachable.
         """
         body = {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return Generation.from_json(self._request("POST", "/generate", json=body, headers=headers).json())
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        for attempt in range(TRIES):
+            try:
+                return Generation.from_json(self._request("POST", "/generate", json=body, headers=headers).json())
+            except Unreachable:
+                if attempt == TRIES - 1:
+                    raise
+            time.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("a last try returns or raises")
 
     def get(self, job_id: str) -> Generation:
         """The job as it is now. Raises ApiError (`not_found` and others), Unreachable."""
@@ -214,11 +242,11 @@ class Client:
         except httpx2.TransportError as error:
             raise Unreachable(f"no answer from {self.url}: {error}") from error
         if response.is_error:
-            raise _api_error(response)
+            raise api_error(response)
         return response
 
 
-def _api_error(response: httpx2.Response) -> ApiError:
+def api_error(response: httpx2.Response) -> ApiError:
     try:
         error = response.json()["error"]
         return ApiError(response.status_code, error["code"], error["message"], error.get("param"), error.get("request_id"))

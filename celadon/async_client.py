@@ -1,0 +1,182 @@
+"""The client of `celadon.client` for asyncio, with the same answers and errors.
+
+    from celadon.async_client import AsyncClient
+
+    async with AsyncClient("http://127.0.0.1:7860") as celadon:
+        job = await celadon.submit("a red apple", steps=20, seed=7)
+        async for event in celadon.events(job.id):
+            print(event.kind, event.steps_done, "of", event.steps_total)
+        job = await celadon.wait(job.id)
+        await celadon.download(job.images[0], "apple.png")
+
+One client serves any number of tasks of its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from celadon.client import (
+    LOOPBACK,
+    PAUSE_S,
+    POLL_S,
+    SILENCE_S,
+    TERMINAL,
+    TRIES,
+    ApiError,
+    Event,
+    Generation,
+    Image,
+    JobFailed,
+    OnProgress,
+    Unreachable,
+    api_error,
+)  # fmt: skip
+
+
+class AsyncClient:
+    """Talks to one Celadon service, from one event loop."""
+
+    def __init__(self, url: str = "http://127.0.0.1:7860", *, api_key: str = "", timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # A proxy from the environment is never the way to this machine itself.
+        trust_env = urlsplit(self.url).hostname not in LOOPBACK
+        self._http = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def submit(self, prompt: str, *, idempotency_key: str | None = None, **params: Any) -> Generation:
+        """Queue a job. `params` are the fields of `POST /generate`; those left out or None take the model's defaults.
+
+        It is sent up to four times where no answer comes, always with one idempotency key, so it stays one job.
+        Raises ApiError (a bad value, a full queue), Unreachable.
+        """
+        body = {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        for attempt in range(TRIES):
+            try:
+                return Generation.from_json((await self._request("POST", "/generate", json=body, headers=headers)).json())
+            except Unreachable:
+                if attempt == TRIES - 1:
+                    raise
+            await asyncio.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("a last try returns or raises")
+
+    async def get(self, job_id: str) -> Generation:
+        """The job as it is now. Raises ApiError (`job_not_found` and others), Unreachable."""
+        return Generation.from_json((await self._request("GET", f"/jobs/{quote(job_id, safe='')}")).json())
+
+    async def cancel(self, job_id: str) -> Generation:
+        """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
+        return Generation.from_json((await self._request("DELETE", f"/jobs/{quote(job_id, safe='')}")).json())
+
+    async def retry(self, job_id: str) -> Generation:
+        """Queue a dead letter again, as a new job, which is returned. Raises ApiError (`job_not_dead` for any other job), Unreachable."""
+        return Generation.from_json((await self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry")).json())
+
+    async def events(self, job_id: str, *, after: str = "") -> AsyncIterator[Event]:
+        """Every event of the job after the one of id `after`, as they come, to the last. A stream that breaks is taken up where it broke.
+
+        Raises ApiError where the service refuses, Unreachable where it is gone for longer than four tries.
+        """
+        missed = 0
+        while True:
+            try:
+                async with self._http.sse(f"/jobs/{quote(job_id, safe='')}/events", headers=_after(after)) as source:
+                    if source.response.is_error:
+                        await source.response.aread()
+                        raise api_error(source.response)
+                    async for found in source:
+                        event, missed = Event.from_sse(found.id, found.event, found.data), 0
+                        after = event.id or after
+                        yield event
+                        if event.kind in TERMINAL:
+                            return
+            except httpx2.TransportError as error:
+                missed += 1
+                if missed == TRIES:
+                    raise Unreachable(f"no events from {self.url}: {error}") from error
+            await asyncio.sleep(POLL_S)
+
+    async def wait(self, job_id: str, *, on_progress: OnProgress | None = None, timeout_s: float | None = None) -> Generation:
+        """Follow the job to its end and return it, with its images.
+
+        Listens to the job's events, and asks again and again where they cannot be had. `on_progress(steps_done,
+        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, ApiError, Unreachable.
+        """
+        async with asyncio.timeout(timeout_s):
+            after = ""
+            while not (job := await self.get(job_id)).done:
+                if on_progress:
+                    on_progress(job.steps_done, job.steps_total)
+                after = await self._listen(job_id, after, on_progress)
+        if on_progress:
+            on_progress(job.steps_done, job.steps_total)
+        if job.status != "succeeded":
+            raise JobFailed(job)
+        return job
+
+    async def _listen(self, job_id: str, after: str, on_progress: OnProgress | None) -> str:
+        """To the last event, or to a silence after which the record is asked: the stream is a comfort, the record the truth.
+        Returns the id to go on from."""
+        stream = self.events(job_id, after=after)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S):  # wait_for of Python 3.11 may swallow a cancel
+                    event = await anext(stream)
+                after = event.id or after
+                if on_progress and event.kind == "progress":
+                    on_progress(event.steps_done, event.steps_total)
+        except (StopAsyncIteration, TimeoutError):
+            pass
+        except (ApiError, Unreachable):
+            await asyncio.sleep(POLL_S)
+        return after
+
+    async def download(self, image: Image, path: str | Path | None = None) -> bytes:
+        """The picture's bytes, written to `path` too if one is given. Raises ApiError (expired, erased), Unreachable, OSError."""
+        parts = urlsplit(image.url)  # its public host may not be reachable from here
+        data = (await self._request("GET", f"{parts.path}?{parts.query}")).content
+        if path is not None:
+            await asyncio.to_thread(Path(path).write_bytes, data)
+        return data
+
+    async def read(self, path: str) -> Any:
+        """The JSON of any GET, for example `/models`, `/samplers`, `/workers`."""
+        return (await self._request("GET", path)).json()
+
+    async def ready(self) -> bool:
+        """Whether the service would take a job now: storage, Redis and at least one model are there."""
+        try:
+            return (await self._http.get("/readyz")).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"no answer from {self.url}: {error}") from error
+        if response.is_error:
+            raise api_error(response)
+        return response
+
+
+def _after(event_id: str) -> dict[str, str]:
+    return {"Last-Event-ID": event_id} if event_id else {}
