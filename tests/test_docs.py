@@ -139,6 +139,16 @@ def test_every_fault_names_a_test_that_exists() -> None:
             assert re.search(rf"^(async )?def {test}\(", (ROOT / "tests" / f"{file}.py").read_text(), re.MULTILINE), f"{file} has no {test}"
 
 
+def test_what_a_deep_queue_costs_is_told_as_it_was_measured() -> None:
+    rows = (ROOT / "benchmarks" / "QUEUE.md").read_text().split("## Cost of a call by depth", 1)[1]
+    measured = re.search(r"^\| claim \| (\d+), .* \| (\d+), \d+ \| ([\d.]+) \|$", rows, re.MULTILINE)
+    assert measured
+    few, many, ratio = measured.groups()
+    times = f"{float(ratio):.1f} times"
+    assert f"A claim costs {times}" in (page := (ROOT / "docs" / "reliability.md").read_text()) and f"({few} and {many} µs" in page
+    assert f"a claim takes {times} what it takes with a thousand" in (ROOT / "docs" / "queue.md").read_text()
+
+
 def test_celadon_commands_in_the_documents_exist() -> None:
     said = subprocess.run([sys.executable, "-m", "celadon", "--help"], capture_output=True, text=True, check=True, timeout=30).stdout
     for page in ("README.md", "CONTRIBUTING.md"):

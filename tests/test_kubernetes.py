@@ -18,6 +18,7 @@ import yaml
 from redis.client import Redis
 
 import jobs.valkey
+from jobs.registry import WorkerInfo
 from service.settings import Settings
 from tests.test_docs import PROJECT, ROOT
 from workers.settings import WorkerSettings
@@ -232,6 +233,9 @@ def test_pods_have_time_to_drain(title: str) -> None:
     assert pod["terminationGracePeriodSeconds"] >= before + drain_s + 10
 
 
+KEDA_ASKS = {"queued": 'celadon_jobs{state="queued"}', "running": 'celadon_slots{state="busy"}'}
+
+
 def test_keda_asks_what_the_gateway_tells() -> None:
     scaled = one("overlays/gpu", "ScaledObject", "celadon-worker")["spec"]
     service = one("overlays/gpu", "Service", "celadon-gateway")
@@ -242,7 +246,7 @@ def test_keda_asks_what_the_gateway_tells() -> None:
     for trigger in scaled["triggers"]:
         assert trigger["metadata"]["url"] == f"http://{host}:{port['port']}/metrics"
         assert trigger["metadata"]["format"] == "prometheus"
-        assert trigger["metadata"]["valueLocation"] == f'celadon_jobs{{state="{trigger["name"]}"}}'
+        assert trigger["metadata"]["valueLocation"] == KEDA_ASKS[trigger["name"]]
     target = one("overlays/gpu", "Deployment", scaled["scaleTargetRef"]["name"])
     assert "replicas" not in target["spec"], "applying the manifests again would undo the scaling"
 
@@ -251,11 +255,14 @@ def test_the_metrics_hold_the_numbers_that_keda_asks_for() -> None:
     from service.metrics import Metrics
 
     metrics = Metrics()
-    metrics.queue_seen({"queued": 3, "running": 4}, [])
+    worker = WorkerInfo(
+        id="w", models=("celadon-mini",), device="cpu", backend="torch", slots=16, busy=8, version="1", started_at=0.0, ready=True
+    )
+    metrics.queue_seen({"queued": 3, "running": 1}, [worker])
     lines = metrics.render().decode().splitlines()
     for trigger in one("overlays/gpu", "ScaledObject", "celadon-worker")["spec"]["triggers"]:
         name = trigger["metadata"]["valueLocation"]
-        assert f"{name} {3.0 if trigger['name'] == 'queued' else 4.0}" in lines
+        assert f"{name} {3.0 if trigger['name'] == 'queued' else 8.0}" in lines, "a job of eight images fills eight slots"
 
 
 def test_gpu_workers_ask_for_one_gpu() -> None:
