@@ -166,6 +166,43 @@ def generate(
         raise fail("canceled", 130) from None
 
 
+@app.command()
+def batch(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, or .txt with a prompt a line.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.", show_default=False)],
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", help="Of every line that does not say otherwise, such as steps=20; may be repeated.", show_default=False),
+    ] = [],  # noqa: B006
+    cancel: Annotated[bool, typer.Option("--cancel", help="Take what is left of it out of the queue instead.")] = False,
+) -> None:
+    """Draw a file of prompts and save the pictures, named by line. Run again, it goes on where it stopped.
+
+    Asks the service at CELADON_URL if that is set, else one that runs on this machine. docs/batches.md says what a line may be.
+    """
+    from celadon import batch as command
+    from celadon.pairs import options_of, refusing
+
+    with refusing():
+        options = options_of(set_)
+    try:
+        with asking() as (_, client):
+            if cancel:
+                counts = command.cancel(client, output)["counts"]
+                whole = True
+                Console(stderr=True).print(f"{counts['canceled']} canceled, {counts['running']} running to their next step")
+            else:
+                whole = command.run(client, file, output, options, Console(stderr=True))
+    except (OSError, ValueError) as error:
+        raise fail(str(error), 1) from error
+    except KeyboardInterrupt:
+        raise fail("stopped; its jobs go on. Run it again to fetch their pictures, or with --cancel to end them", 130) from None
+    if not whole:
+        raise typer.Exit(1)
+
+
 app.command()(eyes.explain)
 
 

@@ -34,6 +34,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 POLL_S = 0.5  # between two looks at a job, where events cannot be had
 TRIES = 4  # of a submit whose answer does not come
 PAUSE_S = 0.2  # before the second try; doubled before each further one
+BATCH_S = 600.0  # for thousands of lines to be taken, or canceled
 SILENCE_S = 5.0  # of an event stream, after which the record is asked
 
 OnProgress = Callable[[int, int], None]
@@ -45,6 +46,8 @@ class CeladonError(Exception):
 
 class ApiError(CeladonError):
     """The service answered with an error. `param` names the field at fault, where there is one."""
+
+    retry_after_s: float | None = None  # seconds after which a repeat may do better
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None, request_id: str | None = None) -> None:
         super().__init__(f"{message} ({code})")
@@ -171,6 +174,29 @@ class Client:
         """Queue a dead letter again, as a new job, which is returned. Raises ApiError (`job_not_dead` for any other job), Unreachable."""
         return Generation.from_json(self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry").json())
 
+    def submit_batch(self, lines: bytes, *, idempotency_key: str | None = None, strict: bool = False) -> Mapping[str, Any]:
+        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. With an idempotency key a repeat is the same
+        batch, and completes it. Raises ApiError, Unreachable."""
+        headers = {"Content-Type": "application/x-ndjson"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
+        path = f"/batches?strict={'true' if strict else 'false'}"
+        batch: Mapping[str, Any] = self._request("POST", path, content=lines, headers=headers, timeout=BATCH_S).json()
+        return batch
+
+    def batch(self, batch_id: str) -> Mapping[str, Any]:
+        """The batch as it is now. Raises ApiError (`batch_not_found` and others), Unreachable."""
+        batch: Mapping[str, Any] = self._request("GET", f"/batches/{batch_id}").json()
+        return batch
+
+    def batch_results(self, batch_id: str, first: int = 1, limit: int = 1000) -> list[Mapping[str, Any]]:
+        """What became of its lines from `first` on, in their order. Raises as `batch` does."""
+        text = self._request("GET", f"/batches/{batch_id}/results?first={first}&limit={limit}").text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def cancel_batch(self, batch_id: str) -> Mapping[str, Any]:
+        """Cancel those of its jobs that have not ended. Raises as `batch` does."""
+        batch: Mapping[str, Any] = self._request("DELETE", f"/batches/{batch_id}", timeout=BATCH_S).json()
+        return batch
+
     def wait(self, job_id: str, *, on_progress: OnProgress | None = None, timeout_s: float | None = None) -> Generation:
         """Follow the job to its end and return it, with its images.
 
@@ -247,8 +273,11 @@ class Client:
 
 
 def api_error(response: httpx2.Response) -> ApiError:
+    status, after = response.status_code, response.headers.get("retry-after", "")
     try:
         error = response.json()["error"]
-        return ApiError(response.status_code, error["code"], error["message"], error.get("param"), error.get("request_id"))
+        told = ApiError(status, error["code"], error["message"], error.get("param"), error.get("request_id"))
     except (ValueError, KeyError, TypeError):  # something between us and the service answered
-        return ApiError(response.status_code, "http_error", f"{response.status_code} {response.reason_phrase}")
+        told = ApiError(status, "http_error", f"{status} {response.reason_phrase}")
+    told.retry_after_s = float(after) if after.isdigit() else None
+    return told

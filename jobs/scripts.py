@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -18,6 +20,12 @@ def sources() -> Mapping[str, str]:
     texts = {f.name.removesuffix(".lua"): f.read_text("utf-8") for f in (files("jobs") / "lua").iterdir() if f.name.endswith(".lua")}
     prelude = "\n".join(texts.pop(part) for part in PRELUDE)
     return {name: text.replace("\n", f"\n{prelude}\n", 1) for name, text in texts.items()}
+
+
+def head(name: str) -> str:
+    """What a script takes and answers, as its first comment says it."""
+    lines = (files("jobs") / "lua" / f"{name}.lua").read_text("utf-8").split("\n")[1:]
+    return "\n".join(line[3:] for line in itertools.takewhile(lambda line: line.startswith("--"), lines))
 
 
 class Scripts:
@@ -41,3 +49,7 @@ class Scripts:
             for args in calls:
                 await self._scripts[name](keys=[self._root], args=args, client=pipe)
             return await pipe.execute()
+
+
+if __name__ == "__main__":  # for other languages: the whole text of a script, or the names of all
+    print(sources()[sys.argv[1]] if len(sys.argv) > 1 else "\n".join(sorted(sources())))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
-from jobs.job import Job
-from jobs.scripts import PRELUDE, sources
+from jobs.job import Job, JobStatus
+from jobs.job_queue import JobQueue
+from jobs.scripts import PRELUDE, head, sources
+from tests.job_samples import sample_job
 
-PAGE = (Path(__file__).parent.parent / "docs" / "queue.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE, SCRIPTS = ((ROOT / "docs" / name).read_text("utf-8") for name in ("queue.md", "scripts.md"))
 
 
 @pytest.mark.parametrize("name", sorted(sources()))
@@ -21,6 +28,40 @@ def test_every_script_stands_in_the_protocol(name: str) -> None:
     assert header.startswith(f"-- {name} ")
     missing = set(re.findall(r"<([a-z_]+)>", header)) - set(re.findall(r"[a-z_]+", row))
     assert not missing - {"queue"}  # a queue is a model and a schema
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_the_head_of_every_script_stands_on_its_page(name: str) -> None:
+    assert f"## {name}\n\n```\n{head(name)}\n```\n" in SCRIPTS
+
+
+def test_the_page_of_scripts_names_no_other() -> None:
+    assert set(re.findall(r"^## (\w+)$", SCRIPTS, re.MULTILINE)) == set(sources())
+
+
+async def test_another_language_calls_the_text_with_strings(queue: JobQueue, redis: Redis) -> None:
+    """As the page says it: the printed text, the shard as the only key, arguments in the order of the head."""
+    texts = {}
+    for name in ("submit", "list", "cancel"):
+        said = subprocess.run([sys.executable, "-m", "jobs.scripts", name], capture_output=True, text=True, check=True, cwd=ROOT)
+        texts[name] = said.stdout
+    params = json.dumps(dataclasses.asdict(sample_job().params))
+    record = {
+        "id": "a" * 32, "client": "shop", "params": params, "status": "queued", "priority": "0", "created_at": "0", "started_at": "",
+        "finished_at": "", "steps_done": "0", "steps_total": "20", "attempt": "0", "failures": "0", "worker": "",
+        "cancel_requested": "0", "images": "[]", "error": "", "warnings": "[]", "schema": "1",
+    }  # fmt: skip
+    place = ["a" * 32, "shop", "toy", "normal", "0", "20", "64x64", ""]
+    bounds = ["key-1", "86400", "fingerprint", "", "100", "100", "0", "1", "0", "1", "3600", ""]
+    fields = [text for pair in record.items() for text in pair]
+    for outcome in ("created", "existing"):
+        assert (await redis.execute_command("EVAL", texts["submit"], 1, "{q0}", *place, *bounds, *fields))[0] == outcome
+    assert await queue.get("a" * 32) == (await queue.list_jobs("shop")).jobs[0]
+    cursor, found = await redis.execute_command("EVAL", texts["list"], 1, "{q0}", "shop", "queued", "20", "")
+    assert cursor == "" and dict(zip(found[::2], found[1::2], strict=True))["id"] == "a" * 32
+    await redis.execute_command("EVAL", texts["cancel"], 1, "{q0}", "a" * 32, "3600")
+    canceled = await queue.get("a" * 32)
+    assert canceled and canceled.status is JobStatus.CANCELED
 
 
 def test_every_key_stands_in_the_protocol() -> None:
