@@ -37,7 +37,7 @@ from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
 from service.doorkeeper import Doorkeeper
 from service.error_answers import documented, respond, translate
-from service.errors import ApiError, KeyInvalid, KeyMissing
+from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
 from service.gateway import Gateway
 from service.generations import Generations
 from service.keyring import Keyring, check_keys
@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     for router in (native.router, job_routes.router, batches.router, openai.router, sdapi.router, webhooks.router, models.router):
-        app.include_router(router, responses=documented(KeyMissing, KeyInvalid))
+        app.include_router(router, responses=documented(KeyMissing, KeyInvalid, HostRefused))
     for router in (images.router, health.router, studio.router):
         app.include_router(router)
     for kind in HANDLED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.error_answers import respond, translate
-from service.errors import ApiError, KeyInvalid, KeyMissing
+from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
 from service.keyring import ANYBODY
 from service.settings import Settings
 
@@ -43,6 +44,8 @@ class Doorkeeper:
             return await self._app(scope, receive, send)
         try:
             if not self._settings.keys_in_force:
+                if self._settings.keys == "auto" and is_of_the_internet(Headers(scope=scope).get("host", "")):
+                    raise HostRefused()
                 scope[CLIENT] = ANYBODY
             elif not is_open(scope["path"], self._settings):
                 scope[CLIENT] = await scope["app"].state.gateway.keyring.client_of(presented(Headers(scope=scope)))
@@ -57,6 +60,19 @@ class Doorkeeper:
 def is_open(path: str, settings: Settings) -> bool:
     """Whether it answers without a key."""
     return path in OPEN or path.startswith((IMAGES, PAGE)) or (path == METRICS and settings.open_metrics)
+
+
+def is_of_the_internet(host: str) -> bool:
+    """Whether a Host header names what others may resolve. Such a name has no business on a loopback address: it is a page of
+    theirs that made it point here (DNS rebinding), to ask with the browser of who sits here, or a proxy that lets everybody in."""
+    name = host.partition(":")[0].rstrip(".").lower()
+    if "." not in name or name.endswith(".localhost"):
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return True
+    return False
 
 
 def presented(headers: Headers) -> str:

@@ -19,6 +19,7 @@
     ├── KeyInvalid                    401 key_invalid
     ├── BadSignature                  403 bad_signature
     ├── ClassNotAllowed               403 class_not_allowed
+    ├── HostRefused                   403 host_refused
     ├── NotFound                      404 not_found
     │   ├── JobNotFound               404 job_not_found
     │   ├── ImageNotFound             404 image_not_found
@@ -184,6 +185,12 @@ class ClassNotAllowed(ApiError):
     http_status = 403
     code = "class_not_allowed"
     about = "Jobs of yours may not be of that service class."
+
+
+class HostRefused(ApiError):
+    http_status = 403
+    code = "host_refused"
+    about = "Without keys this service answers to this machine alone, and not under a name of the internet."
 
 
 class BadSignature(ApiError):

@@ -124,7 +124,7 @@ async def check_keys(settings: Settings, redis_url: str) -> None:
         except (RedisError, OSError):  # a TimeoutError is one
             return
     if not any(key.good(time.time()) for key in keys):
-        where = settings.published_host or settings.host or "every address"
+        where = settings.public_host or settings.published_host or settings.host or "every address"
         why = "CELADON_KEYS=required" if settings.keys == "required" else f"{where} can be reached from elsewhere"
         raise NoKeys(
             f"{why}, and there is no API key yet: make one with `celadon keys add NAME`; CELADON_KEYS=none lets everybody in without"

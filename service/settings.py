@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -115,8 +116,13 @@ class Settings(BaseSettings):
 
     @property
     def only_this_machine(self) -> bool:
-        """Whether nobody else can reach the address."""
-        return is_loopback(self.published_host or self.host)
+        """Whether nobody else can reach the service: by its address, and by what is said of a proxy before it."""
+        return is_loopback(self.published_host or self.host) and (not self.public_host or is_loopback(self.public_host))
+
+    @property
+    def public_host(self) -> str:
+        """Of `public_url`; empty where there is none."""
+        return urlsplit(self.public_url).hostname or ""
 
     @property
     def image_dir(self) -> Path:

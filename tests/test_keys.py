@@ -207,6 +207,20 @@ def test_on_loopback_a_key_is_not_looked_at(redis_url: str, tmp_path: Path) -> N
         assert "security" not in live.http.get("/openapi.json").text
 
 
+def test_on_loopback_names_of_the_internet_are_refused(redis_url: str, tmp_path: Path, key: str) -> None:
+    """A page that made its own name point to 127.0.0.1, or a proxy that nobody said anything of."""
+    with running(redis_url, tmp_path, card()) as live:
+        for host in ("evil.example.com", "Evil.Example.com:7860", "127.0.0.1.example.com", "localhost.", "evil.example.com."):
+            answer = live.http.get("/jobs", headers={"Host": host})
+            assert (answer.status_code == 403) == ("example" in host.lower()), host
+        assert_error(live.http.post("/generate", json=PROMPT, headers={"Host": "evil.example.com"}), 403, "host_refused")
+        assert depth(redis_url)["queued"] == 0
+        for host in ("localhost:7860", "a.localhost", "127.0.0.1", "[::1]:7860", "10.0.0.7:80", "gateway:7860"):
+            assert live.http.get("/jobs", headers={"Host": host}).status_code == 200, host
+    with running(redis_url, tmp_path, card(), keys="required") as live:  # who has a key may come by any name
+        assert live.http.get("/jobs", headers={"Host": "a.example.com", "Authorization": f"Bearer {key}"}).status_code == 200
+
+
 @pytest.mark.parametrize(("settings", "needed"), [
     ({}, False),
     ({"host": "localhost"}, False),
@@ -220,6 +234,8 @@ def test_on_loopback_a_key_is_not_looked_at(redis_url: str, tmp_path: Path) -> N
     ({"host": "localhost.example.com"}, True),
     ({"host": "0.0.0.0", "published_host": "127.0.0.1"}, False),
     ({"host": "0.0.0.0", "published_host": "0.0.0.0"}, True),
+    ({"public_url": "https://pictures.example.com"}, True),
+    ({"public_url": "http://localhost:8080"}, False),
     ({"keys": "required"}, True),
     ({"host": "0.0.0.0", "keys": "none"}, False),
 ])  # fmt: skip
