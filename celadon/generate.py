@@ -88,7 +88,8 @@ def temporary(console: Console) -> Iterator[str]:
         data_dir = Path(folder)
         command = [sys.executable, "-I", "-S", str(GUARD), "SIGTERM", str(os.getpid())]
         command += [sys.executable, "-P", "-m", "celadon", "up", "--host", "127.0.0.1", "--port", "0", "--data-dir", folder]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        environment = os.environ | {"CELADON_KEYS": "none"}  # it is ours alone, and nobody has made a key of it
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             with console.status("loading the model"):
                 url = _wait(process, data_dir)

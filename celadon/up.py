@@ -27,7 +27,7 @@ from celadon.settings import check_redis, of_gateway, of_worker
 from celadon.supervisor import Child, StartRefused, Supervisor
 
 if TYPE_CHECKING:
-    from jobs.registry import WorkerInfo
+    from jobs.registry import Registry, WorkerInfo
     from service.settings import Settings
 
 START_S = 30.0  # Valkey and the gateway answer within this, or the start is refused
@@ -209,24 +209,24 @@ class Up:
 
     async def _workers_ready(self) -> None:
         """Wait for every worker we started; one that dies meanwhile is started again and waited for."""
-        begun, seen = time.monotonic(), 0
-        while seen < self.plan.workers:
-            infos = [worker for worker in await self._registered() if worker.ready and worker.started_at > self.started - 1]
-            for info in infos[seen:]:
-                self._done(f"worker   {', '.join(info.models)} on {info.device}, {info.backend}", begun)
-            seen = max(seen, len(infos))
-            await asyncio.sleep(0.1)
-
-    async def _registered(self) -> list[WorkerInfo]:
-        """The workers that live, as Redis tells them: a gateway may want a key for that."""
-        from redis import RedisError
-
         from jobs.registry import Registry
         from jobs.shards import open_shards
 
+        begun, seen = time.monotonic(), 0
+        async with contextlib.aclosing(open_shards(self._redis_url(), self.plan.settings.shards)) as shards:
+            while seen < self.plan.workers:
+                infos = await self._started_here(Registry(shards))
+                for info in infos[seen:]:
+                    self._done(f"worker   {', '.join(info.models)} on {info.device}, {info.backend}", begun)
+                seen = max(seen, len(infos))
+                await asyncio.sleep(0.1)
+
+    async def _started_here(self, registry: Registry) -> list[WorkerInfo]:
+        """Workers that are ready, as Redis tells: a gateway may want a key for that."""
+        from redis import RedisError
+
         with contextlib.suppress(RedisError, OSError):
-            async with contextlib.aclosing(open_shards(self._redis_url(), self.plan.settings.shards)) as shards:
-                return await Registry(shards).workers()
+            return [worker for worker in await registry.workers() if worker.ready and worker.started_at > self.started - 1]
         return []
 
     def _redis_url(self) -> str:

@@ -53,7 +53,7 @@ HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUn
 
 CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
     "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
-    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "Range", "X-Request-Id"],
+    "allow_headers": ["*"],  # clients of OpenAI send a dozen of their own
     "expose_headers": [
         "Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id",
         "Content-Range", "ETag",
@@ -157,7 +157,7 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         )
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
-        log.info("gateway up", version=app.version, host=settings.host, port=settings.port)
+        log.info("gateway up", version=app.version, host=settings.host, port=settings.port, keys=settings.keys_in_force)
         try:
             yield
         finally:

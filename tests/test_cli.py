@@ -180,8 +180,9 @@ def test_ctrl_c_cancels_the_job(service: UpProcess, client: Client) -> None:
 
 
 def test_a_temporary_service_comes_and_goes(toy: Path, tmp_path: Path) -> None:
-    """Its port is free, its folder temporary; nothing of it is left."""
+    """Its port is free, its folder temporary; nothing of it is left. It is ours alone, so that it wants no key."""
     variables = {"CELADON_MODEL": str(toy), "CELADON_DATA_DIR": str(tmp_path / "none"), "CELADON_PORT": "9", "TMPDIR": str(tmp_path)}
+    variables["CELADON_KEYS"] = "required"
     run = celadon("generate", "a cup", "--steps", "2", "-o", str(tmp_path / "cup.png"), **variables)
     assert run.returncode == 0, run.stderr
     assert "starting one for this picture" in run.stderr
