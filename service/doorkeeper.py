@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.error_answers import respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
-from service.keyring import ANYBODY
+from service.keyring import ANYBODY, Keyring
 from service.settings import Settings
 
 OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})  # of no client: the page, probes, and what the doors look like
@@ -26,6 +26,13 @@ METRICS = "/metrics"
 IMAGES = "/images/"  # a picture's URL holds its own permission
 PAGE = "/ui/"  # files of the studio page, which asks for a key itself
 CLIENT = "celadon.client"  # in the scope of a request
+
+# RFC 6750. Only Bearer is asked for, though Basic is taken: a browser that is asked for Basic would keep what it is given, and send
+# it with every request from then on, also with those that other sites make it send.
+CHALLENGES: Mapping[type[ApiError], str] = {
+    KeyMissing: 'Bearer realm="celadon"',
+    KeyInvalid: 'Bearer realm="celadon", error="invalid_token"',
+}
 
 SCHEMES: Mapping[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
@@ -43,18 +50,26 @@ class Doorkeeper:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            if not self._settings.keys_in_force:
-                if self._settings.keys == "auto" and is_of_the_internet(Headers(scope=scope).get("host", "")):
-                    raise HostRefused()
-                scope[CLIENT] = ANYBODY
-            elif not is_open(scope["path"], self._settings):
-                scope[CLIENT] = await scope["app"].state.gateway.keyring.client_of(presented(Headers(scope=scope)))
+            if not is_open(scope["path"], self._settings):
+                scope[CLIENT] = await self._client_of(scope)
         except (ApiError, RedisError) as exc:
             error = translate(exc)
             if error is None:
                 raise
+            if error.http_status == 401:
+                error.param, error.headers["WWW-Authenticate"] = "Authorization", CHALLENGES[type(error)]
             return await respond(error, scope)(scope, receive, send)
         await self._app(scope, receive, send)
+
+    async def _client_of(self, scope: Scope) -> str:
+        """Raises KeyMissing, KeyInvalid, HostRefused, RedisError."""
+        headers = Headers(scope=scope)
+        if self._settings.keys_in_force:
+            keyring: Keyring = scope["app"].state.gateway.keyring
+            return await keyring.client_of(presented(headers))
+        if self._settings.keys == "auto" and is_of_the_internet(headers.get("host", "")):
+            raise HostRefused()
+        return ANYBODY
 
 
 def is_open(path: str, settings: Settings) -> bool:

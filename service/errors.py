@@ -160,25 +160,15 @@ class NotSupported(BadRequest):
 
 
 class KeyMissing(ApiError):
-    """Only Bearer is asked for, though Basic is taken: a browser that is asked for Basic would send it with every request from
-    then on, also with those that other sites make it send."""
-
     http_status = 401
     code = "key_missing"
     about = "This service wants an API key: send it as Authorization: Bearer, followed by the key."
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message, param="Authorization", headers={"WWW-Authenticate": 'Bearer realm="celadon"'})
 
 
 class KeyInvalid(ApiError):
     http_status = 401
     code = "key_invalid"
     about = "There is no such API key. It was never made, was revoked, or its time is over."
-
-    def __init__(self, message: str = "") -> None:
-        challenge = 'Bearer realm="celadon", error="invalid_token"'
-        super().__init__(message, param="Authorization", headers={"WWW-Authenticate": challenge})
 
 
 class ClassNotAllowed(ApiError):

@@ -4,6 +4,7 @@ client gets there. A route that is new fails until somebody has said what that i
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from live_gateway import Live, run_apart, running
 MODEL = card().id
 MARK = "zanzibar"  # in every prompt of ada's
 BODY: dict[str, Any] = {"prompt": f"a red apple of {MARK}", "seed": 1}
+BATCH = [BODY["prompt"], f"a blue car of {MARK}"]
 UNKNOWN = "0" * 32
 
 
@@ -39,6 +41,7 @@ class World:
     eve: httpx2.Client
     jobs: dict[str, str]
     delivery: str
+    batch: str
 
     def state(self) -> Any:
         """Of everything that is ada's; without what is made anew for each answer."""
@@ -46,7 +49,8 @@ class World:
         kept = [{k: job.get(k) for k in ("id", "status", "cancel_requested", "steps_done", "finished_at")} for job in told]
         pictures = [[image["key"] for image in job.get("images", ())] for job in told]
         dead = [job["id"] for job in self.ada.get("/jobs?status=dead").json()["jobs"]]
-        return kept, pictures, dead, self.ada.get("/webhooks/deliveries").json(), len(self.ada.get("/jobs?limit=100").json()["jobs"])
+        batch, listed = self.ada.get(f"/batches/{self.batch}").json(), self.ada.get("/jobs?limit=100").json()["jobs"]
+        return kept, pictures, dead, self.ada.get("/webhooks/deliveries").json(), len(listed), batch["counts"], batch["cancel_requested"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,8 @@ def world(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         delivery = run_apart(lambda: give_up(valkey))
         with BlockingRedis.from_url(valkey) as redis:
             redis.delete(f"{{q0}}:j:{jobs['expired']}")
-        yield World(live, ada, bob, eve, jobs, delivery)
+        batch = ada.post("/batches", json=BATCH, headers={"Idempotency-Key": "batch"}).json()["id"]
+        yield World(live, ada, bob, eve, jobs, delivery, batch)
 
 
 async def bring(redis_url: str, folder: Path, job_id: str, name: str) -> None:
@@ -132,6 +137,27 @@ def hidden_delivery(world: World, method: str, path: str) -> None:
     assert [one["id"] for one in world.ada.get("/webhooks/deliveries").json()] == [world.delivery]
 
 
+def hidden_batch(world: World, method: str, path: str) -> None:
+    never = said(world.bob.request(method, path.format(id=UNKNOWN)))
+    assert never[0] == 404 and said(world.bob.request(method, path.format(id=world.batch))) == never
+    if method == "get":
+        assert world.ada.get(path.format(id=world.batch)).status_code == 200
+
+
+def no_batches(world: World, method: str, path: str) -> None:
+    assert said(world.bob.get(path)) == (200, {"batches": []})
+    assert [batch["id"] for batch in world.ada.get(path).json()["batches"]] == [world.batch]
+
+
+def batch_apart(world: World, method: str, path: str) -> None:
+    """The same lines under the same key, of another client."""
+    answer = world.eve.post(path, json=BATCH, headers={"Idempotency-Key": "batch"})
+    assert answer.status_code == 202 and answer.json()["id"] != world.batch and "idempotency-replayed" not in answer.headers
+    assert not {line["id"] for line in map(json.loads, world.eve.get(f"{path}/{answer.json()['id']}/results").text.splitlines())} & ids_of(
+        world.ada
+    )
+
+
 def picture(world: World, method: str, path: str) -> None:
     """Only its URL opens it; bob's key does not."""
     (image,) = world.ada.get(f"/jobs/{world.jobs['succeeded']}").json()["images"]
@@ -144,7 +170,7 @@ def picture(world: World, method: str, path: str) -> None:
 def no_jobs(world: World, method: str, path: str) -> None:
     for query in ("", "?status=queued", "?status=running", "?status=succeeded", "?status=canceled", "?status=dead"):
         assert said(world.bob.get(path + query)) == (200, {"jobs": [], "cursor": None})
-    assert len(world.ada.get(path).json()["jobs"]) == 5
+    assert len(world.ada.get(path).json()["jobs"]) == len(world.jobs) - 1 + len(BATCH)
 
 
 def nothing(world: World, method: str, path: str) -> None:
@@ -208,6 +234,12 @@ TABLE: dict[tuple[str, str], Check] = {
     ("post", "/jobs/{id}/retry"): hidden,
     ("delete", "/jobs/{id}/images"): hidden,
     ("get", "/jobs/{id}/events"): hidden,
+    ("post", "/batches"): batch_apart,
+    ("get", "/batches"): no_batches,
+    ("get", "/batches/{id}"): hidden_batch,
+    ("delete", "/batches/{id}"): hidden_batch,
+    ("get", "/batches/{id}/results"): hidden_batch,
+    ("get", "/batches/{id}/images.zip"): hidden_batch,
     ("get", "/webhooks/deliveries"): nothing,
     ("post", "/webhooks/deliveries/{id}/redeliver"): hidden_delivery,
     ("get", "/images/{key}"): picture,
@@ -245,7 +277,8 @@ TABLE: dict[tuple[str, str], Check] = {
 }
 
 
-ASKED_BY_EVE = {route for route, check in TABLE.items() if check.__qualname__.startswith("apart")}  # in the very words of ada
+# in the very words of ada
+ASKED_BY_EVE = {route for route, check in TABLE.items() if check.__qualname__.startswith(("apart", "batch_apart"))}
 
 
 def test_every_route_stands_in_the_table(world: World) -> None:
@@ -261,7 +294,7 @@ def test_another_client_sees_and_changes_nothing(world: World, route: tuple[str,
     before = world.state()
     TABLE[route](world, *route)
     assert world.state() == before
-    of_ada = ("hooks.example.com", '"ada"', *world.jobs.values(), *([] if route in ASKED_BY_EVE else [MARK]))
+    of_ada = ("hooks.example.com", '"ada"', world.batch, *world.jobs.values(), *([] if route in ASKED_BY_EVE else [MARK]))
     assert heard and not [(secret, answer) for secret in of_ada for answer in heard if secret in answer]
 
 

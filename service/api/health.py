@@ -49,7 +49,7 @@ async def readyz(gateway: Current) -> ReadyAnswer:
     response_class=Response,
     responses={
         200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}},
-        **documented(errors.KeyMissing, errors.KeyInvalid),  # unless it is open
+        **documented(errors.KeyMissing, errors.KeyInvalid, errors.HostRefused),  # unless it is open
     },
 )
 async def metrics(gateway: Current) -> Response:
