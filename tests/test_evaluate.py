@@ -131,10 +131,11 @@ class Renders:
 
 
 def test_answers_are_counted_by_set_and_seed(compositor: Compositor):
-    sets = {"a": [Scene(1, t) for t in range(5, 9)], "b": [Scene(0, 5, colour=1, count=2), Scene(1, 6, background=1)]}
+    sets = {"a": [Scene(1, t) for t in range(5, 9)], "b, held out": [Scene(0, 5, colour=1, count=2), Scene(1, 6, background=1)]}
     studio = Renders({plain_wording(s): s.thing for scenes in sets.values() for s in scenes if s.thing != 7})
     found = attributes(studio, compositor, Oracle(), sets, seeds=2)
-    a, b = found["sets"]["a"], found["sets"]["b"]
+    a, b = found["sets"]["a"], found["sets"]["b, held out"]
+    assert (found["sets"]["*all that training showed*"], found["sets"]["*all held out*"]) == (a, b)
     assert (a["scenes"], a["pictures"], a["thing"][0], a["style"][0], a["count"][0]) == (4, 8, 0.75, 1, 1)
     assert (b["thing"][0], b["style"][0], b["count"][0], b["background"][0], b["colour"][0]) == (1, 0.5, 0.5, 0.5, 0)
     assert "colour" not in a and a["background"][0] == 0, "black is not white"
@@ -211,16 +212,18 @@ def test_the_whole_command_and_that_it_goes_on_where_it_stopped(root: Path, monk
         run(root, monkeypatch)
     figures = run(root, monkeypatch)
     sets = figures["sets"]
-    assert sum(drawn) - drawn[4] == 2 * len(sets) + 8 + 6, "nothing is drawn twice"
+    assert sum(drawn) - drawn[4] == 2 * sum(not name.startswith("*") for name in sets) + 8 + 6, "nothing is drawn twice"
     assert figures["about"]["defaults"]["steps"] == 3
-    assert all(row["pictures"] == 2 and 0 <= row["thing"][1] <= row["thing"][0] <= row["thing"][2] <= 1 for row in sets.values())
+    assert all(
+        row["pictures"] == 2 * row["scenes"] and 0 <= row["thing"][1] <= row["thing"][0] <= row["thing"][2] <= 1 for row in sets.values()
+    )
     assert figures["ceiling"]["background"][0] == 1 == figures["ceiling"]["colour"][0]
     assert set(figures["autoencoder"]) == set(STYLES)
     assert figures["distribution"]["frechet"] > figures["distribution"]["frechet floor"] > 0
     assert figures["memorisation"]["training pictures"] == 20
     assert (root / "sheet.png").exists() and (root / "evaluation" / "nearest.png").exists()
     page = (root / "toy" / "EVALUATION.md").read_text()
-    assert all(f"| {name} | 1 |" in page for name in sets) and "Relations are not asked for" in page
+    assert all(f"| {name} | {row['scenes']} |" in page for name, row in sets.items()) and "Relations are not asked for" in page
 
 
 @pytest.mark.timeout(300)

@@ -41,7 +41,10 @@ def shares(found: Sequence[Answers]) -> dict[str, object]:
 
 
 def attributes(studio: Draws, compositor: Compositor, judge: Judge, sets: dict[str, list[Scene]], seeds: int) -> dict[str, object]:
-    """Shares of every set; "ceiling" is fresh renders of all scenes, "floor" the drawn pictures against each other's prompts."""
+    """Shares of every set; of those that training showed together, and of those held out.
+
+    "ceiling" is fresh renders of all scenes, "floor" the drawn pictures against each other's prompts.
+    """
     rng = np.random.default_rng(0)
     everything = [scene for scenes in sets.values() for scene in scenes]
     pictures = []
@@ -60,7 +63,10 @@ def attributes(studio: Draws, compositor: Compositor, judge: Judge, sets: dict[s
     order = rng.permutation(len(everything))
     shuffled = judged(pictures[0], [everything[i] for i in order], fit[order])
     ends = np.cumsum([len(scenes) for scenes in sets.values()])
-    rows = {name: slice(end - len(sets[name]), end) for name, end in zip(sets, ends, strict=True)}
+    rows = {name: np.arange(end - len(sets[name]), end) for name, end in zip(sets, ends, strict=True)}
+    held_out = np.array(["held out" in name for name in sets]).repeat([len(scenes) for scenes in sets.values()])
+    rows |= {"*all that training showed*": np.flatnonzero(~held_out), "*all held out*": np.flatnonzero(held_out)}
+    rows = {name: row for name, row in rows.items() if len(row)}
     return {
         "seeds": seeds,
         "sets": {name: shares([{k: v[row] for k, v in f.items()} for f in found]) for name, row in rows.items()},

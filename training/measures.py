@@ -73,7 +73,7 @@ def interval(correct: np.ndarray) -> tuple[float, float, float]:
     n = float(np.clip(p * (1 - p) / between, scenes, correct.size)) if between > 0 else float(scenes)
     middle, half = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     low, high = ((middle + sign * half) / (1 + Z**2 / n) for sign in (-1, 1))
-    return p, max(0.0, float(low)), min(1.0, float(high))  # rounding may leave them a hair outside
+    return p, min(p, max(0.0, float(low))), max(p, min(1.0, float(high)))  # rounding may leave them a hair outside
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
