@@ -22,7 +22,6 @@ from jobs.outcomes import Admission, raise_refusal
 from jobs.scripts import Scripts
 from jobs.shards import Shards, make_id, shard_of
 
-HOLD_S = 60.0  # for which places are kept while lines come; whoever goes on with it keeps them anew
 MAX_LIST = 100  # batches of one look
 NO_BOUNDS = (0, 0, 0, 0, 0)  # of a job whose batch was let in
 
@@ -103,7 +102,7 @@ class Batches:
         key = (idempotency_key or "", IDEMPOTENCY_S, fingerprint)
         may = admission or Admission(self._max_queued)
         bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day)
-        told = (name(client), queue, service_class, len(numbers), *key, *bounds, pictures or len(numbers), HOLD_S, _dump(bad))
+        told = (name(client), queue, service_class, len(numbers), *key, *bounds, pictures or len(numbers), _dump(bad))
         fields = ("lines", _spans(numbers), "refused", len(bad))
         outcome, *rest = await shard.run("batch_open", self._shards.new_id(client), *told, *fields)
         raise_refusal(outcome, rest)

@@ -80,12 +80,18 @@ async def test_a_batch_comes_in_whole_or_not_at_all(redis: Redis, queue: JobQueu
 
 async def test_places_of_a_batch_that_nobody_fills_are_given_back(redis: Redis, queue: JobQueue, clock: Clock) -> None:
     batches = Batches(redis, max_queued=3)
-    await batches.open("ada", range(1, 4), JOB)
-    bob = sample_job("bob")
+    batch, _ = await batches.open("ada", range(1, 4), JOB)
+    await clock.advance(40)
+    await put(batches, batch, [1])
+    await clock.advance(40)
+    found, bob = await batches.get(batch.id), sample_job("bob")
+    assert found and found.filling, "each line keeps the places of the next ones"
     with pytest.raises(QueueFull):
         await JobQueue(redis, max_queued=3).submit(bob)
-    await clock.advance(61)
+    await clock.advance(21)
     assert (await JobQueue(redis, max_queued=3).submit(bob)).created
+    found = await batches.get(batch.id)
+    assert found and not found.filling and found.left == 2
 
 
 async def test_a_key_stands_for_one_batch_and_a_repeat_completes_it(batches: Batches, queue: JobQueue) -> None:

@@ -17,13 +17,13 @@ from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
 from cards import card
-from jobs.batches import line_id
+from jobs.batches import Batches, line_id
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from live_gateway import Live, assert_error, depth, running
 from service.zip_stream import zipped
 from tests.fleet import Fleet
-from tests.job_samples import sample_image
+from tests.job_samples import Clock, sample_image, sample_job
 
 JSONL = "application/x-ndjson"
 
@@ -138,6 +138,17 @@ async def test_a_key_makes_repeats_safe_and_completes_what_was_cut_short(gateway
     await redis.set(f"{{q0}}:bt:{first['id']}", "default")
     assert_error(gateway.http.get(f"/batches/{first['id']}"), 410, "batch_expired")
     assert_error(post(gateway, ["a", "b", 5, "c"], Idempotency_Key="k"), 410, "batch_expired")
+
+
+async def test_a_batch_that_was_cut_short_says_so(gateway: Live, redis: Redis, clock: Clock) -> None:
+    batches = Batches(redis)
+    batch, _ = await batches.open("default", [1, 2], sample_job())
+    await batches.put(batch, [(1, sample_job("default"), "")])
+    assert gateway.http.get(f"/batches/{batch.id}").json()["status"] == "open"
+    await clock.advance(61)
+    found = gateway.http.get(f"/batches/{batch.id}").json()
+    assert (found["status"], found["counts"]["coming"], found["counts"]["queued"]) == ("incomplete", 1, 1)
+    assert [line["status"] for line in results(gateway, found)] == ["queued", "missing"]
 
 
 async def test_another_clients_batch_is_one_that_never_was(gateway: Live, redis: Redis) -> None:

@@ -25,4 +25,5 @@ if open > running then
     end
   end
 end
-return { record, running, steps, string.format('%.3f', eta), call('ZSCORE', q .. 'filling', id) and 1 or 0 }
+local held_until = tonumber(call('ZSCORE', q .. 'filling', id) or 0)
+return { record, running, steps, string.format('%.3f', eta), held_until > now() and 1 or 0 }

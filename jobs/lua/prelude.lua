@@ -11,6 +11,7 @@ local MAX_WAKES = 256 -- idle workers that one burst can wake at once
 local PRIORITY_US = 600e6 -- of waiting that one step of priority is worth: so a low priority does not starve
 local URGENT_S = 10 -- before the latest start of a job with a deadline, at which it goes before all classes
 local KEPT_S = 604800 -- for which dead letters are kept, and the names of expired jobs remembered
+local HOLD_S = 60 -- after each job of a batch, for which the places of the next ones are kept
 local CLASSES = { 'interactive', 'normal', 'batch' } -- served in this order
 local RANK = { interactive = 1, normal = 2, batch = 3 }
 

@@ -62,6 +62,7 @@ local function count_line(batch, queue, class, score, predicted, steps)
   call('HINCRBY', record, 'left', -1)
   call('HINCRBY', record, 'steps_total', steps)
   call('HINCRBY', record, 'work', micros(predicted))
+  call('ZADD', q .. 'filling', 'XX', now() + HOLD_S, batch)
   local last = call('HGET', record, lane)
   if not last or tonumber(last) < score then call('HSET', record, lane, string.format('%.0f', score)) end
 end
