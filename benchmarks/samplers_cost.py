@@ -2,7 +2,9 @@
 
 `python -m benchmarks.samplers_cost` writes benchmarks/SAMPLERS.md. The model is replaced by a constant answer, so that what
 is left is guidance, the update, and the keeping of books; both sides run the same jobs in the same process, by turns. The
-batch is full at every tick, as in a service that has work: whoever ends is followed by the next job, outside the clock.
+batch is full at every tick, as in a service that has work: whoever ends is followed by the next job, outside the clock. The first
+jobs come a few a tick, so that in every batch, whatever its samplers, about as many end at each tick: were all alike to end together,
+their usual tick would hold no end, and a mixture, in which someone always ends, would seem to cost more.
 It is measured with one sampler for all jobs, and with as many different ones as there are jobs. What a sampler adds as noise
 is no part of its update, and drawing it costs more than that: both sides are given noise that is drawn before.
 """
@@ -97,15 +99,19 @@ def engine_ticks(names: Sequence[str], jobs: int, shape: tuple[int, int, int], s
     """Full batches in the engine, without end."""
     engine = Engine(Answer(2 * jobs, shape), slots=jobs, max_rows=2 * jobs, preview_interval_s=float("inf"))
     ladder, nothing, waiting = Ladder.from_config(CONFIG), np.zeros((1, 1), np.float32), _line(names)
-    while True:
-        while engine.free_slots:
-            i, name = next(waiting)
+    for room in _arrivals(jobs, steps):
+        for i, name in itertools.islice(waiting, min(room, engine.free_slots)):
             # A table of its own each: jobs that share one find it in the CPU's cache, whatever the sampler.
             table = copy.deepcopy(compile_table(ladder, name, "auto", steps))
             engine.add(Sample(id=f"{name} {i}", table=table, shape=shape, seed=i, cond=nothing, uncond=nothing, guidance=GUIDANCE))
         start = time.process_time()
         events = engine.step(0.0)
         yield time.process_time() - start, [event.sample_id.split()[0] for event in events if isinstance(event, Progress)]
+
+
+def _arrivals(jobs: int, steps: int) -> Iterator[int]:
+    """How many may come before each tick: a share of the batch in the first `steps`, then all that find a place."""
+    return itertools.chain((jobs * (i + 1) // steps - jobs * i // steps for i in range(steps)), itertools.repeat(jobs))
 
 
 def _line(names: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -146,10 +152,9 @@ def objects_ticks(names: Sequence[str], jobs: int, shape: tuple[int, int, int], 
     """The same jobs with one scheduler object each."""
     out, waiting = torch.from_numpy(Answer(2, shape).out), _line(names)
     resident: list[Flying] = []
-    while True:
+    for room in _arrivals(jobs, steps):
         resident = [job for job in resident if not job.done]
-        while len(resident) < jobs:
-            resident.append(flying(*next(waiting), shape, steps))
+        resident += [flying(*job, shape, steps) for job in itertools.islice(waiting, min(room, jobs - len(resident)))]
         start = time.process_time()
         for job in resident:
             job.step(out)
@@ -172,6 +177,9 @@ def measure(jobs: int, shape: tuple[int, int, int], steps: int, ticks: int) -> d
     found: dict[str, list[float]] = {name: [] for name in sides}
     shares = Counter[str]()
     with torch.inference_mode(), noise_drawn_before(shape):
+        for side in sides.values():
+            for _ in itertools.islice(side, steps):
+                pass  # until it is full
         for _ in range(ticks):
             for name, side in sides.items():
                 seconds, moved = next(side)
@@ -187,10 +195,13 @@ def report(sizes: list[tuple[int, int, int]], counts: list[int], steps: int, tic
         "",
         f"Made by `python -m benchmarks.samplers_cost` on {datetime.date.today().isoformat()}, commit {commit()}, {machine()}, one thread, "
         f"{steps} steps, guided, medians of {ticks} ticks that the sides took by turns. CPU microseconds of one evaluation of one job in a "
-        "full batch, without the model: guidance, update, books, but no drawing of noise; each job has a table of its own. "
+        "full batch into which jobs come one after the other, without the model: guidance, update, books, but no drawing of noise; each "
+        "job has a table of its own. "
         f"One sampler is {ALIKE[0]}; mixed are {len(MIXED)} by turns ({', '.join(MIXED)}); *expected* is the mean of what each "
         "evaluation of the mixed batch costs where all jobs have that sampler, so mixed / expected near 1 says that different "
-        "samplers in one batch cost nothing extra. Objects: one diffusers scheduler per job. One job is no mixture.",
+        "samplers in one batch cost nothing extra. What a mixture may cost follows from the update's form: it adds the k-th terms of all "
+        "sums together, so its operations are as many as the longest sum of the batch has terms (at most 5 in these, 3 on average), with "
+        "two samplers or with forty. Objects: one diffusers scheduler per job. One job is no mixture.",
         "",
         "| latent | jobs | engine, one sampler | engine, mixed | expected | mixed / expected | objects, one sampler | objects, mixed "
         "| objects / engine, one sampler | objects / engine, mixed |",
