@@ -15,8 +15,9 @@ One client serves any number of tasks of its loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from celadon.client import (
+    BATCH_S,
     LOOPBACK,
     PAUSE_S,
     POLL_S,
@@ -89,6 +91,29 @@ class AsyncClient:
     async def retry(self, job_id: str) -> Generation:
         """Queue a dead letter again, as a new job, which is returned. Raises ApiError (`job_not_dead` for any other job), Unreachable."""
         return Generation.from_json((await self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry")).json())
+
+    async def submit_batch(self, lines: bytes, *, idempotency_key: str | None = None, strict: bool = False) -> Mapping[str, Any]:
+        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. With an idempotency key a repeat is the same
+        batch, and completes it. Raises ApiError, Unreachable."""
+        headers = {"Content-Type": "application/x-ndjson"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
+        path = f"/batches?strict={'true' if strict else 'false'}"
+        batch: Mapping[str, Any] = (await self._request("POST", path, content=lines, headers=headers, timeout=BATCH_S)).json()
+        return batch
+
+    async def batch(self, batch_id: str) -> Mapping[str, Any]:
+        """The batch as it is now. Raises ApiError (`batch_not_found` and others), Unreachable."""
+        batch: Mapping[str, Any] = (await self._request("GET", f"/batches/{quote(batch_id, safe='')}")).json()
+        return batch
+
+    async def batch_results(self, batch_id: str, first: int = 1, limit: int = 1000) -> list[Mapping[str, Any]]:
+        """What became of its lines from `first` on, in their order. Raises as `batch` does."""
+        response = await self._request("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}")
+        return [json.loads(line) for line in response.text.splitlines()]
+
+    async def cancel_batch(self, batch_id: str) -> Mapping[str, Any]:
+        """Cancel those of its jobs that have not ended. Raises as `batch` does."""
+        batch: Mapping[str, Any] = (await self._request("DELETE", f"/batches/{quote(batch_id, safe='')}", timeout=BATCH_S)).json()
+        return batch
 
     async def events(self, job_id: str, *, after: str = "") -> AsyncIterator[Event]:
         """Every event of the job after the one of id `after`, as they come, to the last. A stream that breaks is taken up where it broke.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -196,6 +196,30 @@ class Client:
         """Cancel those of its jobs that have not ended. Raises as `batch` does."""
         batch: Mapping[str, Any] = self._request("DELETE", f"/batches/{batch_id}", timeout=BATCH_S).json()
         return batch
+
+    def events(self, job_id: str, *, after: str = "") -> Iterator[Event]:
+        """Every event of the job after the one of id `after`, as they come, to the last. A stream that breaks is taken up where it broke.
+
+        Raises ApiError where the service refuses, Unreachable where it is gone for longer than four tries.
+        """
+        missed = 0
+        while True:
+            try:
+                with self._http.sse(f"/jobs/{quote(job_id, safe='')}/events", headers={"Last-Event-ID": after} if after else {}) as source:
+                    if source.response.is_error:
+                        source.response.read()
+                        raise api_error(source.response)
+                    for found in source:
+                        event, missed = Event.from_sse(found.id, found.event, found.data), 0
+                        after = event.id or after
+                        yield event
+                        if event.kind in TERMINAL:
+                            return
+            except httpx2.TransportError as error:
+                missed += 1
+                if missed == TRIES:
+                    raise Unreachable(f"no events from {self.url}: {error}") from error
+            time.sleep(POLL_S)
 
     def wait(self, job_id: str, *, on_progress: OnProgress | None = None, timeout_s: float | None = None) -> Generation:
         """Follow the job to its end and return it, with its images.

@@ -74,6 +74,20 @@ async def test_what_the_service_refuses_and_what_fails_is_raised(celadon: AsyncC
     assert (await celadon.cancel(other.id)).status == "canceled"
 
 
+async def test_a_batch_is_sent_looked_at_and_canceled(celadon: AsyncClient) -> None:
+    batch = await celadon.submit_batch(b'{"prompt": "a cat"}\n{"prompt": "a dog"}\n', idempotency_key="two")
+    assert (await celadon.batch(batch["id"]))["counts"]["queued"] == 2
+    assert [line["line"] for line in await celadon.batch_results(batch["id"])] == [1, 2]
+    assert (await celadon.cancel_batch(batch["id"]))["counts"]["canceled"] == 2
+
+
+def test_whatever_one_client_can_the_other_can() -> None:
+    def names(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert names(AsyncClient) - {"aclose"} == names(Client) - {"close", "local"}
+
+
 class LosesAnswers(httpx2.AsyncHTTPTransport):
     """The service hears the first two submits and the answers are lost."""
 

@@ -117,3 +117,23 @@ def test_what_is_not_said_is_not_sent(client_of: Callable[[Handler], Client]) ->
     with client_of(handle) as client:
         client.submit("p", steps=None, seed=0, idempotency_key="k")
     assert sent == [({"prompt": "p", "seed": 0}, "k")]
+
+
+def test_events_go_on_where_the_stream_broke(client_of: Callable[[Handler], Client]) -> None:
+    asked: list[str | None] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.headers.get("Last-Event-ID"))
+        if len(asked) == 2:
+            raise httpx2.ReadError("gone for a moment")
+        return stream(event("1-0", "queued", 0), event("2-0", "progress", 1)) if len(asked) == 1 else stream(event("3-0", "succeeded", 4))
+
+    found = [(e.id, e.kind, e.steps_done) for e in client_of(handle).events("j")]
+    assert found == [("1-0", "queued", 0), ("2-0", "progress", 1), ("3-0", "succeeded", 4)]
+    assert asked == [None, "2-0", "2-0"]
+    with pytest.raises(Unreachable):
+        list(client_of(gone).events("j"))
+
+
+def gone(request: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ConnectError("nobody there")
