@@ -159,10 +159,10 @@ CLOSEST_GIVEN = 1e-6  # this, relatively, would be equal levels in double precis
 def falling_fault(values: object, option: OptionInfo) -> str | None:
     """What a list for a `falling` option should have been, or None when it is good."""
     low, high = option.minimum or 0.0, 1e9 if option.maximum is None else option.maximum
-    span = "" if option.maximum is None else f" from {low:g} to {high:g}"
+    span = f"of {low:g} or more" if option.maximum is None else f"from {low:g} to {high:g}"
     numbers = values if isinstance(values, list | tuple) else ()
     if len(numbers) < 2 or not all(_is_number(x) and low <= x <= high for x in numbers):
-        return f"a list of two or more numbers{span}, falling"
+        return f"a list of two or more numbers {span}, falling"
     if any(two > one * (1.0 - CLOSEST_GIVEN) for one, two in pairwise(numbers)):
         return f"falling: each number below the one before it, by {CLOSEST_GIVEN:g} of it or more"
     if any(0.0 < x < LOWEST_GIVEN for x in numbers) or 0.0 in numbers[:-1]:

@@ -100,7 +100,7 @@ def test_explain_tells_a_part_of_a_schedule() -> None:
     [
         (("explain", "--steps", "5", "--strength", "0.1"), "no step of 5 is left"),
         (("explain", "--strength", "0.5", "--start", "0.5"), "give one of them"),
-        (("explain", "--schedule", "custom"), "a list of two or more numbers, falling"),
+        (("explain", "--schedule", "custom"), "a list of two or more numbers of 0 or more, falling"),
         (("explain", "--sampler", "DPM++ 2M Kerras"), "did you mean DPM++ 2M Karras or"),
         (("explain", "--steps", "2000"), "has no 2000 distinct levels"),
         (("plot", "process", "x", "--picture", "/nowhere/picture.png"), "there is no such file"),

@@ -293,7 +293,7 @@ def test_custom_sigmas_are_the_levels() -> None:
 @pytest.mark.parametrize(("steps", "options", "message"), [
     (3, {"sigmas": [3.0, 2.0, 0.0]}, "3 steps need 4 sigmas, not 3"),
     (2, {"sigmas": [3.0, 3.0, 0.0]}, "must be falling"),
-    (2, {"sigmas": [3.0, 1.0, -1.0]}, "two or more numbers, falling"),
+    (2, {"sigmas": [3.0, 1.0, -1.0]}, "numbers of 0 or more, falling"),
     (2, {"sigmas": [3.0, 1e-9, 0.0]}, "0.0001 or more"),
     (2, {"sigmas": [3.0, 2.9999999, 0.0]}, "by 1e-06 of it"),
     (1, {"sigmas": [3.0]}, "two or more"),
