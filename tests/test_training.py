@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from training import text, unet, vae
 from training.captions import article, caption, plural, vocabulary
@@ -217,20 +218,42 @@ def test_refining_the_decoder_leaves_the_encoder(data: Path):
     assert all(torch.equal(after[k], shipped[k]) for k in after)
 
 
-def run_text(data: Path, folder: Path) -> dict[str, torch.Tensor]:
+def run_text(data: Path, folder: Path, contrastive: float) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
-    settings = text.Settings(total=24, batch=4)
+    settings = text.Settings(total=24, batch=4, contrastive=contrastive)
     pictures, scenes = np.load(data / "pictures.npy"), np.load(data / "scenes.npy")
     return text.train(pictures, scenes, folder, settings, width=32, layers=1, heads=2).state_dict()
 
 
-def test_text_resumes_as_the_same_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = run_text(data, tmp_path / "whole")
+@pytest.mark.parametrize("contrastive", [0.0, 1.0])
+def test_text_resumes_as_the_same_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contrastive: float):
+    whole = run_text(data, tmp_path / "whole", contrastive)
     with monkeypatch.context() as patch:
         stop_after(patch, 12)
-        run_text(data, tmp_path / "parts")
-    parts = run_text(data, tmp_path / "parts")
+        run_text(data, tmp_path / "parts", contrastive)
+    parts = run_text(data, tmp_path / "parts", contrastive)
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_the_contrastive_loss_asks_for_ones_own_picture():
+    """Against a loop over every caption and picture; the third scene equals the first, so neither is a wrong answer of the other."""
+    torch.manual_seed(0)
+    heads, state, thumbnails = text.Heads(8, 12, contrastive=1.0), torch.randn(4, 8), torch.randn(4, 12)
+    scenes = torch.tensor([[0, 1, 2, 3, 1], [0, 5, -1, 3, 1], [0, 1, 2, 3, 1], [1, 1, 2, 3, 2]])
+    with torch.no_grad():
+        seen, scale = heads.picture(thumbnails).double().numpy(), float(heads.scale.exp())
+        found = float(heads.contrast(state, scenes, thumbnails))
+        more = float(heads.loss(state, scenes, thumbnails))
+        heads.contrastive = 0.0
+        less = float(heads.loss(state, scenes, thumbnails))
+    said, total = state.double().numpy(), 0.0
+    rivals = {0: (0, 1, 3), 1: (0, 1, 2, 3), 2: (1, 2, 3), 3: (0, 1, 2, 3)}
+    for here, there in ((said, seen), (seen, said)):
+        for i, others in rivals.items():
+            cosines = {j: here[i] @ there[j] / np.linalg.norm(here[i]) / np.linalg.norm(there[j]) for j in others}
+            total -= scale * cosines[i] - np.log(sum(np.exp(scale * c) for c in cosines.values()))
+    assert found == pytest.approx(total / 8, rel=1e-4)
+    assert more - less == pytest.approx(found, rel=1e-4)
 
 
 def run_unet(data: Path, folder: Path, model: vae.AutoencoderKL) -> unet.Run:
@@ -289,6 +312,8 @@ def test_the_toy_is_the_same_every_time(tmp_path: Path):
 def test_the_shipped_model_fits_and_describes_itself():
     files = [p for p in MODEL.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 60e6 and max(p.stat().st_size for p in files) <= 45e6
+    weights = [load_file(p) for p in files if p.suffix == ".safetensors"]
+    assert len(weights) == 3 and {t.dtype for part in weights for t in part.values()} == {torch.float16}
     celadon = json.loads((MODEL / "celadon.json").read_text())
     assert celadon["words"] == vocabulary() and celadon["width"] == 128
     assert np.shape(celadon["latent_rgb"]["matrix"]) == (4, 3)

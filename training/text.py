@@ -1,6 +1,7 @@
 """Tokenizer and text encoder: build both, then pretrain the encoder to know what its words look like (`python -m training.text`).
 
-The encoder's last state predicts a thumbnail of the picture and the scene's attributes. It learns further with the U-Net.
+The encoder's last state predicts a thumbnail of the picture and the scene's attributes; with `--contrastive` it also has to find its own
+picture among those of the batch, as CLIP's does. It learns further with the U-Net.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Settings:
     total: int = 120_000  # captions
     batch: int = 64
     peak: float = 1e-3
+    contrastive: float = 0.0  # weight of the contrastive loss
     seed: int = 0
 
 
@@ -124,17 +126,31 @@ class Heads(nn.Module):
 
     SIZES = (len(STYLES), len(THINGS), len(COLOUR_NAMES) + 1, len(BACKGROUND_NAMES) + 1, 2)
 
-    def __init__(self, width: int, pixels: int) -> None:
+    def __init__(self, width: int, pixels: int, contrastive: float = 0.0) -> None:
         super().__init__()
+        self.contrastive = contrastive
         self.attributes = nn.Linear(width, sum(self.SIZES))
         self.thumbnail = nn.Linear(width, pixels)
+        if contrastive:
+            self.picture = nn.Sequential(nn.Linear(pixels, width), nn.GELU(), nn.Linear(width, width))  # the other tower
+            self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def contrast(self, state: torch.Tensor, scenes: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
+        """Which picture of the batch has this caption, and the reverse (arXiv 2103.00020, figure 3). Equal scenes are no rivals."""
+        texts, pictures = F.normalize(state, dim=1), F.normalize(self.picture(thumbnails), dim=1)
+        logits = self.scale.exp().clamp(max=100) * texts @ pictures.T  # [n, n]
+        same = (scenes[:, None] == scenes[None]).all(-1) & ~torch.eye(len(scenes), dtype=torch.bool, device=scenes.device)
+        logits = logits.masked_fill(same, -torch.inf)
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     def loss(self, state: torch.Tensor, scenes: torch.Tensor, thumbnails: torch.Tensor) -> torch.Tensor:
         """`scenes` [n, 5] as in scenes.npy; -1 (not named) becomes class 0."""
         shift = torch.tensor([0, 0, 1, 1, -1], device=state.device)
         logits = self.attributes(state).split(self.SIZES, dim=1)
         attributes = sum(F.cross_entropy(part, target) for part, target in zip(logits, (scenes + shift).T, strict=True))
-        return attributes + 10 * F.mse_loss(self.thumbnail(state), thumbnails)
+        loss = attributes + 10 * F.mse_loss(self.thumbnail(state), thumbnails)
+        return loss + self.contrastive * self.contrast(state, scenes, thumbnails) if self.contrastive else loss
 
 
 def thumbnails_of(pictures: np.ndarray, side: int = 16) -> np.ndarray:
@@ -152,7 +168,7 @@ def train(
     tokenizer = build_tokenizer()
     save_tokenizer(tokenizer, folder / "tokenizer")
     text, thumbs = build_text_encoder(tokenizer, **size), thumbnails_of(pictures)
-    heads = Heads(text.config.hidden_size, thumbs.shape[1]).to(machine.device)
+    heads = Heads(text.config.hidden_size, thumbs.shape[1], settings.contrastive).to(machine.device)
     text.to(machine.device)
     params = [*text.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(params, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -188,8 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(".training"))
     add_arguments(parser)
+    parser.add_argument("--contrastive", type=float, default=Settings.contrastive, help="weight of the contrastive loss; 1 is CLIP's")
     args = parser.parse_args()
-    data, settings = args.root / "data", Settings(total=args.total or Settings.total)
+    data, settings = args.root / "data", Settings(total=args.total or Settings.total, contrastive=args.contrastive)
     train(np.load(data / "pictures.npy", mmap_mode="r"), np.load(data / "scenes.npy"), args.root, settings, args.minutes, machine_of(args))
 
 
