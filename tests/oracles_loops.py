@@ -66,6 +66,7 @@ def drive_loop(case: Case, levels: Levels, model: Model, noises: Iterator[Float]
 
     # Time, for the samplers that are rules in it.
     denoise.time_of = lambda sigma: timestep_of(levels, float(sigma))  # type: ignore[attr-defined]
+    denoise.levels = levels  # type: ignore[attr-defined]
     denoise.sigma_at = lambda time: float(levels.ladder.ratio_at(time))  # type: ignore[attr-defined]
 
     def noise() -> torch.Tensor:

@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 
+import oracles_exponential
 import oracles_multistep
 from oracles import CONFIGS, REFERENCES, Mixture, difference, noises, run_table, tiny_unet
 from oracles_loops import Case, drive_loop
@@ -22,7 +23,7 @@ from pipelines.schedules import levels
 from test_stage_parity import CASES as STAGES
 from tests.fakes import schedule_options
 
-CASES = [*oracles_multistep.CASES]
+CASES = [*oracles_multistep.CASES, *oracles_exponential.CASES]
 SCHEDULES = {id: schedule for id, schedule in schedule_list.SCHEDULES.items() if not schedule.for_flow}
 SOME = ("trailing", "karras", "exponential", "kl_optimal_open")  # even in time, in sigma and in its logarithm; one that ends above zero
 # Plain Heun divides by small numbers at zero terminal SNR; these take a step of their own there, and DDIM, LCM and TCD begin at alpha = 0.
