@@ -61,7 +61,7 @@ def test_a_delivery_that_never_was_is_not_found(gateway: Live, id_: str) -> None
     assert_error(gateway.http.post(f"/webhooks/deliveries/{id_}/redeliver"), 404, "delivery_not_found")
 
 
-@pytest.mark.parametrize("path", ["/", "/generate/", "/jobs/", "/v2/generate", "/docs", "/%2e%2e/etc/passwd", "/jobs/a/b/c", "/.env"])
+@pytest.mark.parametrize("path", ["/generate/", "/jobs/", "/v2/generate", "/docs", "/%2e%2e/etc/passwd", "/jobs/a/b/c", "/.env"])
 def test_an_address_that_is_none_is_not_found(gateway: Live, path: str) -> None:
     answer = gateway.http.get(path, follow_redirects=False)
     assert_error(answer, 404, "not_found")

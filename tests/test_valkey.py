@@ -90,6 +90,7 @@ async def test_the_queue_goes_on_when_the_server_was_killed_and_started_again(da
         queue = JobQueue(redis)
         running, waiting = [(await queue.submit(sample_job())).job for _ in range(2)]
         await asyncio.gather(*(queue.claim("w1", [MODEL], n) for n in (1, 0, 0, 0)))  # several connections in the pool
+        assert await redis.execute_command("WAITAOF", 1, 0, 30_000) == [1, 0]  # it writes later while its disk is busy
         first.kill()
         first.wait()
         with pytest.raises(RedisConnectionError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from starlette.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).resolve().parent.parent / "ui"
@@ -25,6 +25,9 @@ _files = StaticFiles(directory=FOLDER)
 @router.get("/")
 @router.head("/")
 async def page(request: Request) -> Response:
+    """Raises HTTPException 404 for a slash with a line break behind it, which the framework's pattern lets through."""
+    if request.scope["path"] != "/":
+        raise HTTPException(404)
     return await _answer("index.html", request)
 
 
