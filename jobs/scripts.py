@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -11,15 +12,40 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+NAME = re.compile(r"[A-Za-z_]\w*")
+STATEMENT = re.compile(r"^(?:--[^\n]*\n)*(?:local |\w+ = )", re.MULTILINE)  # what begins one at the outermost level
+DEFINED = re.compile(r"^(?:local (?!function\b)[\w, ]+|local function \w+|\w+ =)", re.MULTILINE)
 PRELUDE = ("prelude", "prelude_queue", "prelude_work", "prelude_end")  # in this order: later parts call earlier ones
 
 
 @functools.cache
 def sources() -> Mapping[str, str]:
-    """Name -> text of each script in `lua/`, the parts of the prelude behind its shebang line, which must stay the first."""
+    """Name -> text of each script in `lua/`, what it needs of the prelude behind its shebang line, which must stay the first."""
     texts = {f.name.removesuffix(".lua"): f.read_text("utf-8") for f in (files("jobs") / "lua").iterdir() if f.name.endswith(".lua")}
-    prelude = "\n".join(texts.pop(part) for part in PRELUDE)
-    return {name: text.replace("\n", f"\n{prelude}\n", 1) for name, text in texts.items()}
+    prelude = _blocks("\n".join(texts.pop(part) for part in PRELUDE))
+    return {name: text.replace("\n", f"\n{_needed(prelude, text)}\n", 1) for name, text in texts.items()}
+
+
+def _blocks(prelude: str) -> list[tuple[set[str], str]]:
+    """Its statements at the outermost level, each with the comment before it: the names that they give a meaning, and their text."""
+    statements = [found.start() for found in STATEMENT.finditer(prelude)]
+    texts = [prelude[start:end] for start, end in itertools.pairwise([*statements, len(prelude)])]
+    return [(_names(DEFINED.search(text)[0]), text.strip("\n")) for text in texts]  # type: ignore[index]
+
+
+def _names(text: str) -> set[str]:
+    """Every word outside comments that could be a name."""
+    return set(NAME.findall(re.sub("--.*", "", text))) - {"local", "function"}
+
+
+def _needed(blocks: Sequence[tuple[set[str], str]], script: str) -> str:
+    """Those that the script uses, through others or at once: Lua makes every function anew in every call."""
+    wanted, unread = _names(script), True
+    while unread:
+        used = [text for names, text in blocks if names & wanted]
+        found = _names("\n".join(used))
+        unread, wanted = not found <= wanted, wanted | found
+    return "\n".join(text for names, text in blocks if names & wanted)
 
 
 def head(name: str) -> str:

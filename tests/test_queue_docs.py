@@ -74,8 +74,17 @@ def test_every_field_of_the_record_stands_in_the_protocol() -> None:
     assert {field.name for field in dataclasses.fields(Job)} <= set(re.findall(r"[a-z_]+", fields))
 
 
-def test_scripts_begin_with_their_shebang_and_hold_the_prelude() -> None:
+def test_scripts_begin_with_their_shebang_and_hold_what_they_use_of_the_prelude() -> None:
+    """A function that is missing would only be missed when a call comes to it."""
     assert not set(PRELUDE) & set(sources())
-    for text in sources().values():
+    prelude = "\n".join((ROOT / "jobs" / "lua" / f"{part}.lua").read_text() for part in PRELUDE)
+    defined = re.findall(r"^local function (\w+)|^local (\w+) =|^(\w+) = function", prelude, re.MULTILINE)
+    shared = {name for names in defined for name in names if name}
+    assert {"now", "settle", "regroup", "MAX_WAKES", "enqueue"} <= shared
+    for name, text in sources().items():
         assert text.startswith("#!lua")
-        assert text.count("local function now()") == 1
+        used = shared & set(re.findall(r"[A-Za-z_]\w*", re.sub(r"--.*|'[^'\n]*'", "", text)))
+        for word in used:
+            assert len(re.findall(rf"^(?:local function {word}\(|local {word} =|{word} = function)", text, re.MULTILINE)) == 1, (name, word)
+        assert "local function now()" in text or "now()" not in text
+    assert "local function settle" not in sources()["renew"] and len(sources()["renew"]) < len(sources()["finish"])
