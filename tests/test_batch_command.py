@@ -72,14 +72,14 @@ def test_pictures_are_named_by_line_and_what_is_missing_is_fetched_again(fleet: 
 
 
 def test_stopped_and_run_again_it_goes_on(fleet: Fleet, tmp_path: Path) -> None:
-    file, out = tmp_path / "many.txt", tmp_path / "out"
-    file.write_text("\n".join(f"{n} apples" for n in range(1, 41)))
-    with started(fleet, file, "-o", out, "--set", "steps=30") as process:
+    file, out = tmp_path / "many.jsonl", tmp_path / "out"  # one is there long before the others, which are drawn side by side
+    file.write_text("\n".join(json.dumps({"prompt": f"{n} apples", "steps": 2 if n == 1 else 80}) for n in range(1, 41)))
+    with started(fleet, file, "-o", out) as process:
         fleet.until(lambda: any(out.glob("*.png")))
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=55)[1]
     assert process.returncode == 130 and "Run it again" in said
-    status, said = batch(fleet, file, "-o", out, "--set", "steps=30")
+    status, said = batch(fleet, file, "-o", out)
     assert status == 0 and {p.name for p in out.glob("*.png")} == {f"{n:05d}.png" for n in range(1, 41)}, said
     assert newest(fleet)["counts"] | {"succeeded": 40, "queued": 0} == newest(fleet)["counts"] and not list(out.glob("*.part"))
 
