@@ -27,7 +27,6 @@ import httpx2
 
 from celadon.client import (
     BATCH_S,
-    LOOPBACK,
     PAUSE_S,
     POLL_S,
     SILENCE_S,
@@ -41,7 +40,8 @@ from celadon.client import (
     OnProgress,
     Unreachable,
     api_error,
-)  # fmt: skip
+    connection,
+)
 
 
 class AsyncClient:
@@ -49,10 +49,7 @@ class AsyncClient:
 
     def __init__(self, url: str = "http://127.0.0.1:7860", *, api_key: str = "", timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # A proxy from the environment is never the way to this machine itself.
-        trust_env = urlsplit(self.url).hostname not in LOOPBACK
-        self._http = httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
+        self._http = httpx2.AsyncClient(**connection(self.url, api_key, timeout_s))
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -126,15 +126,19 @@ class Event:
         return cls(id_ or "", kind, told["steps_done"], told["steps_total"], told.get("preview"))
 
 
+def connection(url: str, api_key: str, timeout_s: float) -> dict[str, Any]:
+    """How an HTTP client reaches the service. A proxy from the environment is never the way to this machine itself."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    trust_env = urlsplit(url).hostname not in LOOPBACK
+    return {"base_url": url, "headers": headers, "timeout": timeout_s, "trust_env": trust_env, "follow_redirects": True}
+
+
 class Client:
     """Talks to one Celadon service. Not to be shared between threads."""
 
     def __init__(self, url: str = "http://127.0.0.1:7860", *, api_key: str = "", timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # A proxy from the environment is never the way to this machine itself.
-        trust_env = urlsplit(self.url).hostname not in LOOPBACK
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=trust_env, follow_redirects=True)
+        self._http = httpx2.Client(**connection(self.url, api_key, timeout_s))
 
     def __enter__(self) -> Client:
         return self
