@@ -33,7 +33,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @contextlib.contextmanager
 def started(fleet: Fleet, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "celadon", "batch", *map(str, arguments)]
+    # What a shell starts in the background inherits a deaf ear for SIGINT; these tests may be such a thing.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from celadon.__main__ import main; main()"
+    command = [sys.executable, "-c", hear, "batch", *map(str, arguments)]
     with subprocess.Popen(command, env=environment(CELADON_URL=fleet.url), text=True, stderr=subprocess.PIPE) as process:
         try:
             yield process
