@@ -47,21 +47,30 @@ class Compiler:
 
     def compile(self, part: str, precision: str, streams: int = 1) -> openvino.CompiledModel:
         """`part` is unet, vae or text_encoder; `precision` float32 or bfloat16. Raises NoGraph or FileNotFoundError."""
-        hints = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": str(streams), **({"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}),
-        }  # fmt: skip
+        hints = self._hints(precision, streams)
         path = self._path(part, hints)
         if path and path.exists():
             try:
                 return self._core.import_model(path.read_bytes(), "CPU", hints)
-            except RuntimeError:  # of another processor or version: made anew
+            except RuntimeError:  # of another processor or version: made anew, and what was noted of it too
                 path.unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
         model = GRAPHS[part](Weights(self._said.folder / part), self._said.configs[part])
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
         return compiled
+
+    def note(self, part: str, precision: str, streams: int = 1) -> Path | None:
+        """A file beside what `compile` keeps for the same arguments, for what is true of that build alone."""
+        path = self._path(part, self._hints(precision, streams))
+        return path and path.with_suffix(".json")
+
+    def _hints(self, precision: str, streams: int) -> dict[str, str]:
+        return {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(streams), **({"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}),
+        }  # fmt: skip
 
     def _path(self, part: str, hints: Mapping[str, str]) -> Path | None:
         if self._cache is None:

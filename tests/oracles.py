@@ -84,11 +84,17 @@ def scheduler(sampler: str, config: dict[str, Any], **settings: Any) -> Any:
     patched = ladder.zero_snr and not accepts(sampler, "rescale_betas_zero_snr")
     if patched:  # many do not know zero terminal SNR: they get the cap that the others write
         wanted |= {"trained_betas": [*config["trained_betas"][:-1], 0.999]}
-    made = getattr(diffusers, name)(**{k: v for k, v in wanted.items() if accepts(sampler, k)})
+    with patch.object(torch.Tensor, "sqrt", _rounded_sqrt):
+        made = getattr(diffusers, name)(**{k: v for k, v in wanted.items() if accepts(sampler, k)})
     if patched:
         made.alphas_cumprod = torch.tensor(ladder.capped, dtype=torch.float32)
         made.sigmas = ((1 - made.alphas_cumprod) / made.alphas_cumprod) ** 0.5
     return made
+
+
+def _rounded_sqrt(x: torch.Tensor) -> torch.Tensor:
+    """Rounded once. On some processors MKL's float32 root misses the last digit, and zero terminal SNR magnifies that."""
+    return torch.pow(x.double(), 0.5).to(x.dtype)
 
 
 class _InFloat64:

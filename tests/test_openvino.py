@@ -136,6 +136,38 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path, toy: Path) -> None:
     assert all(blob.stat().st_size > 1000 for blob in blobs)
 
 
+def test_whether_a_batch_changes_bits_is_measured_once_a_build(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[bool] = []
+
+    def measuring(*args: Any) -> bool:
+        measured.append(batch_invariant(*args))
+        return measured[-1]
+
+    def backend(**given: Any) -> str:
+        return open_model(
+            settings(**{"backend": "openvino", "dtype": "float32", "model": str(toy), "data_dir": tmp_path, "threads": 1} | given)
+        ).backend
+
+    monkeypatch.setattr("workers.model.batch_invariant", measuring)
+    first = backend()
+    assert backend() == first and len(measured) == 1
+    backend(threads=2)  # another build
+    assert len(measured) == 2
+    notes = list((tmp_path / "cache").glob("*.json"))
+    assert len(notes) == 2
+    for note in notes:
+        note.write_text('{"batch_invariant": false}')
+    assert backend().endswith("rows 2") and len(measured) == 2
+    for nonsense in ("", "[]", '{"batch_invariant": "yes"}'):
+        for note in notes:
+            note.write_text(nonsense)
+        assert backend() == first
+    assert len(measured) == 5
+    for blob in (tmp_path / "cache").glob("*.blob"):
+        blob.write_bytes(b"not a model")
+    assert backend() == first and len(measured) == 6
+
+
 # The choice
 
 

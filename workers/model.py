@@ -5,15 +5,17 @@ OpenVINO serves CPUs and needs no torch; torch serves GPUs, and CPUs where it is
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
 from pipelines.checkpoint_folder import CheckpointError, Described, describe
-from pipelines.denoiser import Denoiser, batch_invariant
+from pipelines.denoiser import Denoiser, batch_invariant, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
 from workers.settings import WorkerSettings
@@ -23,6 +25,7 @@ log = structlog.get_logger("worker")
 FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
 
+Array = Any
 Backend = Literal["openvino", "torch"]
 
 
@@ -39,6 +42,7 @@ class Opened:
     device: str  # cpu or cuda
     device_name: str
     name: str  # for example openvino-bfloat16, 2 streams of 1 thread
+    note: Path | None = None  # where it is kept what was measured of this build of the model; nowhere: measured at every start
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Model:
 
 
 def open_model(settings: WorkerSettings) -> Model:
-    """Load, warm up with one call of every stage, and measure whether a row's result depends on its neighbours.
+    """Load, warm up with one call of every stage, and find out whether a row's result depends on its neighbours.
 
     Raises ModelRefused.
     """
@@ -61,12 +65,26 @@ def open_model(settings: WorkerSettings) -> Model:
     shape = stages.latent_shape(card.width, card.height)
     context = stages.encode("")
     rows: int | None = settings.rows or None
-    if rows is None and not batch_invariant(opened.denoiser, shape, context):
+    if rows is None and not _invariant(opened, shape, context):
         rows = FIXED_ROWS[opened.device]
     xp = opened.denoiser.xp
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
+
+
+def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> bool:
+    """Whether a row's result is its own in every batch: as an earlier start noted it of the very same build, or measured and noted."""
+    if opened.note:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if (known := json.loads(opened.note.read_text())["batch_invariant"]) in (True, False):
+                warm_up(opened.denoiser, shape, context)
+                return bool(known)
+    found = batch_invariant(opened.denoiser, shape, context)
+    if opened.note:
+        with contextlib.suppress(OSError):  # a full disk costs the next start a second, not the worker
+            opened.note.write_text(json.dumps({"batch_invariant": found}) + "\n")
+    return found
 
 
 def open_backend(settings: WorkerSettings) -> Opened:

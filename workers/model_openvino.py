@@ -32,7 +32,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     denoiser = OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
     threads = max(1, cores // streams)
     name = f"openvino-{precision}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
-    return Opened(stages, denoiser, "cpu", "cpu", name)
+    return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
 
 
 def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:
