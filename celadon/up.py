@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 START_S = 30.0  # Valkey and the gateway answer within this, or the start is refused
 WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
+METRICS_PORT = "CELADON_WORKER_METRICS_PORT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +170,10 @@ class Up:
         return self._child("gateway", command, stage=1, stop_s=self.plan.settings.request_drain_s + 5, pass_fds=(self.listener.fileno(),))
 
     def _worker(self, number: int) -> Child:
-        return self._child(f"worker-{number}", self._celadon("worker"), stage=2, stop_s=self.plan.worker_stop_s)
+        child = self._child(f"worker-{number}", self._celadon("worker"), stage=2, stop_s=self.plan.worker_stop_s)
+        if (port := child.env.get(METRICS_PORT, "0")) != "0":  # two workers cannot have one port
+            child.env = {**child.env, METRICS_PORT: str(int(port) + number - 1)}
+        return child
 
     def _celadon(self, *arguments: str) -> list[str]:
         # -P: a folder called `jobs` where the user stands must not be taken for ours.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 
 from redis.exceptions import RedisError
 
+from jobs.figures import read_figures
 from jobs.job_queue import ServerUnfit
 from jobs.scripts import Scripts
 from jobs.shards import Shards
@@ -47,7 +48,7 @@ async def observe_queue(gateway: Gateway) -> None:
     """Bring the gauges of the shared queue up to date."""
     try:
         async with asyncio.timeout(CHECK_S):
-            gateway.metrics.queue_seen(await gateway.queue.depth(), await gateway.registry.workers())
+            gateway.metrics.queue_seen(await read_figures(gateway.shards), await gateway.registry.workers())
     except (RedisError, TimeoutError):
         gateway.metrics.queue_unseen()
 

@@ -24,6 +24,7 @@ OF_WORKERS = frozenset({
     "MODEL", "SOLVERS", "BACKEND", "STREAMS", "CACHE_DIR", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS",
     "LEASE_S", "RENEW_S", "DRAIN_S",
     "CHECKPOINT_S", "CHECKPOINT_TTL_S", "CHECKPOINT_BYTES", "STALL_S", "STORE_S", "PROGRESS_S",
+    "WORKER_METRICS_HOST", "WORKER_METRICS_PORT",
 })  # fmt: skip
 OF_COMMANDS = frozenset({"URL", "WORKERS", "API_KEY"})
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")

@@ -18,6 +18,7 @@ import yaml
 from redis.client import Redis
 
 import jobs.valkey
+from jobs.figures import QueueFigures
 from jobs.registry import WorkerInfo
 from service.settings import Settings
 from tests.test_docs import PROJECT, ROOT
@@ -258,7 +259,7 @@ def test_the_metrics_hold_the_numbers_that_keda_asks_for() -> None:
     worker = WorkerInfo(
         id="w", models=("celadon-mini",), device="cpu", backend="torch", slots=16, busy=8, version="1", started_at=0.0, ready=True
     )
-    metrics.queue_seen({"queued": 3, "running": 1}, [worker])
+    metrics.queue_seen(QueueFigures(queued=3, running=1, ready={}, oldest_s={}, ended={}, costs={}), [worker])
     lines = metrics.render().decode().splitlines()
     for trigger in one("overlays/gpu", "ScaledObject", "celadon-worker")["spec"]["triggers"]:
         name = trigger["metadata"]["valueLocation"]

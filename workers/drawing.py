@@ -20,6 +20,7 @@ from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, 
 from pipelines.engine.sample import Sample, Saved
 from pipelines.planning import Stages, on_host, plan_for, preview, table_for
 from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
+from workers.metrics import WorkerMetrics
 from workers.watch import Piece
 
 Array = Any
@@ -32,8 +33,9 @@ COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first t
 class DrawingThread:
     """Owns the engine. `put` is called from any thread; `report` is called from this one."""
 
-    def __init__(self, stages: Stages, engine: Engine, report: Callable[[Report], None]) -> None:
+    def __init__(self, stages: Stages, engine: Engine, report: Callable[[Report], None], metrics: WorkerMetrics | None = None) -> None:
         self._stages, self._engine, self._report = stages, engine, report
+        self._metrics = metrics or WorkerMetrics()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
@@ -41,6 +43,7 @@ class DrawingThread:
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
         self._prompts: OrderedDict[str, Array] = OrderedDict()
         self._encodings = 0
+        self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
         self.piece: Piece | None = None  # that it is at; read by the watch
@@ -59,11 +62,13 @@ class DrawingThread:
 
     @contextmanager
     def _at(self, what: str, *jobs: str) -> Iterator[None]:
-        self.piece = Piece(what, jobs, time.monotonic())
+        began = time.monotonic()
+        self.piece = Piece(what, jobs, began)
         try:
             yield
         finally:
             self.piece = None
+            self._metrics.spent(what, time.monotonic() - began)
 
     def _run(self) -> None:
         try:
@@ -85,7 +90,10 @@ class DrawingThread:
         """Take every command that is there, or wait for one if there is nothing to do; False ends the thread."""
         idle = not (self._waiting or self._finished or self._engine.busy)
         while idle or not self._commands.empty():
+            began = time.monotonic()
             command = self._commands.get()
+            if idle:
+                self._metrics.spent("idle", time.monotonic() - began)
             if command is None:
                 return False
             match command:
@@ -135,6 +143,7 @@ class DrawingThread:
         self._seconds.pop(dropped.id, None)
         for index in self._images.pop(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
+            self._began.pop(_sample_id(dropped.id, index), None)
         self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
 
@@ -146,6 +155,7 @@ class DrawingThread:
             try:
                 with self._at("encode", job.id):
                     self._engine.add(self._sample(job, index), saved)
+                    self._began[_sample_id(job.id, index)] = time.monotonic()
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
@@ -195,6 +205,7 @@ class DrawingThread:
             self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
         params = self._jobs[_split(moved[0].sample_id)[0]].params
         size = params.width, params.height
+        self._metrics.ticked(*size, len(moved), seconds)
         total, count = self._costs.pop(size, (0.0, 0))
         total, count = total + seconds, count + len(moved)
         if total < COSTS_TOLD_S:
@@ -228,6 +239,8 @@ class DrawingThread:
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
+        now = time.monotonic()
+        self._metrics.drew(job.params.width, job.params.height, now - self._began.pop(_sample_id(job.id, index), now))
         self._images[job.id].discard(index)
         seconds = self._seconds[job.id]
         if not self._images[job.id]:

@@ -14,6 +14,7 @@ from workers.held import Held, Holdings
 from workers.inbox import Errands
 from workers.insist import insist
 from workers.messages import Drop
+from workers.metrics import WorkerMetrics
 
 log = structlog.get_logger("worker")
 
@@ -22,10 +23,18 @@ class Ends:
     """Every way out. Pictures that nobody will publish are deleted on each of them."""
 
     def __init__(
-        self, worker: str, queue: JobQueue, store: LocalImageStore, holdings: Holdings, drawing: DrawingThread, errands: Errands
+        self,
+        worker: str,
+        queue: JobQueue,
+        store: LocalImageStore,
+        holdings: Holdings,
+        drawing: DrawingThread,
+        errands: Errands,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._worker, self._queue, self._store = worker, queue, store
         self._holdings, self._drawing, self._errands = holdings, drawing, errands
+        self._metrics = metrics or WorkerMetrics()
 
     def drop(self, held: Held) -> None:
         """Nothing more of it is drawn."""
@@ -35,7 +44,7 @@ class Ends:
         """Write a job's end down, however long Redis is away; False where the job is someone else's by now."""
         held.settling = True
         won = await insist(write, self._worker, held.job.attempt, held.job.id, *what)
-        log.info("recorded" if won else "superseded", job=held.job.id, attempt=held.job.attempt)
+        self._note(held, "recorded" if won else "superseded")
         self._holdings.forget(held)
         return won
 
@@ -67,7 +76,7 @@ class Ends:
         self.drop(held)
         self._holdings.forget(held)
         won = wished and await insist(self._queue.cancel_running, self._worker, held.job.attempt, held.job.id)
-        log.info("canceled" if won else "lost", job=held.job.id, attempt=held.job.attempt)
+        self._note(held, "canceled" if won else "lost")
         # beside the loop that asks, since storage may be slow; an equal job may go on with the checkpoint
         self._errands.send(self.discard(held, all_of_them=won and not held.job.reuse))
 
@@ -77,7 +86,7 @@ class Ends:
         await insist(self._release, held)
         self._holdings.forget(held)
         await self.discard(held)
-        log.info(held.leaving or "released", job=held.job.id, attempt=held.job.attempt)
+        self._note(held, held.leaving or "released")
 
     async def abandon(self, held: Held) -> None:
         """Back to the queue as it was saved last, if Redis answers at once. Raises RedisError, OSError."""
@@ -85,6 +94,11 @@ class Ends:
         await self._release(held)
         self._holdings.forget(held)
         await self.discard(held)
+        self._note(held, held.leaving or "released")
+
+    def _note(self, held: Held, outcome: str) -> None:
+        log.info(outcome, job=held.job.id, attempt=held.job.attempt)
+        self._metrics.left(outcome)
 
     async def _release(self, held: Held) -> bool:
         return await self._queue.release(self._worker, held.job.attempt, held.job.id, reason=held.leaving or "released")

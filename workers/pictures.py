@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 
 import structlog
 
@@ -17,6 +18,7 @@ from workers.ends import Ends
 from workers.held import Held, Holdings
 from workers.log import where
 from workers.messages import Drawn
+from workers.metrics import WorkerMetrics
 from workers.previews import Previews
 
 log = structlog.get_logger("worker")
@@ -38,15 +40,18 @@ class Pictures:
         holdings: Holdings,
         ends: Ends,
         previews: Previews,
+        metrics: WorkerMetrics,
     ) -> None:
         self._card, self._version, self._encode_s = card, version, encode_s
         self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
+        self._metrics = metrics
 
     async def publish(self, held: Held, drawn: Drawn) -> None:
         """Encode and store one picture; the last one of a job finishes it."""
         job, params = held.job, held.job.params
         height, width, _ = drawn.pixels.shape
         key = image_key(job.id, job.attempt, drawn.index, EXTENSIONS[params.output_format])
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self._encode_s):
                 data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
@@ -56,6 +61,7 @@ class Pictures:
             self._ends.drop(held)
             await self._ends.fail(held, _reason(error))
             return
+        self._metrics.stored(time.monotonic() - began)
         seed = params.image_seed(drawn.index)
         held.seconds = drawn.seconds
         held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])

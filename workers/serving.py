@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import structlog
 from redis.exceptions import AuthenticationError
@@ -21,6 +22,7 @@ from jobs.shards import Shards, open_shards
 from workers.drawing import DrawingThread
 from workers.inbox import Inbox
 from workers.insist import insist, unless
+from workers.metrics import WorkerMetrics
 from workers.model import Model, ModelRefused, open_model
 from workers.settings import WorkerSettings
 from workers.worker import Doors, Worker
@@ -41,19 +43,35 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     except Exception as error:
         log.critical("not_loaded", reason=str(error))  # no prompt is in it: none has come yet
         raise
+    metrics = WorkerMetrics()
+    try:
+        close = _open_metrics(settings, metrics)
+    except OSError as error:
+        print(f"CELADON_WORKER_METRICS_PORT: {error.strerror or error}", file=sys.stderr)
+        return REFUSED
     shards = open_shards(settings.redis_url, settings.shards)
     try:
         if (status := await _unfit(shards, stop)) is not None:
             return status
         info, inbox = describe(settings, model), Inbox()
-        drawing = DrawingThread(model.stages, model.engine, inbox.put)
-        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox)
+        drawing = DrawingThread(model.stages, model.engine, inbox.put, metrics)
+        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox, metrics)
         told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
     finally:
         await shards.aclose()
+        close()
     return 0
+
+
+def _open_metrics(settings: WorkerSettings, metrics: WorkerMetrics) -> Callable[[], None]:
+    """What ends the answering. Raises OSError where the port is taken."""
+    if settings.worker_metrics_port is None:
+        return lambda: None
+    port, close = metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
+    log.info("metrics", host=settings.worker_metrics_host, port=port)
+    return close
 
 
 async def _unfit(shards: Shards, stop: asyncio.Event) -> int | None:

@@ -41,6 +41,8 @@ class WorkerSettings(BaseSettings):
     progress_s: float = Field(default=0.25, ge=0.05, le=10, description="shortest time between two progress events of one job")
     stall_s: float = Field(default=600.0, ge=1, le=86_400, description="after which one tick, encoding or decoding counts as hung")
     store_s: float = Field(default=60.0, ge=0.1, le=3600, description="how long a picture may take to be encoded, and to be stored")
+    worker_metrics_host: str = Field(default="127.0.0.1", description="the address of the worker's metrics")
+    worker_metrics_port: int | None = Field(default=None, ge=0, le=65535, description="unset: no HTTP; 0 takes a free one, told in the log")
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -47,8 +47,17 @@ class Outcome:
     retry_in_s: float | None = None
 
 
-async def deliver(hooks: HookQueue, secret: bytes, settings: HookSettings, worker: str, *, post: Post | None = None) -> None:
-    """Delivers whatever falls due, forever; while Redis is away it waits. Cancel it to stop: what is under way comes again elsewhere."""
+async def deliver(
+    hooks: HookQueue,
+    secret: bytes,
+    settings: HookSettings,
+    worker: str,
+    *,
+    post: Post | None = None,
+    count: Callable[[str], None] = lambda outcome: None,
+) -> None:
+    """Delivers whatever falls due, forever; while Redis is away it waits. Cancel it to stop: what is under way comes again elsewhere.
+    `count` hears how each attempt went: delivered, failed or dead."""
     courier = Courier(secret, post or GuardedPost(allow_private=settings.allow_private, timeout_s=settings.timeout_s))
     flying: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
@@ -57,22 +66,24 @@ async def deliver(hooks: HookQueue, secret: bytes, settings: HookSettings, worke
                 await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
             due = await insist(hooks.due, worker, settings.at_once - len(flying))
             for delivery in due:
-                task = group.create_task(_settle(hooks, courier, delivery, worker))
+                task = group.create_task(_settle(hooks, courier, delivery, worker, count))
                 flying.add(task)
                 task.add_done_callback(flying.discard)
             if not due:
                 await asyncio.sleep(settings.idle_s)
 
 
-async def _settle(hooks: HookQueue, courier: Courier, delivery: Delivery, worker: str) -> None:
+async def _settle(hooks: HookQueue, courier: Courier, delivery: Delivery, worker: str, count: Callable[[str], None]) -> None:
     outcome = await courier.attempt(delivery)
     told = {"job": delivery.job_id, "what": delivery.event, "delivery": delivery.id, "attempt": delivery.attempt}
     if outcome.delivered:
         await insist(hooks.delivered, worker, delivery.id)
         log.info("delivered", **told)
+        count("delivered")
     else:
         await insist(partial(hooks.failed, worker, delivery.id, outcome.reason, retry_in_s=outcome.retry_in_s))
         log.warning("not_delivered", **told, reason=outcome.reason, retry_in_s=outcome.retry_in_s)
+        count("dead" if outcome.retry_in_s is None else "failed")
 
 
 class Courier:

@@ -33,6 +33,7 @@ from workers.insist import insist
 from workers.leases import Leases
 from workers.log import where
 from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Exported, Measured, Previewed, Report, Save, Warned
+from workers.metrics import WorkerMetrics
 from workers.pictures import Pictures
 from workers.previews import Previews
 from workers.resume import resume
@@ -67,16 +68,26 @@ class Worker:
     """
 
     def __init__(
-        self, info: WorkerInfo, card: ModelCard, settings: WorkerSettings, doors: Doors, drawing: DrawingThread, inbox: Inbox
+        self,
+        info: WorkerInfo,
+        card: ModelCard,
+        settings: WorkerSettings,
+        doors: Doors,
+        drawing: DrawingThread,
+        inbox: Inbox,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or WorkerMetrics()
         self._info, self._card, self._settings = info, card, settings
         self._queue, self._registry, self._store, self._hooks = doors.queue, doors.registry, doors.store, doors.hooks
         self._drawing, self._inbox = drawing, inbox
         self._errands, held = Errands(inbox), Holdings()
         self._held = held
-        self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands)
+        self._metrics.has_slots(settings.slots, lambda: held.open_images)
+        self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands, self._metrics)
         self._previews = Previews(info.id, self._queue)
-        self._pictures = Pictures(card, info.version, settings.store_s, self._queue, self._store, held, self._ends, self._previews)
+        parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics)
+        self._pictures = Pictures(card, info.version, settings.store_s, *parts)
         self._checkpoints = Checkpoints(info.id, settings.checkpoint_s, self._queue, held, drawing, self._ends)
         self._watch = Watch(lambda: drawing.piece, settings.stall_s)
         self._leases = Leases(info.id, settings, self._queue, held, drawing, self._ends)
@@ -133,7 +144,9 @@ class Worker:
             raise
 
     async def _claim_and_start(self) -> list[Job]:
+        began = time.monotonic()
         jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1, [held.job for held in self._held])
+        self._metrics.claimed(time.monotonic() - began, jobs)
         for job in jobs:
             await self._start(job)
         return jobs
@@ -212,7 +225,8 @@ class Worker:
 
     async def _deliver(self) -> None:
         secret = await insist(self._registry.webhook_secret)
-        await deliver(self._hooks, secret, HookSettings(allow_private=self._settings.webhook_allow_private), self._info.id)
+        settings = HookSettings(allow_private=self._settings.webhook_allow_private)
+        await deliver(self._hooks, secret, settings, self._info.id, count=self._metrics.posted)
 
     # the end
 

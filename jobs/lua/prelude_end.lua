@@ -121,7 +121,9 @@ settle = function(id, status, retention)
   if call('HLEN', q .. 'p:' .. id) > 2 then call('EXPIRE', q .. 'p:' .. id, PREVIEWS_S) else call('DEL', q .. 'p:' .. id) end
   call('HSET', job(id), 'status', status, 'finished_at', stamp(now()))
   local f = call('HMGET', job(id), 'error', 'client', 'reuse', 'batch')
-  emit(id, status, { error = f[1] ~= '' and cjson.decode(f[1]) or nil })
+  local failure = f[1] ~= '' and cjson.decode(f[1]) or nil
+  emit(id, status, { error = failure })
+  call('HINCRBY', q .. 'ended', status == 'failed' and 'failed:' .. (failure and failure.code or '') or status, 1)
   call('EXPIRE', job(id), retention)
   call('EXPIRE', q .. 'e:' .. id, retention)
   call('SET', q .. 't:' .. id, f[2], 'EX', retention + KEPT_S) -- whose it was
