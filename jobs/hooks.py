@@ -33,6 +33,7 @@ class Delivery:
     attempt: int
     reason: str = ""  # why the last attempt failed
     at: float = 0.0  # when the event happened, in Unix seconds
+    request_id: str = ""  # of the HTTP request that made the job
 
 
 class HookQueue:
@@ -93,4 +94,5 @@ def _delivery(id_: str, pairs: Sequence[str]) -> Delivery:
     at = float(fields["at"])
     time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body = json.dumps({"type": f"job.{fields['event']}", "timestamp": time, "data": data}, ensure_ascii=False)
-    return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, int(fields["attempt"]), fields.get("reason", ""), at)
+    told = (int(fields["attempt"]), fields.get("reason", ""), at, fields.get("request_id", ""))
+    return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, *told)

@@ -18,7 +18,19 @@ SERVICE_CLASSES: tuple[ServiceClass, ...] = ("interactive", "normal", "batch")  
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = ("started", "succeeded", "failed", "canceled")
 
 SELDOM = frozenset(  # not stored at their default
-    {"service_class", "deadline_at", "webhook", "predicted_s", "reuse", "pauses", "losses", "preview_steps", "batch"}
+    {
+        "service_class",
+        "deadline_at",
+        "webhook",
+        "predicted_s",
+        "reuse",
+        "pauses",
+        "losses",
+        "preview_steps",
+        "batch",
+        "request_id",
+        "traceparent",
+    }
 )
 
 SCHEMA = 1  # of the stored record; workers leave newer ones alone
@@ -93,7 +105,7 @@ class Job:
     `failures` counts lost workers since the last checkpoint that had progress, `losses` names the newest of them all.
     `predicted_s` and `deadline_at` are set by the queue. With `reuse` an equal job of the same client may answer for this one.
     `batch` names the batch that it is a line of. `preview_steps` are the evaluations of its first image at which a preview is
-    told and kept, whatever `params.preview` says.
+    told and kept, whatever `params.preview` says. `request_id` names the HTTP request that made it, `traceparent` its span, if it has one.
     """
 
     id: str
@@ -122,6 +134,8 @@ class Job:
     losses: tuple[Loss, ...] = ()
     preview_steps: tuple[int, ...] = ()
     batch: str = ""
+    request_id: str = ""
+    traceparent: str = ""
     schema: int = SCHEMA
 
     @property
@@ -163,6 +177,8 @@ class Job:
             losses=tuple(Loss(**loss) for loss in json.loads(data.get("losses") or "[]")),
             preview_steps=tuple(json.loads(data.get("preview_steps") or "[]")),
             batch=data.get("batch", ""),
+            request_id=data.get("request_id", ""),
+            traceparent=data.get("traceparent", ""),
             schema=int(data["schema"]),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,6 +31,7 @@ from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
+from jobs.tracing import Tracing, open_tracing
 from jobs.tries import Tries
 from service.api import batches, health, images, models, native, openai, sdapi, studio, webhooks
 from service.api import jobs as job_routes
@@ -43,7 +46,7 @@ from service.generations import Generations
 from service.keyring import Keyring, check_keys
 from service.log import carry_over, make_log
 from service.metrics import Metrics
-from service.middleware import Surroundings
+from service.middleware import PROBES, Surroundings
 from service.openapi import openapi
 from service.settings import Settings
 
@@ -68,11 +71,15 @@ Every error has one shape, `{"error": {"code", "message", "param", "request_id"}
 def create_app(settings: Settings) -> FastAPI:
     """One gateway. Redis may be away at the start: `/readyz` says so until it comes."""
     log, metrics = make_log(settings.log_level), Metrics()
+    tracing, why_not = open_tracing("celadon-gateway", _version(), os.environ)
+    if why_not:
+        log.warning("no traces", why=why_not)
     app = FastAPI(
         title="Celadon",
         version=_version(),
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, log, metrics),
+        lifespan=_lifespan(settings, log, metrics, tracing),
+        telemetry=_telemetry(tracing),
         docs_url=None,  # its scripts would come from other hosts
         redoc_url=None,
         redirect_slashes=False,
@@ -88,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CORS)
     limits = {"max_body_bytes": settings.max_body_bytes, "max_batch_bytes": settings.max_batch_bytes}
-    app.add_middleware(Surroundings, log=log, metrics=metrics, **limits)
+    app.add_middleware(Surroundings, log=log, metrics=metrics, tracing=tracing, **limits)
     app.openapi = lambda: openapi(app, settings)  # type: ignore[method-assign]
     return app
 
@@ -132,7 +139,22 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _telemetry(tracing: Tracing) -> TelemetryConfig:
+    """FastAPI makes the span of a request; our figures and log lines are our own. Probes would bury the others."""
+    return {
+        "tracer_provider": tracing.provider,
+        "tracing": tracing.provider is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope.get("path") in PROBES,
+    }
+
+
+def _lifespan(
+    settings: Settings, log: FilteringBoundLogger, metrics: Metrics, tracing: Tracing
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         shards = open_shards(settings.redis_url or _embedded_url(settings), settings.shards)
@@ -147,7 +169,7 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
         registry, store = Registry(shards), LocalImageStore(settings.image_dir)
         catalog = Catalog(registry, settings)
         keyring = Keyring(Clients(shards), settings)
-        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings)
+        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing)
         links = ImageLinks(registry, settings)
         hooks, tries = HookQueue(shards), Tries(shards)
         every = Batches(shards, max_queued=settings.max_queued, retention_s=settings.retention_s)
@@ -166,6 +188,7 @@ def _lifespan(settings: Settings, log: FilteringBoundLogger, metrics: Metrics) -
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
             await shards.aclose()
+            await tracing.aclose()
             log.info("gateway down")
 
     return lifespan

@@ -24,12 +24,14 @@ from jobs.job_queue import (
     RateLimited,
     Submitted,
 )
+from jobs.tracing import Tracing
 from pipelines.card import ModelCard
 from service.catalog import Catalog
 from service.drafts import Draft, resolve
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
 from service.keyring import Keyring
 from service.refusals import deadline_unmeetable, refused
+from service.request_ids import CURRENT
 from service.settings import Settings
 from service.steps import even_parts
 from service.terms import Terms, check, reuse_fingerprint
@@ -46,10 +48,17 @@ class Generations:
     """
 
     def __init__(
-        self, queue: JobQueue, events: EventLog, catalog: Catalog, store: LocalImageStore, keyring: Keyring, settings: Settings
+        self,
+        queue: JobQueue,
+        events: EventLog,
+        catalog: Catalog,
+        store: LocalImageStore,
+        keyring: Keyring,
+        settings: Settings,
+        tracing: Tracing,
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
-        self._keyring, self._settings = keyring, settings
+        self._keyring, self._settings, self._tracing = keyring, settings, tracing
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
@@ -104,6 +113,8 @@ class Generations:
             webhook=terms.webhook,
             reuse=terms.reuse,
             preview_steps=even_parts(resolved.steps_total // resolved.params.num_images, previews),
+            request_id=CURRENT.get(),
+            traceparent=self._tracing.current(),
         )
         return job, card
 

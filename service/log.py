@@ -9,6 +9,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from service.request_ids import add_request_id
+
 
 def make_log(level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
     """A log of its own; nothing global is configured."""
@@ -16,6 +18,7 @@ def make_log(level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
         structlog.WriteLogger(stream or sys.stderr),
         processors=[
             structlog.processors.add_log_level,
+            add_request_id,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
-import uuid
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -13,16 +11,17 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.tracing import Tracing
 from service.doorkeeper import CLIENT
 from service.error_answers import respond
 from service.errors import ApiError, BodyTooLarge
 from service.keyring import ANYBODY
 from service.metrics import Metrics
+from service.request_ids import CURRENT, accepted
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others would grow the metrics' labels
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds; their lines would bury the others
@@ -39,15 +38,19 @@ SECURITY_HEADERS = {
 class Surroundings:
     """The outermost layer of ours. Nothing that is raised below leaves it."""
 
-    def __init__(self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, max_body_bytes: int, max_batch_bytes: int) -> None:
-        self._app, self._log, self._metrics = app, log, metrics
+    def __init__(
+        self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, tracing: Tracing, max_body_bytes: int, max_batch_bytes: int
+    ) -> None:
+        self._app, self._log, self._metrics, self._tracing = app, log, metrics, tracing
         self._max_body_bytes, self._max_batch_bytes = max_body_bytes, max_batch_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started = time.perf_counter()
-        request_id = scope["request_id"] = _request_id(scope)
+        request_id = scope["request_id"] = accepted(Headers(scope=scope).get("x-request-id", ""))
+        before = CURRENT.set(request_id)
+        self._tracing.note(request_id=request_id)
         status = 0
 
         async def send_dressed(message: Message) -> None:
@@ -60,12 +63,13 @@ class Surroundings:
         try:
             await self._guarded(scope, receive, send_dressed)
         except Exception as exc:
-            self._log.error("unhandled", request_id=request_id, error=type(exc).__name__, where=_where(exc))
+            self._log.error("unhandled", error=type(exc).__name__, where=_where(exc))
             if status:  # the head has left: cutting the connection is the only honest end
                 raise ConnectionAbortedError(f"answer cut short; request {request_id}") from None
             await respond(ApiError(), scope)(scope, receive, send_dressed)
         finally:
-            self._note(scope, request_id, status or 500, time.perf_counter() - started)
+            self._note(scope, status or 500, time.perf_counter() - started)
+            CURRENT.reset(before)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on, but let no body in that is longer than the limit, announced or not."""
@@ -84,20 +88,14 @@ class Surroundings:
 
         await self._app(scope, receive_counted, send)
 
-    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
         """The route's pattern, never the path: a path may hold anything, and image URLs hold their own permission."""
         method = scope["method"] if scope["method"] in METHODS else "other"
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(method, route, status, seconds)
         note = self._log.debug if route in PROBES else self._log.info
         who = {"client": scope[CLIENT]} if scope.get(CLIENT, ANYBODY) != ANYBODY else {}
-        note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), request_id=request_id, **who)
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id, if it is harmless, so that its log and ours can be laid side by side."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), **who)
 
 
 def _announced_length(scope: Scope) -> int:

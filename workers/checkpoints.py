@@ -13,6 +13,7 @@ from pipelines.engine import checkpoint
 from workers.drawing import DrawingThread
 from workers.ends import Ends
 from workers.held import Held, Holdings
+from workers.log import of
 from workers.messages import Exported, Save
 
 log = structlog.get_logger("worker")
@@ -56,7 +57,7 @@ class Checkpoints:
         try:
             kept = await self._queue.checkpoint(self._worker, job.attempt, job.id, data, refs, steps_done=done)
         except (CheckpointTooLarge, RedisError, OSError) as error:
-            log.warning("checkpoint_not_kept", job=job.id, bytes=len(data), error=type(error).__name__)
+            log.warning("checkpoint_not_kept", **of(job), bytes=len(data), error=type(error).__name__)
             return True
         if kept:
             held.saved_done = done

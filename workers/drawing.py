@@ -19,7 +19,22 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.planning import Stages, on_host, plan_for, preview, table_for
-from workers.messages import Advanced, Broken, Command, Crashed, Draw, Drawn, Drop, Exported, Measured, Previewed, Report, Save, Warned
+from workers.messages import (
+    Advanced,
+    Broken,
+    Command,
+    Crashed,
+    Draw,
+    Drawn,
+    Drop,
+    Exported,
+    Measured,
+    Previewed,
+    Report,
+    Save,
+    Spent,
+    Warned,
+)
 from workers.metrics import WorkerMetrics
 from workers.watch import Piece
 
@@ -151,11 +166,12 @@ class DrawingThread:
         """Give free slots to waiting images, until one of them has cost a text encoding."""
         while self._waiting and self._engine.free_slots:
             job, index, saved = self._waiting.popleft()
-            encodings = self._encodings
+            encodings, began = self._encodings, time.monotonic()
             try:
                 with self._at("encode", job.id):
                     self._engine.add(self._sample(job, index), saved)
-                    self._began[_sample_id(job.id, index)] = time.monotonic()
+                self._began[_sample_id(job.id, index)] = time.monotonic()
+                self._trace(job, "encode", index, began)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
@@ -225,6 +241,7 @@ class DrawingThread:
                 with self._at("preview", job.id):
                     self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised)), event.at))
             case Finished():
+                self._trace(job, "steps", index, self._began.get(event.sample_id))
                 self._finished.append((job, index, event.latents))
             case Failed():
                 self._break(job, event.code, event.message, event.cause)
@@ -233,12 +250,14 @@ class DrawingThread:
         if not self._finished:
             return
         job, index, latents = self._finished.popleft()
+        began = time.monotonic()
         try:
             with self._at("decode", job.id):
                 pixels = self._stages.decode(latents)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
+        self._trace(job, "decode", index, began)
         now = time.monotonic()
         self._metrics.drew(job.params.width, job.params.height, now - self._began.pop(_sample_id(job.id, index), now))
         self._images[job.id].discard(index)
@@ -246,6 +265,10 @@ class DrawingThread:
         if not self._images[job.id]:
             del self._images[job.id], self._jobs[job.id], self._seconds[job.id]
         self._report(Drawn(job, index, pixels, seconds))
+
+    def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:
+        if job.traceparent and began is not None:
+            self._report(Spent(job, what, index, began, time.monotonic()))
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

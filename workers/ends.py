@@ -13,6 +13,7 @@ from workers.drawing import DrawingThread
 from workers.held import Held, Holdings
 from workers.inbox import Errands
 from workers.insist import insist
+from workers.log import of
 from workers.messages import Drop
 from workers.metrics import WorkerMetrics
 
@@ -67,7 +68,7 @@ class Ends:
                 try:
                     await self._store.delete(image.key)
                 except OSError as error:  # the gateways' sweep will
-                    log.warning("not_deleted", job=held.job.id, error=type(error).__name__)
+                    log.warning("not_deleted", **of(held.job), error=type(error).__name__)
 
     async def let_go(self, held: Held, *, wished: bool) -> None:
         """Stop drawing a job whose client wishes to cancel, or whose lease belongs to someone else."""
@@ -97,7 +98,7 @@ class Ends:
         self._note(held, held.leaving or "released")
 
     def _note(self, held: Held, outcome: str) -> None:
-        log.info(outcome, job=held.job.id, attempt=held.job.attempt)
+        log.info(outcome, **of(held.job), attempt=held.job.attempt)
         self._metrics.left(outcome)
 
     async def _release(self, held: Held) -> bool:

@@ -10,6 +10,8 @@ from typing import TextIO
 
 import structlog
 
+from jobs.job import Job
+
 
 def configure(level: str, stream: TextIO | None = None) -> None:
     """Set structlog up for this process. Exceptions are told by `where`, never as a trace: traces may hold prompts."""
@@ -17,11 +19,16 @@ def configure(level: str, stream: TextIO | None = None) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event", "job"], drop_missing=True),
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event", "job", "request_id"], drop_missing=True),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
     )
+
+
+def of(job: Job) -> dict[str, str]:
+    """Which job a line is about, and which request made it."""
+    return {"job": job.id} | ({"request_id": job.request_id} if job.request_id else {})
 
 
 def where(error: BaseException | None) -> str:

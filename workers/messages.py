@@ -77,6 +77,17 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """From the thread, of jobs that are traced: what it did for image `index`, and when (monotonic seconds)."""
+
+    job: Job
+    what: str  # encode, steps or decode
+    index: int
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """From the thread: something the client should know although the job runs."""
 
@@ -112,4 +123,4 @@ class Crashed:
 
 
 Command = Draw | Save | Drop
-Report = Advanced | Previewed | Exported | Measured | Warned | Drawn | Broken | Crashed
+Report = Advanced | Previewed | Exported | Measured | Spent | Warned | Drawn | Broken | Crashed

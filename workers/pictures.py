@@ -11,12 +11,13 @@ import structlog
 from jobs.image_store import LocalImageStore, image_key
 from jobs.job import ImageRef, JobError
 from jobs.job_queue import JobQueue
+from jobs.tracing import Tracing
 from pipelines.card import ModelCard
 from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from workers import encode
 from workers.ends import Ends
 from workers.held import Held, Holdings
-from workers.log import where
+from workers.log import of, where
 from workers.messages import Drawn
 from workers.metrics import WorkerMetrics
 from workers.previews import Previews
@@ -41,10 +42,11 @@ class Pictures:
         ends: Ends,
         previews: Previews,
         metrics: WorkerMetrics,
+        tracing: Tracing,
     ) -> None:
         self._card, self._version, self._encode_s = card, version, encode_s
         self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
-        self._metrics = metrics
+        self._metrics, self._tracing = metrics, tracing
 
     async def publish(self, held: Held, drawn: Drawn) -> None:
         """Encode and store one picture; the last one of a job finishes it."""
@@ -57,11 +59,13 @@ class Pictures:
                 data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
             await self._store.put(key, data)
         except Exception as error:  # whatever it is, it is this job's failure and nobody else's
-            log.error("not_stored", job=job.id, error=where(error))
+            log.error("not_stored", **of(job), error=where(error))
             self._ends.drop(held)
             await self._ends.fail(held, _reason(error))
             return
-        self._metrics.stored(time.monotonic() - began)
+        now = time.monotonic()
+        self._metrics.stored(now - began)
+        self._tracing.record("store", job.traceparent, began, now, job=job.id, attempt=job.attempt, image=drawn.index, bytes=len(data))
         seed = params.image_seed(drawn.index)
         held.seconds = drawn.seconds
         held.images[drawn.index] = ImageRef(key, width, height, seed, MEDIA_TYPES[params.output_format])

@@ -13,6 +13,7 @@ from pipelines.engine import checkpoint
 from pipelines.engine.sample import Saved
 from pipelines.params import EXTENSIONS, SEED_LIMIT
 from workers.held import Held
+from workers.log import of
 
 log = structlog.get_logger("worker")
 
@@ -23,7 +24,7 @@ async def resume(held: Held, found: Checkpoint, store: LocalImageStore) -> dict[
     try:
         saved = checkpoint.load(found.data)
     except ValueError as error:
-        log.warning("checkpoint_unreadable", job=held.job.id, error=str(error))
+        log.warning("checkpoint_unreadable", **of(held.job), error=str(error))
         return {}
     for image in found.images:
         index = (image.seed - params.seed) % SEED_LIMIT
@@ -47,6 +48,6 @@ async def _owned(held: Held, index: int, image: ImageRef, store: LocalImageStore
             return image
         await store.put(key, await store.read(image.key))
     except (NotFound, OSError) as error:
-        log.warning("picture_not_taken_over", job=job.id, error=type(error).__name__)
+        log.warning("picture_not_taken_over", **of(job), error=type(error).__name__)
         return None
     return replace(image, key=key)

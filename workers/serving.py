@@ -19,6 +19,7 @@ from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry, WorkerInfo
 from jobs.shards import Shards, open_shards
+from jobs.tracing import open_tracing
 from workers.drawing import DrawingThread
 from workers.inbox import Inbox
 from workers.insist import insist, unless
@@ -44,6 +45,9 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
         log.critical("not_loaded", reason=str(error))  # no prompt is in it: none has come yet
         raise
     metrics = WorkerMetrics()
+    tracing, why_not = open_tracing("celadon-worker", importlib.metadata.version("celadon"), os.environ)
+    if why_not:
+        log.warning("no_traces", why=why_not)
     try:
         close = _open_metrics(settings, metrics)
     except OSError as error:
@@ -55,12 +59,13 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
             return status
         info, inbox = describe(settings, model), Inbox()
         drawing = DrawingThread(model.stages, model.engine, inbox.put, metrics)
-        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox, metrics)
+        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox, metrics, tracing)
         told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
     finally:
         await shards.aclose()
+        await tracing.aclose()
         close()
     return 0
 

@@ -76,6 +76,8 @@ async def deliver(
 async def _settle(hooks: HookQueue, courier: Courier, delivery: Delivery, worker: str, count: Callable[[str], None]) -> None:
     outcome = await courier.attempt(delivery)
     told = {"job": delivery.job_id, "what": delivery.event, "delivery": delivery.id, "attempt": delivery.attempt}
+    if delivery.request_id:
+        told["request_id"] = delivery.request_id
     if outcome.delivered:
         await insist(hooks.delivered, worker, delivery.id)
         log.info("delivered", **told)

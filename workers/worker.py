@@ -21,6 +21,7 @@ from jobs.image_store import LocalImageStore
 from jobs.job import Job, JobError
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
+from jobs.tracing import Tracing
 from pipelines.card import ModelCard
 from pipelines.engine.sample import Saved
 from workers import encode
@@ -31,8 +32,8 @@ from workers.held import Held, Holdings
 from workers.inbox import Errands, Inbox
 from workers.insist import insist
 from workers.leases import Leases
-from workers.log import where
-from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Exported, Measured, Previewed, Report, Save, Warned
+from workers.log import of, where
+from workers.messages import Advanced, Broken, Crashed, Draw, Drawn, Exported, Measured, Previewed, Report, Save, Spent, Warned
 from workers.metrics import WorkerMetrics
 from workers.pictures import Pictures
 from workers.previews import Previews
@@ -76,8 +77,9 @@ class Worker:
         drawing: DrawingThread,
         inbox: Inbox,
         metrics: WorkerMetrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        self._metrics = metrics or WorkerMetrics()
+        self._metrics, self._tracing = metrics or WorkerMetrics(), tracing or Tracing()
         self._info, self._card, self._settings = info, card, settings
         self._queue, self._registry, self._store, self._hooks = doors.queue, doors.registry, doors.store, doors.hooks
         self._drawing, self._inbox = drawing, inbox
@@ -86,7 +88,7 @@ class Worker:
         self._metrics.has_slots(settings.slots, lambda: held.open_images)
         self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands, self._metrics)
         self._previews = Previews(info.id, self._queue)
-        parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics)
+        parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics, self._tracing)
         self._pictures = Pictures(card, info.version, settings.store_s, *parts)
         self._checkpoints = Checkpoints(info.id, settings.checkpoint_s, self._queue, held, drawing, self._ends)
         self._watch = Watch(lambda: drawing.piece, settings.stall_s)
@@ -148,6 +150,7 @@ class Worker:
         jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1, [held.job for held in self._held])
         self._metrics.claimed(time.monotonic() - began, jobs)
         for job in jobs:
+            self._tracing.record("claim", job.traceparent, began, time.monotonic(), job=job.id, attempt=job.attempt, worker=self._info.id)
             await self._start(job)
         return jobs
 
@@ -159,7 +162,7 @@ class Worker:
         held, saved = Held.of(job), dict[int, Saved]()
         if (job.attempt > 1 or job.steps_done) and (found := await insist(self._queue.load_checkpoint, job.id)):
             saved = await resume(held, found, self._store)
-        log.info("claimed", job=job.id, attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps, resumed=held.began_with)
+        log.info("claimed", **of(job), attempt=job.attempt, sampler=job.params.sampler, steps=job.params.steps, resumed=held.began_with)
         self._held.add(held)
         if held.complete:  # the earlier attempt was lost between its last picture and the record
             self._errands.send(self._pictures.finish(held))
@@ -191,12 +194,20 @@ class Worker:
                 held.exported = True
                 self._held.changed.set()
                 self._errands.send(self._checkpoints.keep(held, message))
+            case Spent():
+                about: dict[str, str | int] = {
+                    "job": held.job.id,
+                    "attempt": held.job.attempt,
+                    "image": message.index,
+                    "worker": self._info.id,
+                }
+                self._tracing.record(message.what, held.job.traceparent, message.began, message.ended, **about)
             case Warned():
                 held.warnings.append(message.warning)
             case Drawn():
                 self._errands.send(self._pictures.publish(held, message))
             case Broken():
-                log.warning("broken", job=held.job.id, code=message.code, error=where(message.cause))
+                log.warning("broken", **of(held.job), code=message.code, error=where(message.cause))
                 error = JobError(message.code, message.message, message.code in RETRYABLE)
                 self._errands.send(self._ends.fail(held, error))
 

@@ -50,9 +50,10 @@ local function deliver(id, kind, data, webhook)
   for _, wanted in ipairs(hook.events) do
     if wanted == kind then
       local delivery, t = id .. '.' .. kind, now()
-      local f = call('HMGET', job(id), 'status', 'images', 'client')
+      local f = call('HMGET', job(id), 'status', 'images', 'client', 'request_id')
       call('HSET', q .. 'h:' .. delivery, 'job_id', id, 'event', kind, 'url', hook.url, 'at', stamp(t), 'attempt', 0,
-        'status', f[1], 'images', f[2], 'client', f[3], 'data', cjson.encode(data))
+        'status', f[1], 'images', f[2], 'client', f[3], 'data', cjson.encode(data),
+        'request_id', f[4] or '')
       call('ZADD', q .. 'hooks', t, delivery)
     end
   end
