@@ -44,14 +44,27 @@ class Shares:
     text: float = 0.0
 
 
+@dataclass(slots=True)
+class Pictures:
+    """What one side drew, in the order of the jobs: latents [C, h, w] and pixels [H, W, 3], 0 to 255."""
+
+    latents: list[np.ndarray] = field(default_factory=list)
+    pixels: list[np.ndarray] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Best seconds of each side over the repeats, and how far the pictures are apart: relative L2, and the largest pixel (0 to 1)."""
+    """Best seconds of each side over the repeats, and how far the results are apart.
+
+    `latents` is the largest relative L2 of the latents, before the VAE; `relative` that of the pictures, whose pixels are whole
+    numbers; `difference` the largest pixel (0 to 1).
+    """
 
     jobs: int
     diffusers_s: float
     celadon_s: float
     outside: float  # share of Celadon's time outside U-Net, VAE and text encoder
+    latents: float
     relative: float
     difference: float
     rows: str
@@ -82,22 +95,35 @@ def compare(stages: Stages, denoiser: Denoiser, pipe: StableDiffusionPipeline, j
     theirs = ours = float("inf")
     shape = stages.latent_shape(jobs[0].width, jobs[0].height)
     rows = None if batch_invariant(denoiser, shape, stages.encode("")) else 2
-    shares, pictures, references = Shares(), [], []
+    shares, pictures, references = Shares(), Pictures(), Pictures()
     for _ in range(repeats):
-        seconds, references = timed(lambda: [diffusers_picture(pipe, stages, job) for job in jobs])
+        seconds, references = timed(lambda: diffusers_pictures(pipe, stages, jobs))
         theirs = min(theirs, seconds)
         spent = Shares()
         seconds, pictures = timed(lambda s=spent: engine_pictures(stages, Stopwatch(denoiser, s), jobs, s, rows))
         if seconds < ours:
             ours, shares = seconds, spent
     outside = 1 - (shares.unet + shares.vae + shares.text) / ours
-    away = [a.astype(float) - b.astype(float) for a, b in zip(pictures, references, strict=True)]
-    relative = max(float(np.linalg.norm(d) / np.linalg.norm(b.astype(float))) for d, b in zip(away, references, strict=True))
-    largest = max(float(np.abs(d).max()) for d in away) / PIXELS
-    return Result(len(jobs), theirs, ours, outside, relative, largest, str(rows or "any"), shares)
+    largest = max(float(np.abs(a - b).max()) for a, b in zip(pictures.pixels, references.pixels, strict=True)) / PIXELS
+    latents, pixels = apart(pictures.latents, references.latents), apart(pictures.pixels, references.pixels)
+    return Result(len(jobs), theirs, ours, outside, latents, pixels, largest, str(rows or "any"), shares)
 
 
-def diffusers_picture(pipe: StableDiffusionPipeline, stages: Stages, job: GenerationParams) -> np.ndarray:
+def apart(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """The largest relative L2."""
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, wanted, strict=True))
+
+
+def diffusers_pictures(pipe: StableDiffusionPipeline, stages: Stages, jobs: list[GenerationParams]) -> Pictures:
+    """One by one."""
+    found = Pictures()
+    for job in jobs:
+        diffusers_picture(pipe, stages, job, found)
+    return found
+
+
+def diffusers_picture(pipe: StableDiffusionPipeline, stages: Stages, job: GenerationParams, found: Pictures) -> None:
+    last: dict[str, torch.Tensor] = {}  # what the pipeline tells after a step, of which the last one counts
     pipe.scheduler = SCHEDULERS[job.sampler].from_config(pipe.scheduler.config)
     image = pipe(
         job.prompt,
@@ -107,11 +133,13 @@ def diffusers_picture(pipe: StableDiffusionPipeline, stages: Stages, job: Genera
         width=job.width,
         height=job.height,
         generator=torch.Generator("cpu").manual_seed(job.seed),
+        callback_on_step_end=lambda _pipe, _step, _time, told: last.update(told) or {},
     ).images[0]
-    return np.asarray(image)  # [H, W, 3]
+    found.latents.append(last["latents"][0].numpy())  # [C, h, w]
+    found.pixels.append(np.asarray(image, float))  # [H, W, 3]
 
 
-def engine_pictures(stages: Stages, denoiser: Stopwatch, jobs: list[GenerationParams], spent: Shares, rows: int | None) -> list[np.ndarray]:
+def engine_pictures(stages: Stages, denoiser: Stopwatch, jobs: list[GenerationParams], spent: Shares, rows: int | None) -> Pictures:
     """All jobs through one engine, text encoding and decoding included."""
     engine = Engine(denoiser, slots=len(jobs), max_rows=2 * len(jobs), rows=rows)
     start = time.perf_counter()
@@ -130,14 +158,16 @@ def engine_pictures(stages: Stages, denoiser: Stopwatch, jobs: list[GenerationPa
                 guidance_rescale=stages.card.defaults.guidance_rescale,
             )
         )
-    pictures: dict[int, np.ndarray] = {}
+    found = Pictures([np.empty(0)] * len(jobs), [np.empty(0)] * len(jobs))
     while engine.busy:
         for event in engine.step(time.perf_counter()):
             if isinstance(event, Finished):
                 start = time.perf_counter()
-                pictures[int(event.sample_id)] = stages.decode(event.latents)
+                pixels = stages.decode(event.latents)
                 spent.vae += time.perf_counter() - start
-    return [pictures[i] for i in range(len(jobs))]
+                found.latents[int(event.sample_id)] = np.asarray(event.latents)
+                found.pixels[int(event.sample_id)] = pixels.astype(float)
+    return found
 
 
 class Stopwatch:

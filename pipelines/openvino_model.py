@@ -1,7 +1,7 @@
 """The CPU backend without torch: a checkpoint's U-Net, VAE decoder and text encoder compiled by OpenVINO from its safetensors.
 
-What was compiled is kept in a cache folder, so that the next start reads no weights. The U-Net runs in the precision that is asked
-for, text encoder and VAE in float32.
+What was compiled is kept in a cache folder, so that the next start reads no weights. U-Net and VAE run in the precision that is asked
+for, the text encoder, whose time does not matter, in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = Any
 GRAPHS: Mapping[str, Callable[[Weights, Mapping[str, Any]], openvino.Model]] = {
     "unet": unet.build, "vae": vae.build, "text_encoder": clip.build,
 }  # fmt: skip
-CACHE_FORMAT = 1  # raised when a graph is built in another way
+CACHE_FORMAT = 2  # raised when a graph is built in another way
 
 
 def fastest_precision(core: openvino.Core | None = None) -> str:
@@ -131,13 +131,13 @@ def _marked(marks: Sequence[str], kind: str) -> NDArray[np.float32]:
 class OpenVinoStages:
     """The stages of a checkpoint around its U-Net, as a worker asks for them."""
 
-    def __init__(self, said: Described, compiler: Compiler) -> None:
-        """Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
+    def __init__(self, said: Described, compiler: Compiler, precision: str = "float32") -> None:
+        """`precision` is that of the VAE. Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
         self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
-        self._decoder = compiler.compile("vae", "float32").create_infer_request()
+        self._decoder = compiler.compile("vae", precision).create_infer_request()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._said.latent_shape(width, height)

@@ -31,6 +31,7 @@ UNETS: dict[str, dict[str, Any]] = {
         "down_block_types": (CROSS_DOWN,) * 3 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + (CROSS_UP,) * 3,
     },
     "sd2": {
+        "sample_size": 64,  # laid out for large latents
         "block_out_channels": (16, 32, 64), "attention_head_dim": [2, 4, 8], "use_linear_projection": True, "upcast_attention": True,
         "down_block_types": (CROSS_DOWN,) * 2 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + (CROSS_UP,) * 2,
     },

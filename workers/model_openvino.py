@@ -27,7 +27,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     cache = settings.cache_dir or settings.data_dir / "cache"
     compiler = Compiler(said, cache, cores)
-    stages = OpenVinoStages(said, compiler)
+    stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
     threads = max(1, cores // streams)

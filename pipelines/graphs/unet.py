@@ -76,22 +76,33 @@ class _Unet:
     def model(self) -> openvino.Model:
         layers = self._layers
         told = layers.linear(ops.swish(layers.linear(self._sines, "time_embedding.linear_1")), "time_embedding.linear_2")
-        self._time = ops.swish(told)  # [R, T]
+        self._time = self._told(ops.swish(told), ".time_emb_proj")  # of [R, C]
+        self._keys, self._values = (self._told(self._context, f".attn2.{part}") for part in ("to_k", "to_v"))  # of [R, L, C]
         h = layers.conv(self._x, "conv_in")
         skips = self._down(h)
         h = self._up(self._mid(skips[-1]), skips)
-        h = ops.swish(layers.group_norm(h, "conv_norm_out", self._groups, self._epsilon))
+        h = layers.group_norm(h, "conv_norm_out", self._groups, self._epsilon, swish=True, small=self._small(0))
         out = ops.result(layers.conv(h, "conv_out"), "out")
         return openvino.Model([out], [self._x, self._sines, self._context, self._pag, self._seg], "unet")
+
+    def _told(self, x: Node, suffix: str) -> dict[str, Node]:
+        """What every block makes of the timestep or of the prompt by its own linear layer, by the block's name."""
+        blocks = self._layers.weights.ending(f"{suffix}.weight")
+        return dict(zip(blocks, self._layers.linears(x, [block + suffix for block in blocks]), strict=True)) if blocks else {}
+
+    def _small(self, level: int) -> bool:
+        """Whether latents of the usual size have at most 16 x 16 places at this level."""
+        size = self._config.get("sample_size") or 64
+        return (max(size) if isinstance(size, list | tuple) else int(size)) >> level <= 16
 
     def _down(self, h: Node) -> list[Node]:
         """The skip connections, shallowest first."""
         skips = [h]
         for i, kind in enumerate(self._config["down_block_types"]):
             for j in range(self._config["layers_per_block"]):
-                h = self._resnet(h, f"down_blocks.{i}.resnets.{j}")
+                h = self._resnet(h, f"down_blocks.{i}.resnets.{j}", i)
                 if BLOCKS[kind]:
-                    h = self._transformer(h, f"down_blocks.{i}.attentions.{j}", self._heads[i], self._depth[i])
+                    h = self._transformer(h, f"down_blocks.{i}.attentions.{j}", i, self._depth[i])
                 skips.append(h)
             if self._layers.has(f"down_blocks.{i}.downsamplers.0.conv"):
                 h = self._layers.conv(
@@ -101,32 +112,34 @@ class _Unet:
         return skips
 
     def _mid(self, h: Node) -> Node:
-        h = self._resnet(h, "mid_block.resnets.0")
-        h = self._transformer(h, "mid_block.attentions.0", self._heads[-1], self._depth[-1], disturbed=True)
-        return self._resnet(h, "mid_block.resnets.1")
+        deepest = len(self._heads) - 1
+        h = self._resnet(h, "mid_block.resnets.0", deepest)
+        h = self._transformer(h, "mid_block.attentions.0", deepest, self._depth[-1], disturbed=True)
+        return self._resnet(h, "mid_block.resnets.1", deepest)
 
     def _up(self, h: Node, skips: list[Node]) -> Node:
         skips = list(skips)
-        heads, depths = self._heads[::-1], (self._config.get("reverse_transformer_layers_per_block") or self._depth[::-1])
+        depths = self._config.get("reverse_transformer_layers_per_block") or self._depth[::-1]
         for i, kind in enumerate(self._config["up_block_types"]):
+            level = len(depths) - 1 - i
             for j in range(self._config["layers_per_block"] + 1):
-                h = self._resnet(ops.concat([h, skips.pop()], 1), f"up_blocks.{i}.resnets.{j}")
+                h = self._resnet(ops.concat([h, skips.pop()], 1), f"up_blocks.{i}.resnets.{j}", level)
                 if BLOCKS[kind]:
-                    h = self._transformer(h, f"up_blocks.{i}.attentions.{j}", heads[i], depths[i])
+                    h = self._transformer(h, f"up_blocks.{i}.attentions.{j}", level, depths[i])
             if self._layers.has(f"up_blocks.{i}.upsamplers.0.conv"):
                 h = self._layers.upsample(h, f"up_blocks.{i}.upsamplers.0", like=skips[-1])
         return h
 
-    def _resnet(self, x: Node, name: str) -> Node:
-        return self._layers.resnet(x, name, self._groups, self._epsilon, self._time)
+    def _resnet(self, x: Node, name: str, level: int) -> Node:
+        return self._layers.resnet(x, name, self._groups, self._epsilon, time=self._time.get(name), small=self._small(level))
 
-    def _transformer(self, x: Node, name: str, heads: int, depth: int, *, disturbed: bool = False) -> Node:
+    def _transformer(self, x: Node, name: str, level: int, depth: int, *, disturbed: bool = False) -> Node:
         """diffusers' Transformer2DModel. [R, C, h, w] -> the same shape."""
         layers, linear = self._layers, self._config.get("use_linear_projection", False)
-        h = layers.group_norm(x, f"{name}.norm", self._groups, 1e-6)
+        h = layers.group_norm(x, f"{name}.norm", self._groups, 1e-6, small=self._small(level))
         h = layers.linear(to_tokens(h), f"{name}.proj_in") if linear else to_tokens(layers.conv(h, f"{name}.proj_in"))  # [R, N, C]
         for k in range(depth):
-            h = self._block(h, f"{name}.transformer_blocks.{k}", heads, disturbed=disturbed)
+            h = self._block(h, f"{name}.transformer_blocks.{k}", self._heads[level], disturbed=disturbed)
         if linear:
             return ops.add(from_tokens(layers.linear(h, f"{name}.proj_out"), x), x)
         return ops.add(layers.conv(from_tokens(h, x), f"{name}.proj_out"), x)
@@ -135,15 +148,17 @@ class _Unet:
         """diffusers' BasicTransformerBlock: self-attention, cross-attention, GEGLU. [R, N, C] -> [R, N, C]."""
         layers = self._layers
         own = layers.layer_norm(h, f"{name}.norm1")
-        h = ops.add(h, self._attend(own, own, f"{name}.attn1", heads, disturbed=disturbed))
-        h = ops.add(h, self._attend(layers.layer_norm(h, f"{name}.norm2"), self._context, f"{name}.attn2", heads))
+        h = ops.add(h, self._attend_self(own, f"{name}.attn1", heads, disturbed=disturbed))
+        query = layers.linear(layers.layer_norm(h, f"{name}.norm2"), f"{name}.attn2.to_q")
+        seen = attention(query, self._keys[name], self._values[name], heads)
+        h = ops.add(h, layers.linear(seen, f"{name}.attn2.to_out.0"))
         both = layers.linear(layers.layer_norm(h, f"{name}.norm3"), f"{name}.ff.net.0.proj")  # [R, N, 8 C]
         value, gate = ops.split(both, ops.constant(np.array(-1, np.int64)), 2).outputs()
         return ops.add(h, layers.linear(ops.multiply(value, ops.gelu(gate, "erf")), f"{name}.ff.net.2"))
 
-    def _attend(self, x: Node, to: Node, name: str, heads: int, *, disturbed: bool = False) -> Node:
+    def _attend_self(self, x: Node, name: str, heads: int, *, disturbed: bool) -> Node:
         layers = self._layers
-        query, key, value = layers.linear(x, f"{name}.to_q"), layers.linear(to, f"{name}.to_k"), layers.linear(to, f"{name}.to_v")
+        query, key, value = layers.linears(x, [f"{name}.{part}" for part in ("to_q", "to_k", "to_v")])
         if disturbed:
             mean = ops.reduce_mean(query, ops.constant(np.array([1], np.int64)), True)  # [R, 1, C]
             query = ops.select(ops.greater(self._seg, ops.constant(np.float32(0))), mean, query)

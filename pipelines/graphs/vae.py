@@ -32,7 +32,7 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
             h = layers.resnet(h, f"decoder.up_blocks.{i}.resnets.{j}", groups, EPSILON)
         if layers.has(f"decoder.up_blocks.{i}.upsamplers.0.conv"):
             h = layers.upsample(h, f"decoder.up_blocks.{i}.upsamplers.0")
-    h = ops.swish(layers.group_norm(h, "decoder.conv_norm_out", groups, EPSILON))
+    h = layers.group_norm(h, "decoder.conv_norm_out", groups, EPSILON, swish=True)
     return openvino.Model([ops.result(layers.conv(h, "decoder.conv_out"), "out")], [z], "vae_decoder")
 
 

@@ -28,6 +28,10 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._data
 
+    def ending(self, suffix: str) -> list[str]:
+        """The names with that ending, without it, in order."""
+        return sorted(name.removesuffix(suffix) for name in self._data if name.endswith(suffix))
+
     def __getitem__(self, name: str) -> Tensor:
         """Raises KeyError for a name that is not there."""
         info = self._data[name]
