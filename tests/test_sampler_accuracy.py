@@ -110,7 +110,7 @@ def test_every_sampler_that_follows_a_path_has_an_order():
 # --- mean and variance ----------------------------------------------------------------------------------------------------
 
 MEAN, DEVIATION = 0.3, 0.6  # of the target, x0 ~ N(MEAN, DEVIATION^2)
-CONSISTENCY = {"lcm", "tcd"}  # made for the outputs of distilled models: on any other they are biased
+CONSISTENCY = {"lcm", "tcd"}  # made for the outputs of distilled models, and tested on them below: on any other they are biased
 CHURN = {"s_churn": 20.0}
 DRAWING = [
     *((sampler, {}) for sampler, entry in SAMPLERS.items() if sampler not in CONSISTENCY),
@@ -125,12 +125,15 @@ def linear(alpha: float, sigma: float) -> tuple[float, float]:
     return gain, MEAN * (1.0 - gain * alpha)
 
 
-def carried(table: StepTable, first: tuple[float, float]) -> tuple[float, float]:
-    """Mean and deviation of x at the end from those of the first: the registers stay Gaussian, so both are carried exactly."""
+def carried(table: StepTable, first: tuple[float, float], lines: list[tuple[float, float]] | None = None) -> tuple[float, float]:
+    """Mean and deviation of x at the end from those of the first: the registers stay Gaussian, so both are carried exactly.
+
+    `lines` are gain and constant of another denoised than that of the target, row by row.
+    """
+    lines = lines or [linear(alpha, sigma) for alpha, sigma in zip(table.alpha, table.sigma, strict=True)]
     mean, covariance = np.zeros(len(STATE)), np.zeros((len(STATE), len(STATE)))
     mean[0], covariance[0, 0] = first[0], first[1] ** 2
-    for update, alpha, sigma in zip(table.update, table.alpha, table.sigma, strict=True):
-        gain, constant = linear(alpha, sigma)
+    for update, (gain, constant) in zip(table.update, lines, strict=True):
         of_denoised = update[:, BASIS.index("denoised")] + update[:, BASIS.index("denoised_uncond")]
         step = update[:, [BASIS.index(name) for name in STATE]]
         step[:, 0] += gain * of_denoised
@@ -139,12 +142,16 @@ def carried(table: StepTable, first: tuple[float, float]) -> tuple[float, float]
     return float(mean[0]), float(np.sqrt(covariance[0, 0]))
 
 
+def marginal(alpha: float, sigma: float) -> tuple[float, float]:
+    """Mean and deviation of x at a level."""
+    return float(alpha * MEAN), float(np.hypot(alpha * DEVIATION, sigma))
+
+
 @pytest.mark.parametrize(("sampler", "options"), DRAWING, ids=str)
 @pytest.mark.parametrize("ladder", CONFIGS)
 def test_samplers_end_with_the_mean_and_variance_of_a_gaussian(sampler, options, ladder):
     table = compile_table(Ladder.from_config(CONFIGS[ladder]), sampler, "exponential", 400, options)
-    right = float(table.alpha[0] * MEAN), float(np.hypot(table.alpha[0] * DEVIATION, table.sigma[0]))  # of the first level
-    mean, deviation = carried(table, right)
+    mean, deviation = carried(table, marginal(table.alpha[0], table.sigma[0]))
     assert mean == pytest.approx(MEAN, rel=0.02) and deviation == pytest.approx(DEVIATION, rel=0.025)
 
 
@@ -164,7 +171,89 @@ def test_samples_have_the_mean_and_variance_that_are_carried(sampler):
             yield rng.standard_normal(count)
 
     drawn = run_table(replace(table, timestep=np.arange(len(table))), model, normals())[-1]
-    mean, deviation = carried(table, (0.0, table.init))
+    check(drawn, *carried(table, (0.0, table.init)))
+
+
+def check(drawn: np.ndarray, mean: float, deviation: float) -> None:
+    """Mean and variance of draws of a Gaussian; right ones fail with probability 1e-6."""
+    count = len(drawn)
     assert abs(drawn.mean() - mean) <= norm.isf(2.5e-7) * deviation / np.sqrt(count)
     low, high = chi2.ppf([2.5e-7, 1.0 - 2.5e-7], count - 1) / (count - 1)
     assert low <= (drawn.std(ddof=1) / deviation) ** 2 <= high
+
+
+# --- consistency samplers -------------------------------------------------------------------------------------------------
+# What they are distilled to is known on a Gaussian: dx/dt of the probability flow moves x at one level to
+# mean' + deviation' / deviation (x - mean) at another. With it every chain has the target's own mean and variance, however short.
+
+JUMPS = [("lcm", {}), *(("tcd", {"gamma": gamma}) for gamma in (0.0, 0.3, 1.0))]
+CHAINS = [(ladder, sampler, options, steps) for ladder in CONFIGS for sampler, options in JUMPS for steps in (1, 2, 4, 8, 50)]
+
+
+def ways(ladder: Ladder, table: StepTable, sampler: str, options: dict[str, float]) -> list[tuple[tuple[float, float], ...]]:
+    """Of each step: the level it begins at, the one it jumps to, and the one that noise lifts it to, as (alpha, sigma).
+
+    LCM jumps to the clean picture (arXiv 2310.04378, algorithm 3), TCD to (1 - gamma) of the next time (arXiv 2402.19159, algorithm 4),
+    whose last is the first training level.
+    """
+    known = [(float(np.sqrt(a)), float(np.sqrt(1.0 - a))) for a in ladder.alphas_cumprod]
+    times = [int(t) for t in table.timestep]
+    if sampler == "lcm":
+        return [(known[t], (1.0, 0.0), known[to] if to else (1.0, 0.0)) for t, to in zip(times, [*times[1:], 0], strict=True)]
+    return [(known[t], known[int((1.0 - options["gamma"]) * to)], known[to]) for t, to in zip(times, [*times[1:], 0], strict=True)]
+
+
+def mixed(way: tuple[tuple[float, float], ...], sampler: str, timestep: float) -> tuple[float, float]:
+    """Weights of x and of the denoised where the jump ends: LCM's boundary condition with sigma_data 1/2 and ten times the timestep,
+    or DDIM's step."""
+    (alpha, sigma), there, _ = way
+    if sampler == "tcd":
+        return there[1] / sigma, there[0] - alpha * there[1] / sigma
+    scaled = 10.0 * timestep / 0.5
+    return 1.0 / (scaled**2 + 1.0), float(scaled / np.sqrt(scaled**2 + 1.0))
+
+
+def distilled(way: tuple[tuple[float, float], ...], sampler: str, timestep: float) -> tuple[float, float]:
+    """Gain and constant of the denoised from which the sampler makes the exact jump."""
+    (mean, deviation), (to_mean, to_deviation) = marginal(*way[0]), marginal(*way[1])
+    of_x, of_denoised = mixed(way, sampler, timestep)
+    gain = to_deviation / deviation
+    return float((gain - of_x) / of_denoised), float((to_mean - gain * mean) / of_denoised)
+
+
+@pytest.mark.parametrize(("ladder", "sampler", "options", "steps"), CHAINS, ids=str)
+def test_consistency_samplers_keep_the_mean_and_variance_of_a_gaussian_exactly(ladder, sampler, options, steps):
+    model = Ladder.from_config(CONFIGS[ladder])
+    table = compile_table(model, sampler, "auto", steps, options)
+    steps_of = ways(model, table, sampler, options)
+    lines = [distilled(way, sampler, t) for way, t in zip(steps_of, table.timestep, strict=True)]
+    assert carried(table, marginal(*steps_of[0][0]), lines) == pytest.approx(marginal(*steps_of[-1][2]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("ladder", "sampler", "options", "steps"), CHAINS, ids=str)
+def test_consistency_samplers_are_biased_on_a_plain_model_as_the_papers_chain_is(ladder, sampler, options, steps):
+    """Mean and variance level by level, without the table: x at the jump's end is linear in x, and noise adds its variance."""
+    model = Ladder.from_config(CONFIGS[ladder])
+    table = compile_table(model, sampler, "auto", steps, options)
+    steps_of = ways(model, table, sampler, options)
+    mean, deviation = first = marginal(*steps_of[0][0])
+    for way, timestep in zip(steps_of, table.timestep, strict=True):
+        (gain, constant), (of_x, of_denoised), lift = linear(*way[0]), mixed(way, sampler, timestep), way[2][0] / way[1][0]
+        mean = lift * ((of_x + of_denoised * gain) * mean + of_denoised * constant)
+        fresh = way[2][1] ** 2 - (lift * way[1][1]) ** 2
+        deviation = float(np.sqrt((lift * (of_x + of_denoised * gain) * deviation) ** 2 + fresh))
+    assert carried(table, first) == pytest.approx((mean, deviation), rel=1e-6)
+
+
+@pytest.mark.parametrize(("sampler", "options"), JUMPS, ids=str)
+@pytest.mark.parametrize("ladder", CONFIGS)
+def test_consistency_samplers_draw_the_gaussian_in_four_steps(sampler, options, ladder):
+    """4,000 pictures of one number, seeded, against the target itself, with the bounds of `check`."""
+    model, rng = Ladder.from_config(CONFIGS[ladder]), np.random.default_rng(21)
+    table = compile_table(model, sampler, "auto", 4, options)
+    steps_of = ways(model, table, sampler, options)
+    lines = [distilled(way, sampler, t) for way, t in zip(steps_of, table.timestep, strict=True)]
+    knows = replace(table, c_skip=np.zeros(4), c_out=np.ones(4), timestep=np.arange(4))  # the network says the denoised itself
+    normals, picture = (rng.standard_normal(4000) for _ in range(5)), rng.normal(MEAN, DEVIATION, 4000)
+    drawn = run_table(knows, lambda x, row: lines[int(row)][0] * x + lines[int(row)][1], normals, picture=picture)
+    check(drawn[-1], *marginal(*steps_of[-1][2]))
