@@ -106,7 +106,7 @@ def _latents(folder: Path, picture: Path) -> Any:
     from pipelines.text_to_image import encode_picture
 
     checkpoint = load(folder, device=torch.device("cpu"), dtype=torch.float32)
-    return encode_picture(checkpoint, _pixels(picture, (checkpoint.card.width, checkpoint.card.height)))
+    return encode_picture(checkpoint, _pixels(picture, (checkpoint.card.width, checkpoint.card.height))).mean
 
 
 def sheet(lines: Mapping[str, Sequence[Any]], labels: Sequence[Sequence[str]]) -> Image:

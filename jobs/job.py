@@ -199,7 +199,9 @@ def _dump(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "1" if value else "0"
-    if isinstance(value, (GenerationParams, JobError, Webhook)):
+    if isinstance(value, GenerationParams):
+        return json.dumps(value.brief(), ensure_ascii=False)
+    if isinstance(value, (JobError, Webhook)):
         return json.dumps(dataclasses.asdict(value), ensure_ascii=False)
     if isinstance(value, tuple):
         return json.dumps([v if isinstance(v, int) else dataclasses.asdict(v) for v in value], ensure_ascii=False)

@@ -124,6 +124,7 @@ class ModelCard:
     schedules: tuple[ScheduleInfo, ...]
     guidances: tuple[GuidanceInfo, ...] = ()  # empty on cards of workers that know guidance alone
     words: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("text_to_image",)  # of jobs that the model can draw
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -137,6 +138,7 @@ class ModelCard:
         fields["schedules"] = tuple(ScheduleInfo(**_with_options(s) | {"curve": tuple(s["curve"])}) for s in fields["schedules"])
         fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
+        fields["kinds"] = tuple(fields.get("kinds", ("text_to_image",)))  # cards of workers that know no other say nothing
         return cls(**fields)
 
     def sampler(self, name: str) -> SamplerInfo | None:

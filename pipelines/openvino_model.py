@@ -22,14 +22,18 @@ from pipelines.checkpoint_folder import Described
 from pipelines.graphs import clip, unet, vae
 from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Weights
-from pipelines.planning import Pixels, to_pixels
+from pipelines.known import Pixels, Posterior
+from pipelines.planning import from_pixels, to_pixels
 from pipelines.tokens import Tokenizer
 
 Array = Any
 GRAPHS: Mapping[str, Callable[[Weights, Mapping[str, Any]], openvino.Model]] = {
-    "unet": unet.build, "vae": vae.build, "text_encoder": clip.build,
+    "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
 CACHE_FORMAT = 2  # raised when a graph is built in another way
+FOLDERS = {"vae_encoder": "vae"}  # of parts that are not named as their folder
+LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
+CACHE_FORMAT = 1  # raised when a graph is built in another way
 
 
 def fastest_precision(core: openvino.Core | None = None) -> str:
@@ -46,7 +50,7 @@ class Compiler:
         self._core = openvino.Core()
 
     def compile(self, part: str, precision: str, streams: int = 1) -> openvino.CompiledModel:
-        """`part` is unet, vae or text_encoder; `precision` float32 or bfloat16. Raises NoGraph or FileNotFoundError."""
+        """`part` is unet, vae, vae_encoder or text_encoder; `precision` float32 or bfloat16. Raises NoGraph or FileNotFoundError."""
         hints = self._hints(precision, streams)
         path = self._path(part, hints)
         if path and path.exists():
@@ -55,7 +59,8 @@ class Compiler:
             except RuntimeError:  # of another processor or version: made anew, and what was noted of it too
                 path.unlink(missing_ok=True)
                 path.with_suffix(".json").unlink(missing_ok=True)
-        model = GRAPHS[part](Weights(self._said.folder / part), self._said.configs[part])
+        folder = FOLDERS.get(part, part)
+        model = GRAPHS[part](Weights(self._said.folder / folder), self._said.configs[folder])
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
@@ -138,6 +143,9 @@ class OpenVinoStages:
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
         self._decoder = compiler.compile("vae", precision).create_infer_request()
+        self._decoder = compiler.compile("vae", "float32").create_infer_request()
+        self._compiler = compiler
+        self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._said.latent_shape(width, height)
@@ -153,3 +161,11 @@ class OpenVinoStages:
         """Raises FloatingPointError where the VAE overflows."""
         z = np.asarray(latents, np.float32)[None] / np.float32(self._vae.get("scaling_factor", 0.18215))
         return to_pixels(self._decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])
+
+    def encode_picture(self, pixels: Pixels) -> Posterior:
+        if self._encoder is None:
+            self._encoder = self._compiler.compile("vae_encoder", "float32").create_infer_request()
+        moments = self._encoder.infer({0: from_pixels(pixels)[None]})[0][0]  # [2 C, h, w]
+        mean, log_variance = np.split(moments, 2)
+        scale, shift = np.float32(self._vae.get("scaling_factor", 0.18215)), np.float32(self._vae.get("shift_factor") or 0)
+        return Posterior((mean - shift) * scale, np.exp(np.float32(0.5) * np.clip(log_variance, *LOG_VARIANCE)) * scale)

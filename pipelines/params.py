@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text_to_image"]
+Kind = Literal["text_to_image", "image_to_image", "inpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint")
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+OF_PICTURES: Mapping[str, Any] = {"image": "", "mask": "", "mask_feather": 0, "strength": 1.0, "start": 0.0, "end": 1.0}  # their defaults
 
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
 
@@ -21,7 +24,8 @@ SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more
 class GenerationParams:
     """Everything that decides the picture, with every default already filled in.
 
-    Width and height are pixels. `seed` belongs to image 0; image i uses `image_seed(i)`.
+    Width and height are pixels. `seed` belongs to image 0; image i uses `image_seed(i)`. `image` and `mask` are keys of stored
+    pictures; `strength`, `start` and `end` say which of the steps are taken (`kept_steps`); `mask_feather` is in pixels.
     """
 
     prompt: str
@@ -42,6 +46,17 @@ class GenerationParams:
     output_quality: int | None = None  # 1 to 100, of jpeg and webp
     preview: bool = False
     kind: Kind = "text_to_image"
+    image: str = ""
+    mask: str = ""
+    mask_feather: int = 0
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """First and last of the steps first .. last - 1 that are taken. Raises ValueError where none is left."""
+        return kept_steps(self.steps, strength=self.strength, start=self.start, end=self.end)
 
     def image_seed(self, index: int) -> int:
         """The seed of image `index` of this request; it wraps at 2^32."""
@@ -51,9 +66,13 @@ class GenerationParams:
         """A JSON-ready dict with every field."""
         return dataclasses.asdict(self)
 
+    def brief(self) -> dict[str, Any]:
+        """The same without what only jobs with a picture have: as records hold it, and those who know no pictures read it."""
+        return {name: value for name, value in self.to_dict().items() if value != OF_PICTURES.get(name, self)}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:
-        """The inverse of `to_dict`. Raises TypeError on missing or unknown fields."""
+        """The inverse of `to_dict` and of `brief`. Raises TypeError on missing or unknown fields."""
         return cls(**data)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.card import ModelCard
 from pipelines.guidance_plan import Plan, plan
+from pipelines.known import Pixels, Posterior
 from pipelines.ladder import Ladder
 from pipelines.params import GenerationParams
 from pipelines.samplers import compile_table
@@ -17,7 +18,6 @@ from pipelines.solver_files import Solver
 from pipelines.step_table import StepTable
 
 Array = Any
-Pixels = NDArray[np.uint8]
 
 
 class Known(Protocol):
@@ -52,13 +52,20 @@ class Stages(Known, Protocol):
         """Latents [C, h, w] -> picture [H, W, 3]. Raises FloatingPointError where the VAE overflows."""
         ...
 
+    def encode_picture(self, pixels: Pixels) -> Posterior:
+        """Picture [H, W, 3], its sides multiples of the card's, -> what the VAE's encoder says of its latents."""
+        ...
+
 
 def table_for(model: Known, params: GenerationParams) -> StepTable:
     """The rows of these parameters on this model. Raises ValueError on an impossible combination."""
     if params.sampler in model.solvers:
+        if params.kept != (0, params.steps):
+            raise ValueError(f"{params.sampler} was learned for all of its steps; it cannot take a part of them")
         return model.solvers[params.sampler].table(model.ladder, params.steps)
+    part = {"strength": params.strength, "start": params.start, "end": params.end}
     of_sampler, of_schedule = dict(params.sampler_options), dict(params.schedule_options)
-    return compile_table(model.ladder, params.sampler, params.schedule, params.steps, of_sampler, of_schedule)
+    return compile_table(model.ladder, params.sampler, params.schedule, params.steps, of_sampler, of_schedule, **part)
 
 
 def plan_for(model: Known, params: GenerationParams, table: StepTable) -> Plan:
@@ -71,6 +78,11 @@ def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
     matrix, bias = model.latent_rgb
     rgb = np.einsum("chw,cr->hwr", denoised, matrix) + bias
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
+
+
+def from_pixels(pixels: Pixels) -> NDArray[np.float32]:
+    """A picture [H, W, 3] -> [3, H, W] in -1..1, as a VAE's encoder takes it."""
+    return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) * 2 - 1).transpose(2, 0, 1))
 
 
 def to_pixels(image: NDArray[np.float32]) -> Pixels:

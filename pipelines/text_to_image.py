@@ -1,4 +1,4 @@
-"""Text to image: the stages around the U-Net, and the slow obvious loop that is the engine's oracle."""
+"""Text (and a picture) to image: the stages around the U-Net, and the slow obvious loop that is the engine's oracle."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import plain_guidance
+from pipelines.known import Known, Pixels, Posterior, begin
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
-from pipelines.planning import Pixels, plan_for, table_for, to_pixels
+from pipelines.planning import from_pixels, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
 from pipelines.step_table import MEMORIES
 
@@ -52,24 +53,25 @@ def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
 
 
 @torch.inference_mode()
-@torch.inference_mode()
-def encode_picture(checkpoint: Checkpoint, pixels: Pixels) -> NDArray[np.float32]:
-    """Picture [H, W, 3] -> the mean of its latents [C, h, w], in the space that the U-Net works in."""
+def encode_picture(checkpoint: Checkpoint, pixels: Pixels) -> Posterior:
+    """Picture [H, W, 3] -> what the VAE's encoder says of its latents. One picture a call, for the same reason."""
     vae = checkpoint.vae
-    x = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(checkpoint.device, vae.dtype)
-    z = vae.encode(x).latent_dist.mean[0].float()
-    latents: NDArray[np.float32] = ((z - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).cpu().numpy()
-    return latents
+    x = torch.from_numpy(from_pixels(pixels))[None].to(checkpoint.device, vae.dtype)
+    said = vae.encode(x).latent_dist
+    scale, shift = float(vae.config.scaling_factor), vae.config.shift_factor or 0
+    mean, std = (array[0].float().cpu().numpy() for array in (said.mean, said.std))
+    return Posterior((mean - np.float32(shift)) * np.float32(scale), std * np.float32(scale))
 
 
-def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> NDArray[np.float32]:
+def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None) -> NDArray[np.float32]:
     """Image `index` of a request, row by row, one coefficient after the other -> latents [C, h, w]."""
     table = table_for(checkpoint, params)
     guidance = plan_for(checkpoint, params, table)
     stream = NormalStream(params.image_seed(index))
     shape = checkpoint.latent_shape(params.width, params.height)
     cond, uncond = encode_prompt(checkpoint, params.prompt), encode_prompt(checkpoint, params.negative_prompt)
-    registers = {"x": np.float32(table.init) * stream.draw(shape), "anchor": np.zeros(shape, np.float32)}
+    first, blend = begin(known, table, stream, shape)
+    registers = {"x": first, "anchor": np.zeros(shape, np.float32)}
     registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
     average = torch.zeros(shape, device=checkpoint.device)
     for row in range(len(table)):
@@ -91,6 +93,8 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) ->
             "noise": stream.draw(shape) if table.noisy[row] else np.zeros(shape, np.float32),
         }
         registers = table.advance(row, basis)
+        if blend:
+            registers["x"] = blend.mask * registers["x"] + (1 - blend.mask) * blend.known_at(table, row)
     return registers["x"]
 
 
@@ -116,10 +120,13 @@ class TorchStages:
     def decode(self, latents: Array) -> Pixels:
         return decode(self._checkpoint, latents)
 
+    def encode_picture(self, pixels: Pixels) -> Posterior:
+        return encode_picture(self._checkpoint, pixels)
 
-def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0) -> Pixels:
+
+def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None) -> Pixels:
     """Image `index` of a request -> [H, W, 3]. Slow and plain: no batching, no cache."""
-    return decode(checkpoint, denoise(checkpoint, params, index))
+    return decode(checkpoint, denoise(checkpoint, params, index, known))
 
 
 def _evaluate(checkpoint: Checkpoint, x: torch.Tensor, timestep: float, contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

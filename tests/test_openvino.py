@@ -79,7 +79,7 @@ def test_the_engine_draws_what_the_slow_torch_loop_draws(toy: Path) -> None:
 
 
 def test_stages_are_those_of_torch(toy: Path) -> None:
-    from pipelines.text_to_image import decode, prompt_tokens
+    from pipelines.text_to_image import decode, encode_picture, prompt_tokens
 
     checkpoint = load(toy, device=torch.device("cpu"), dtype=torch.float32)
     stages, _ = opened(toy)
@@ -88,6 +88,9 @@ def test_stages_are_those_of_torch(toy: Path) -> None:
         assert np.abs(stages.encode(prompt) - encode_prompt(checkpoint, prompt).numpy()).max() < 1e-5
     z = np.random.default_rng(0).standard_normal((4, 16, 16), dtype=np.float32)
     assert np.abs(stages.decode(z).astype(int) - decode(checkpoint, z)).max() <= 1
+    picture = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    for found, wanted in zip(stages.encode_picture(picture), encode_picture(checkpoint, picture), strict=True):
+        assert relative(found, wanted) < 1e-5
     with pytest.raises(FloatingPointError):
         stages.decode(np.full((4, 16, 16), np.nan, np.float32))
 

@@ -119,6 +119,21 @@ def test_the_decoder_graph_is_diffusers_decoder(attention: bool, tmp_path: Path)
     assert relative(compiled(vae.build(Weights(tmp_path), config))({0: z})[0], wanted) < 1e-5
 
 
+@pytest.mark.parametrize("size", [(24, 40), (33, 18)], ids=["even", "odd"])
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_encoder_graph_is_diffusers_encoder(attention: bool, size: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 16, 32),
+        layers_per_block=2, latent_channels=4, norm_num_groups=8, mid_block_add_attention=attention, use_quant_conv=attention,
+    ).eval()  # fmt: skip
+    config = saved(tmp_path, module)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, *size)).astype(np.float32)
+    with torch.inference_mode():
+        wanted = module.encode(torch.from_numpy(x)).latent_dist.parameters.numpy()
+    assert relative(compiled(vae.build_encoder(Weights(tmp_path), config))({0: x})[0], wanted) < 1e-5
+
+
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_the_text_graph_is_transformers_encoder(act: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

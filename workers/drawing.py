@@ -18,6 +18,8 @@ from jobs.job import Job, JobWarning
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
+from pipelines.known import Known
+from pipelines.masks import latent_mask, put_back
 from pipelines.planning import Stages, on_host, plan_for, preview, table_for
 from workers.messages import (
     Advanced,
@@ -36,6 +38,14 @@ from workers.messages import (
     Warned,
 )
 from workers.metrics import WorkerMetrics
+    Inputs,
+    Measured,
+    Pixels,
+    Previewed,
+    Report,
+    Save,
+    Warned,
+)
 from workers.watch import Piece
 
 Array = Any
@@ -59,6 +69,8 @@ class DrawingThread:
         self._prompts: OrderedDict[str, Array] = OrderedDict()
         self._encodings = 0
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
+        self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
+        self._known: dict[str, Known] = {}  # the same, encoded
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
         self.piece: Piece | None = None  # that it is at; read by the watch
@@ -131,6 +143,8 @@ class DrawingThread:
             self._drop(earlier)
         self._jobs[job.id] = job
         self._seconds[job.id] = 0.0
+        if draw.inputs:
+            self._inputs[job.id] = draw.inputs
         self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
         for index in sorted(self._images[job.id]):
             saved = draw.saved.get(index)
@@ -154,13 +168,16 @@ class DrawingThread:
         self._report(Exported(job, images))
 
     def _drop(self, dropped: Job) -> None:
-        self._jobs.pop(dropped.id, None)
-        self._seconds.pop(dropped.id, None)
-        for index in self._images.pop(dropped.id, ()):
+        for index in self._images.get(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
             self._began.pop(_sample_id(dropped.id, index), None)
+        self._forget(dropped)
         self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
+
+    def _forget(self, job: Job) -> None:
+        for records in (self._jobs, self._seconds, self._images, self._inputs, self._known):
+            records.pop(job.id, None)
 
     def _admit(self) -> None:
         """Give free slots to waiting images, until one of them has cost a text encoding."""
@@ -175,7 +192,7 @@ class DrawingThread:
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
-                self._break(job, *describe(error, "The prompt could not be encoded."), error)
+                self._break(job, *describe(error, "Its prompt or its picture could not be encoded."), error)
             if self._encodings != encodings:
                 return
 
@@ -199,7 +216,23 @@ class DrawingThread:
             guidance_options=params.guidance_options,
             preview=params.preview,
             previews=frozenset(job.preview_steps if index == 0 else ()),
+            known=self._known_of(job),
         )
+
+    def _known_of(self, job: Job) -> Known | None:
+        """What the VAE's encoder says of the job's picture, once for all of its images."""
+        given, params = self._inputs.get(job.id), job.params
+        if given is None or job.id in self._known:
+            return self._known.get(job.id)
+        self._encodings += 1
+        mask = None
+        if given.mask is not None:
+            mask = latent_mask(given.mask, self._stages.latent_shape(params.width, params.height)[1:])
+            if not mask.any():
+                self._report(Warned(job, JobWarning("mask_empty", "No part of the mask is large enough to be drawn.")))
+        begins = params.kind == "inpaint" and params.kept[0] == 0
+        self._known[job.id] = Known(self._stages.encode_picture(given.picture), mask, from_noise=begins)
+        return self._known[job.id]
 
     def _encode(self, prompt: str) -> Array:
         """Text states [L, E], from the cache of recent prompts where they are there."""
@@ -253,7 +286,7 @@ class DrawingThread:
         began = time.monotonic()
         try:
             with self._at("decode", job.id):
-                pixels = self._stages.decode(latents)
+                pixels = self._finish(job, self._stages.decode(latents))
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
@@ -263,12 +296,18 @@ class DrawingThread:
         self._images[job.id].discard(index)
         seconds = self._seconds[job.id]
         if not self._images[job.id]:
-            del self._images[job.id], self._jobs[job.id], self._seconds[job.id]
+            self._forget(job)
         self._report(Drawn(job, index, pixels, seconds))
 
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:
         if job.traceparent and began is not None:
             self._report(Spent(job, what, index, began, time.monotonic()))
+    def _finish(self, job: Job, pixels: Pixels) -> Pixels:
+        """With the picture's own pixels around the mask."""
+        given = self._inputs.get(job.id)
+        if given is None or given.mask is None:
+            return pixels
+        return put_back(pixels, given.picture, given.mask, job.params.mask_feather)
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

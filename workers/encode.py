@@ -52,9 +52,9 @@ def encode(pixels: Pixels, params: GenerationParams, index: int, card: ModelCard
 def describe(params: GenerationParams, index: int, card: ModelCard, version: str) -> tuple[str, str]:
     """The two texts of image `index`: A1111's line, and JSON that `POST /generate` accepts under "request"."""
     seed = params.image_seed(index)
-    request: dict[str, Any] = params.to_dict() | {"seed": seed, "num_images": 1}
-    for transport in ("kind", "preview"):
-        del request[transport]
+    request: dict[str, Any] = params.brief() | {"seed": seed, "num_images": 1}
+    for name in ("kind", "preview", "image", "mask"):  # keys of pictures are for those who stored them
+        request.pop(name, None)
     record = json.dumps({"request": request, "model_hash": card.hash, "version": version}, sort_keys=True)
     sampler = card.sampler(params.sampler)
     text = infotext(params, seed, sampler.name if sampler else params.sampler, card.hash, version)

@@ -18,12 +18,21 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a job begins with, in the size that is drawn."""
+
+    picture: Pixels  # [H, W, 3]
+    mask: Pixels | None  # [H, W], 255 where it is drawn
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """To the thread: draw every image of this job that is not `drawn` yet, from where `saved` left it."""
 
     job: Job
     saved: Mapping[int, Saved] = field(default_factory=dict)
     drawn: frozenset[int] = frozenset()
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from jobs.registry import Registry, WorkerInfo
 from jobs.tracing import Tracing
 from pipelines.card import ModelCard
 from pipelines.engine.sample import Saved
-from workers import encode
+from workers import encode, inputs
 from workers.checkpoints import Checkpoints
 from workers.drawing import DrawingThread
 from workers.ends import Ends
@@ -166,8 +166,24 @@ class Worker:
         self._held.add(held)
         if held.complete:  # the earlier attempt was lost between its last picture and the record
             self._errands.send(self._pictures.finish(held))
+        elif job.params.image:
+            self._errands.send(self._fetch(held, saved))
         else:
             self._drawing.put(Draw(job, saved, frozenset(held.images)))
+
+    async def _fetch(self, held: Held, saved: dict[int, Saved]) -> None:
+        """Draw a job that begins with a picture, once that is here."""
+        try:
+            loaded = await inputs.load(held.job.params, self._store)
+        except inputs.NoInputs as refusal:
+            log.warning("no_inputs", job=held.job.id, code=refusal.error.code)
+            await self._ends.fail(held, refusal.error)
+            return
+        if not self._held.has(held) or held.settling:
+            return  # lost or cancelled meanwhile
+        self._drawing.put(Draw(held.job, saved, frozenset(held.images), loaded))
+        if held.leaving:  # the thread was asked where it stands before it knew the job
+            self._drawing.put(Save(held.job))
 
     # reports in, pictures out
 

@@ -18,6 +18,7 @@ from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, 
 from pipelines.engine.knee import Knee
 from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import AVERAGE, DENOISED, NOISE, UNCONDITIONAL, Shape, SlotPool, X
+from pipelines.known import begin
 from pipelines.noise import NormalStream
 
 Array = Any
@@ -64,14 +65,14 @@ class Engine:
         pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
         self._pools[sample.shape] = pool
         noise = NormalStream(sample.seed)
-        first = np.float32(sample.table.init) * noise.draw(sample.shape)  # [C, h, w]
+        first, blend = begin(sample.known, sample.table, noise, sample.shape)  # [C, h, w]
         row = saved.row if saved else 0
         for _ in range(int(sample.table.noisy[:row].sum())):
             noise.draw(sample.shape)
         slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
         self._arrivals += 1
         sums = update.sums_of(sample.table)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, row=row, served=self._tick)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, blend, row=row, served=self._tick)
 
     def export(self, sample_id: str) -> Saved | None:
         """A checkpoint of a sample, which goes on; None if it is not here."""
@@ -119,12 +120,24 @@ class Engine:
             pool.scatter(places, lines)
         if average is not None:
             pool.write(AVERAGE, slots, average)
+        self._keep_known(batch, pool)
         finite = self._xp.all(self._xp.isfinite(pool.read(X, slots)), axis=1)  # [S]
         events: list[Event] = []
         for flight, sound in zip(batch, np.asarray(self._to_host(finite)).tolist(), strict=True):
             flight.advance(self._tick)
             events += self._report(flight, sound, now)
         return events
+
+    def _keep_known(self, batch: list[InFlight], pool: SlotPool) -> None:
+        """Put the known part of masked images back at the level that they have reached, one image after the other."""
+        for flight in batch:
+            if flight.blend is None:
+                continue
+            known, mask = flight.blend.known_at(flight.sample.table, flight.row), flight.blend.mask
+            full = np.broadcast_to(mask, flight.sample.shape).reshape(1, -1)  # [1, D]
+            kept = ((np.float32(1) - mask) * known).reshape(1, -1)  # [1, D]
+            on_device = [self._xp.asarray(a, device=self._denoiser.device) for a in (np.ascontiguousarray(full), kept)]
+            pool.write(X, [flight.slot], on_device[0] * pool.read(X, [flight.slot]) + on_device[1])
 
     def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array, Array | None]:
         """x [S, D], scalars [S, 10], and raw conditional, unconditional and disturbed outputs [S, D]."""

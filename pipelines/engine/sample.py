@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipelines.engine.slots import AVERAGE
 from pipelines.engine.update import Sums
 from pipelines.guidance_plan import Plan, plan
+from pipelines.known import Blend, Known
 from pipelines.noise import NormalStream
 from pipelines.step_table import StepTable
 
@@ -22,9 +23,10 @@ Array = Any
 class Sample:
     """One image to draw: its table, its seed, and its conditioning.
 
-    `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device; `uncond` may
-    be None where no row is guided. A row of guidance 1 costs one U-Net row instead of two. `guidance_rescale` is taken where
-    the options do not say. Raises ValueError for guidance that the options contradict.
+    `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device; `uncond` may be None
+    where no row is guided. `known` is the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row
+    instead of two. `guidance_rescale` is taken where the options do not say. Raises ValueError for guidance that the options
+    contradict.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Sample:
     guidance_options: Mapping[str, Any] = field(default_factory=dict)
     preview: bool = False  # now and then
     previews: frozenset[int] = frozenset()  # always, after so many rows
+    known: Known | None = None
     plan: Plan = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class InFlight:
     arrived: int  # number of arrival: age, whatever the clock does
     noise: NormalStream
     sums: tuple[Sums, ...]  # what each row of the table does
+    blend: Blend | None = None  # what keeps the known part of a masked image
     row: int = 0
     served: int = 0  # tick of the last row
     previewed: float = float("-inf")  # seconds, the caller's clock

@@ -31,11 +31,11 @@ class Layers:
         values = self.weights[name]
         return _widened(values.reshape(shape) if shape else values)
 
-    def conv(self, x: Node, name: str, *, stride: int = 1, padding: int | None = None) -> Node:
-        """[B, c, h, w] -> [B, C, h / stride, w / stride]; padding of half the kernel unless told."""
+    def conv(self, x: Node, name: str, *, stride: int = 1, padding: int | tuple[int, int] | None = None) -> Node:
+        """[B, c, h, w] -> [B, C, h / stride, w / stride]; padding of half the kernel, or as told, before and after."""
         size = self.weights[f"{name}.weight"].shape[-1]
-        pad = [size // 2 if padding is None else padding] * 2
-        out = ops.convolution(x, self.constant(f"{name}.weight"), [stride, stride], pad, pad, [1, 1])
+        before, after = padding if isinstance(padding, tuple) else (size // 2 if padding is None else padding,) * 2
+        out = ops.convolution(x, self.constant(f"{name}.weight"), [stride, stride], [before] * 2, [after] * 2, [1, 1])
         return ops.add(out, self.constant(f"{name}.bias", 1, -1, 1, 1))
 
     def linear(self, x: Node, name: str) -> Node:

@@ -1,4 +1,4 @@
-"""The decoder of diffusers' AutoencoderKL as an OpenVINO graph: latents [B, 4, h, w] -> pictures [B, 3, H, W] in -1..1."""
+"""diffusers' AutoencoderKL as OpenVINO graphs: latents [B, C, h, w] -> pictures [B, 3, H, W] in -1..1, and the way back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ EPSILON = 1e-6
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of checkpoints before diffusers 0.18
 
 
-def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
-    """The graph, with a dynamic size. Raises NoGraph for another kind of decoder."""
-    odd = sorted({kind for kind in config["up_block_types"] if kind != "UpDecoderBlock2D"})
+def check(config: Mapping[str, Any]) -> None:
+    """Raises NoGraph for what is not built here, in either half: a worker that starts can draw every kind of job."""
+    odd = {kind for kind in config["up_block_types"] if kind != "UpDecoderBlock2D"}
+    odd |= {kind for kind in config["down_block_types"] if kind != "DownEncoderBlock2D"}
     if odd or config.get("act_fn", "silu") != "silu":
-        raise NoGraph(f"the VAE has {', '.join(odd) or config['act_fn']}, for which there is no OpenVINO graph")
+        raise NoGraph(f"the VAE has {', '.join(sorted(odd)) or config['act_fn']}, for which there is no OpenVINO graph")
+
+
+def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
+    """The graph of the decoder, with a dynamic size. Raises NoGraph for another kind of VAE."""
+    check(config)
     layers, groups = Layers(weights), config.get("norm_num_groups", 32)
     z = ops.parameter(openvino.PartialShape([-1, config["latent_channels"], -1, -1]), openvino.Type.f32, "z")
     h = layers.conv(z, "post_quant_conv") if layers.has("post_quant_conv") else z
@@ -34,6 +40,26 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
             h = layers.upsample(h, f"decoder.up_blocks.{i}.upsamplers.0")
     h = layers.group_norm(h, "decoder.conv_norm_out", groups, EPSILON, swish=True)
     return openvino.Model([ops.result(layers.conv(h, "decoder.conv_out"), "out")], [z], "vae_decoder")
+
+
+def build_encoder(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
+    """[B, 3, H, W] -> mean and log variance [B, 2 C, h, w], with a dynamic size. Raises NoGraph for another kind of VAE."""
+    check(config)
+    layers, groups = Layers(weights), config.get("norm_num_groups", 32)
+    x = ops.parameter(openvino.PartialShape([-1, config.get("in_channels", 3), -1, -1]), openvino.Type.f32, "x")
+    h = layers.conv(x, "encoder.conv_in")
+    for i in range(len(config["down_block_types"])):
+        for j in range(config.get("layers_per_block", 1)):
+            h = layers.resnet(h, f"encoder.down_blocks.{i}.resnets.{j}", groups, EPSILON)
+        if layers.has(down := f"encoder.down_blocks.{i}.downsamplers.0.conv"):
+            h = layers.conv(h, down, stride=2, padding=(0, 1))
+    h = layers.resnet(h, "encoder.mid_block.resnets.0", groups, EPSILON)
+    if layers.has("encoder.mid_block.attentions.0.group_norm"):
+        h = _attention(layers, h, "encoder.mid_block.attentions.0", groups)
+    h = layers.resnet(h, "encoder.mid_block.resnets.1", groups, EPSILON)
+    h = layers.conv(ops.swish(layers.group_norm(h, "encoder.conv_norm_out", groups, EPSILON)), "encoder.conv_out")
+    h = layers.conv(h, "quant_conv") if layers.has("quant_conv") else h
+    return openvino.Model([ops.result(h, "moments")], [x], "vae_encoder")
 
 
 def _attention(layers: Layers, x: Node, name: str, groups: int) -> Node:

@@ -1,0 +1,71 @@
+"""The pictures that a job begins with: from storage, decoded, in the size that is drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jobs.image_store import BadKey, LocalImageStore, NotFound
+from jobs.job import JobError
+from pipelines.params import GenerationParams
+from workers.messages import Inputs, Pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 50_000_000  # a header may promise less than its file holds
+EXPIRED = JobError("upload_expired", "A picture that the job begins with is no longer stored; upload it again.")
+UNREADABLE = JobError("bad_picture", "A picture that the job begins with cannot be read.")
+AWAY = JobError("storage_unavailable", "A picture that the job begins with could not be read from storage.", retryable=True)
+
+
+class NoInputs(Exception):
+    """The job cannot begin; `error` says why."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+async def load(params: GenerationParams, store: LocalImageStore) -> Inputs:
+    """Picture and mask of a job that has one. Raises NoInputs."""
+    try:
+        picture = await store.read(params.image)
+        mask = await store.read(params.mask) if params.mask else None
+    except (NotFound, BadKey):
+        raise NoInputs(EXPIRED) from None
+    except OSError:
+        raise NoInputs(AWAY) from None
+    size = params.width, params.height
+    return Inputs(await asyncio.to_thread(pixels, picture, size), await asyncio.to_thread(mask_pixels, mask, size) if mask else None)
+
+
+def pixels(data: bytes, size: tuple[int, int]) -> Pixels:
+    """[H, W, 3], resized as diffusers does (Lanczos) where the size (W, H) is another. Raises NoInputs."""
+    return np.asarray(_sized(_opened(data).convert("RGB"), size))
+
+
+def mask_pixels(data: bytes, size: tuple[int, int]) -> Pixels:
+    """[H, W]: 255 is drawn, 0 stays. Of a mask with transparency the transparent parts are drawn, of others the white ones.
+
+    Raises NoInputs.
+    """
+    image = _opened(data)
+    alpha = np.asarray(_sized(image.convert("RGBA").getchannel("A"), size))
+    return 255 - alpha if alpha.min() < 255 else np.asarray(_sized(image.convert("L"), size))
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise NoInputs(UNREADABLE)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise NoInputs(UNREADABLE) from None
+    return ImageOps.exif_transpose(image)
+
+
+def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
