@@ -11,10 +11,11 @@ PARAMETER = re.compile(r'\s*([\w ]+?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str, version: str) -> str:
     """Prompt, negative prompt if there is one, and the parameters; `sampler` is its name for people."""
+    changed = f"Denoising strength: {params.strength:g}, " if params.image else ""
     negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
     return (
         f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {params.schedule}, "
-        f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, "
+        f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, {changed}"
         f"Model hash: {model_hash}, Model: {params.model}, Version: celadon {version}"
     )
 

@@ -20,6 +20,7 @@ from service import errors
 from service.batch_lines import Upload
 from service.generations import Generations
 from service.keyring import Keyring
+from service.picture_errors import PictureNotFound
 from service.refusals import refused
 from service.settings import Settings
 from service.terms import Terms
@@ -135,7 +136,7 @@ class Batching:
             try:
                 request = upload.request(said)
                 good.append((line, *await self._generations.prepared(request.to_draft(), request.to_terms(), client)))
-            except (errors.BadRequest, errors.ClassNotAllowed) as error:
+            except (errors.BadRequest, errors.ClassNotAllowed, PictureNotFound) as error:
                 bad.append(BadLine(line, error.code, error.message[:MESSAGE_CHARS], error.param))
             if len(bad) > MAX_BAD or len(good) > self._settings.max_batch_lines:
                 break

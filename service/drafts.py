@@ -17,13 +17,17 @@ from typing import Any
 from jobs.job import JobWarning
 from pipelines import names
 from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
-from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, OutputFormat
+from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, OutputFormat, kept_steps
 from service.errors import InvalidSize, InvalidValue, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
+from service.inputs import Pictures
+from service.kinds import kind_warnings, of_picture, size_of
 from service.option_values import checked_options, idle_options
 from service.settings import Settings
 from service.steps import ends_open, number_of_steps
 
+NO_PICTURES = Pictures()
+OF_PART = ("strength", "start", "end")
 WORDS_NAMED = 8  # unknown words that a warning lists at most
 STRIDED = ("ddim", "pndm")  # a step goes down T // n timesteps, wherever the next level lies
 NOISE_SHOWS = range(2, 6)  # steps for which the last step but one lands visibly above the last level of linspace
@@ -54,6 +58,13 @@ class Draft:
     output_format: OutputFormat = "png"
     output_quality: int | None = None
     preview: bool = False
+    kind: Kind | None = None
+    image: str | bytes | None = None  # a key, a data URL, or the file itself
+    mask: str | bytes | None = None
+    mask_feather: int | None = None
+    strength: float | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +82,17 @@ def fingerprint(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
-    """Fill and check a draft. Raises the BadRequest that names the field at fault."""
+def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = NO_PICTURES) -> Resolved:
+    """Fill and check a draft; `given` is what its pictures are. Raises the BadRequest that names the field at fault."""
     _check_text("prompt", draft.prompt, settings)
     _check_text("negative_prompt", draft.negative_prompt, settings)
-    width, height = _size(draft, card, settings)
+    width, height = _size(*size_of(draft, given.image), card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
     steps = number_of_steps(draft.steps, schedule_options, card, sampler, schedule, settings)
-    guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, sampler, steps)
+    picture = of_picture(draft, card, sampler, steps, given)
+    first, last = kept_steps(steps, **{name: picture[name] for name in OF_PART if name in picture})
+    guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, sampler, last - first)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
@@ -98,8 +111,9 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings) -> Resolved:
         output_format=_format(draft.output_format),
         output_quality=_quality(draft),
         preview=draft.preview,
+        **picture,
     )
-    evaluations = sampler.evaluations(params.steps, ends_open=ends_open(schedule, schedule_options))
+    evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
 
 
@@ -124,9 +138,9 @@ def _quality(draft: Draft) -> int | None:
     return _within("output_quality", draft.output_quality, 1, 100)
 
 
-def _size(draft: Draft, card: ModelCard, settings: Settings) -> tuple[int, int]:
-    width = _side("width", draft.width, card.width, card.max_width, card)
-    height = _side("height", draft.height, card.height, card.max_height, card)
+def _size(wide: int | None, high: int | None, card: ModelCard, settings: Settings) -> tuple[int, int]:
+    width = _side("width", wide, card.width, card.max_width, card)
+    height = _side("height", high, card.height, card.max_height, card)
     if width * height > settings.max_pixels:
         raise InvalidSize(f"width times height is {width * height}; this service draws at most {settings.max_pixels} pixels.")
     return width, height
@@ -205,6 +219,7 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
     if params.width > card.width or params.height > card.height:
         size = f"{card.width}x{card.height}"
         yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
+    yield from kind_warnings(params.kind, params.prompt)
     yield from guidance_warnings(params, card)
     if unused := idle_options(params, card):
         yield JobWarning("sampler_options_unused", f"{', '.join(unused)} of {params.sampler} act only where it adds noise; it adds none.")

@@ -14,6 +14,8 @@
     │   ├── UnknownOption             400 unknown_option
     │   ├── WebhookRefused            400 webhook_refused
     │   ├── InvalidBatch              400 invalid_batch
+    │   ├── InvalidPicture            400 invalid_picture
+    │   ├── KindNotSupported          400 kind_not_supported
     │   └── NotSupported              400 not_supported
     ├── KeyMissing                    401 key_missing
     ├── KeyInvalid                    401 key_invalid
@@ -25,6 +27,7 @@
     │   ├── ImageNotFound             404 image_not_found
     │   ├── DeliveryNotFound          404 delivery_not_found
     │   ├── BatchNotFound             404 batch_not_found
+    │   ├── PictureNotFound           404 picture_not_found
     │   └── ModelNotFound             404 model_not_found
     ├── MethodNotAllowed              405 method_not_allowed
     ├── JobCanceled                   409 job_canceled

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
-from pipelines.params import OutputFormat
+from pipelines.params import Kind, OutputFormat
 from service.drafts import Draft
+from service.kinds import MAX_FEATHER
 from service.terms import Terms
 
 MAX_DEADLINE_S = 2_592_000.0  # 30 days
@@ -88,6 +89,19 @@ class GenerateRequest(BaseModel):
     output_format: OutputFormat = "png"
     output_quality: int | None = Field(default=None, ge=1, le=100, description="of jpeg (95 if left out) and webp (92); 100 is best")
     preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
+    kind: Kind | None = Field(default=None, description="left out, it follows from image and mask")
+    image: str | None = Field(
+        default=None, description="the picture to begin with: a key of GET /jobs/{id}, or a data URL; PNG, JPEG or WebP"
+    )
+    mask: str | None = Field(default=None, description="likewise, of the same size: what is white, or transparent, is drawn anew")
+    mask_feather: int | None = Field(
+        default=None, ge=0, le=MAX_FEATHER, description="pixels of soft edge where the picture is put back around the mask; 8 if left out"
+    )
+    strength: float | None = Field(
+        default=None, gt=0, le=1, description="share of the steps that is drawn; 0.8 if left out, 1 for inpaint: there it begins from noise"
+    )
+    start: float | None = Field(default=None, ge=0, lt=1, description="instead of strength: the share of the steps that is left out")
+    end: float | None = Field(default=None, gt=0, le=1, description="share of the steps after which it ends; below 1 noise is left")
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
     service_class: ServiceClass = Field(
         default="normal",
@@ -100,7 +114,8 @@ class GenerateRequest(BaseModel):
     reuse: bool = Field(default=False, description="share the work with an equal request of yours; needs a seed")
 
     def to_draft(self) -> Draft:
-        return Draft(**{name: getattr(self, name) for name in Draft.__dataclass_fields__})
+        said = {name: getattr(self, name) for name in Draft.__dataclass_fields__}
+        return Draft(**said | {name: said[name] or None for name in ("image", "mask")})  # as answers hold them, empty is none
 
     def to_terms(self) -> Terms:
         hook = self.webhook

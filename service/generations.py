@@ -29,6 +29,7 @@ from pipelines.card import ModelCard
 from service.catalog import Catalog
 from service.drafts import Draft, resolve
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
+from service.inputs import Inputs, Pictures
 from service.keyring import Keyring
 from service.refusals import deadline_unmeetable, refused
 from service.request_ids import CURRENT
@@ -59,6 +60,8 @@ class Generations:
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
+        self._keyring, self._settings = keyring, settings
+        self._inputs = Inputs(store, self.get)
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
@@ -66,9 +69,10 @@ class Generations:
         self, draft: Draft, terms: Terms, *, client: str, idempotency_key: str | None = None, fingerprint: str = "", previews: int = 0
     ) -> Submitted:
         """Queue what the draft asks for, with so many previews at even parts of the way. Raises BadRequest and its kin before
-        anything is written; ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull, RateLimited, QuotaSpent, KeyReused,
-        JobExpired (of the key), NoModel."""
-        job, card = await self._job(draft, terms, client, previews)
+        anything is queued; PictureNotFound, StorageUnavailable, ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull,
+        RateLimited, QuotaSpent, KeyReused, JobExpired (of the key), NoModel."""
+        job, card, pictures = await self._job(draft, terms, client, previews)
+        await self._inputs.keep(pictures)
         may = await self._keyring.admission(client)
         try:
             return await self._queue.submit(
@@ -85,22 +89,25 @@ class Generations:
             raise refused(refusal, terms, may, self._settings) from refusal
 
     async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str]:
-        """The job that submit would queue, and what stands for its pictures. Raises BadRequest and its kin, NoModel."""
-        job, card = await self._job(draft, terms, client)
+        """The job that submit would queue, and what stands for its pictures; those it begins with are stored. Raises BadRequest and
+        its kin, PictureNotFound, StorageUnavailable, NoModel."""
+        job, card, pictures = await self._job(draft, terms, client)
+        await self._inputs.keep(pictures)
         return job, reuse_fingerprint(job.params, card) if job.reuse else ""
 
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
         """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""
-        job, card = await self._job(draft, terms, client)
+        job, card, _ = await self._job(draft, terms, client)
         equal = reuse_fingerprint(job.params, card)
         forecast = await self._queue.forecast(job, deadline_s=terms.deadline_s, reuse_fingerprint=equal)
         if terms.deadline_s is not None and forecast.eta_s > terms.deadline_s:
             raise deadline_unmeetable(forecast.eta_s, terms)
         return job, forecast
 
-    async def _job(self, draft: Draft, terms: Terms, client: str, previews: int = 0) -> tuple[Job, ModelCard]:
+    async def _job(self, draft: Draft, terms: Terms, client: str, previews: int = 0) -> tuple[Job, ModelCard, Pictures]:
         card = await self._catalog.card(draft.model)
-        resolved = resolve(draft, card, self._settings)
+        given = await self._inputs.look(draft.image, draft.mask, client)
+        resolved = resolve(draft, card, self._settings, given)
         check(terms, draft, self._settings)
         job = Job(
             id=self._queue.new_id(client),
@@ -116,7 +123,7 @@ class Generations:
             request_id=CURRENT.get(),
             traceparent=self._tracing.current(),
         )
-        return job, card
+        return job, card, given
 
     async def get(self, job_id: str, client: str) -> Job:
         """Raises JobNotFound, JobExpired."""

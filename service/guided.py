@@ -41,7 +41,8 @@ def guided(
 def guidance_warnings(params: GenerationParams, card: ModelCard) -> Iterator[JobWarning]:
     """What of the guidance that was asked for changes nothing, or too much."""
     options, sampler = params.guidance_options, card.sampler(params.sampler)
-    scales = step_scales(params.guidance, options, params.steps)
+    first, last = params.kept
+    scales = step_scales(params.guidance, options, last - first)
     if sampler and sampler.guidance is not None and max(scales) > STRONG:
         usual = f"{sampler.id} takes scales around {sampler.guidance:g}"
         yield JobWarning("guidance_too_strong", f"{usual}; above {STRONG:g} it burns pictures.")
@@ -49,7 +50,7 @@ def guidance_warnings(params: GenerationParams, card: ModelCard) -> Iterator[Job
         return
     if params.negative_prompt:
         yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")
-    disturbs = guided_steps(options, params.steps) and (options.get("pag_scale") or options.get("seg_scale"))
+    disturbs = guided_steps(options, last - first) and (options.get("pag_scale") or options.get("seg_scale"))
     if _chosen(params, card) and not options.get("zero_init") and not disturbs:
         yield JobWarning("guidance_options_unused", "No step is guided, so guidance_options have no effect.")
 

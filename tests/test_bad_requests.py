@@ -218,7 +218,7 @@ FIELDS = [
     *(fields("webhook_refused", "webhook.url", webhook={"url": url}) for url in BAD_HOOKS),
     # fields that there are not, or not yet
     fields("unknown_field", prompts="a"),
-    fields("unknown_field", kind="text_to_image"),
+    fields("invalid_value", kind="text_to_video"),
     fields("unknown_field", deadline=10),
     fields("unknown_field", dry_run=True),  # it belongs into the address
     fields("unknown_field", Prompt="a"),

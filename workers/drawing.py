@@ -30,7 +30,9 @@ from workers.messages import (
     Drawn,
     Drop,
     Exported,
+    Inputs,
     Measured,
+    Pixels,
     Previewed,
     Report,
     Save,
@@ -38,14 +40,6 @@ from workers.messages import (
     Warned,
 )
 from workers.metrics import WorkerMetrics
-    Inputs,
-    Measured,
-    Pixels,
-    Previewed,
-    Report,
-    Save,
-    Warned,
-)
 from workers.watch import Piece
 
 Array = Any
@@ -302,6 +296,7 @@ class DrawingThread:
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:
         if job.traceparent and began is not None:
             self._report(Spent(job, what, index, began, time.monotonic()))
+
     def _finish(self, job: Job, pixels: Pixels) -> Pixels:
         """With the picture's own pixels around the mask."""
         given = self._inputs.get(job.id)

@@ -152,7 +152,7 @@ HEADERS = {name: {"description": about, "schema": {"type": "string"}} for name, 
             errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader, errors.UnknownModel,
             errors.InvalidBatch, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.KeyReused, errors.BatchExpired,
             errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.QueueUnavailable,
-            errors.QueueOutOfMemory, errors.QueueReadOnly, errors.NoModel,
+            errors.QueueOutOfMemory, errors.QueueReadOnly, errors.NoModel, errors.StorageUnavailable,
         ),
     },
 )  # fmt: skip

@@ -43,6 +43,7 @@ class ModelAnswer(BaseModel):
     max_steps: int
     max_prompt_tokens: int
     defaults: Defaults
+    kinds: tuple[str, ...] = Field(description="of jobs that it can draw")
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 

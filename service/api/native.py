@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.job import Job
 from jobs.job_queue import Forecast
 from pipelines.params import GenerationParams
-from service import errors
+from service import errors, picture_errors
 from service.answers import JobAnswer, WarningAnswer, from_job
 from service.drafts import fingerprint
 from service.error_answers import documented
@@ -77,6 +77,10 @@ GENERATE_HEADERS = {
             errors.InvalidValue,
             errors.InvalidSize,
             errors.InvalidHeader,
+            picture_errors.InvalidPicture,
+            picture_errors.KindNotSupported,
+            picture_errors.PictureNotFound,
+            errors.StorageUnavailable,
             errors.UnknownModel,
             errors.UnknownSampler,
             errors.UnknownSchedule,

@@ -1,0 +1,118 @@
+"""Pictures that a request brings or names: what they are is seen before anything is queued, and they are stored when it is.
+
+A picture that comes with a request is kept under a key made of its bytes and its client, for as long as jobs are kept; sent again, it is
+the same one. A key opens for the client that it was made for, and for nobody else. Pictures of a client's own jobs may be named too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from jobs.image_store import BadKey, LocalImageStore, NotFound
+from jobs.job import Job
+from service import errors
+from service.picture_errors import InvalidPicture, PictureNotFound
+from service.picture_head import Head, head
+
+BROUGHT = "in-"  # what keys of pictures begin with that came with a request; ids of jobs never do
+MOST_PIXELS = 16_777_216
+DATA_URL = "data:"
+KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One picture. `data` is what is not stored yet."""
+
+    key: str
+    head: Head
+    data: bytes | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.head.width, self.head.height
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a request begins with; a mask only beside an image."""
+
+    image: Given | None = None
+    mask: Given | None = None
+
+
+class Inputs:
+    """Methods may raise StorageUnavailable."""
+
+    def __init__(self, store: LocalImageStore, find_job: Callable[[str, str], Awaitable[Job]]) -> None:
+        self._store, self._find_job = store, find_job
+
+    async def look(self, image: str | bytes | None, mask: str | bytes | None, client: str) -> Pictures:
+        """Raises InvalidPicture, PictureNotFound."""
+        return Pictures(
+            None if image is None else await self._look("image", image, client),
+            None if mask is None else await self._look("mask", mask, client),
+        )
+
+    async def keep(self, pictures: Pictures) -> None:
+        """Store those that came along."""
+        for given in (pictures.image, pictures.mask):
+            if given and given.data is not None:
+                try:
+                    await self._store.put(given.key, given.data)
+                except OSError as error:
+                    raise errors.StorageUnavailable() from error
+
+    async def _look(self, param: str, said: str | bytes, client: str) -> Given:
+        if isinstance(said, str) and not said.startswith(DATA_URL):
+            return Given(said, _head(param, await self._stored(param, said, client)))
+        data = said if isinstance(said, bytes) else _decoded(param, said)
+        found = _head(param, data)
+        return Given(f"{_folder(data, client)}/0.{found.extension}", found, data)
+
+    async def _stored(self, param: str, key: str, client: str) -> bytes:
+        folder = key.partition("/")[0]
+        if not KEY.fullmatch(key):
+            raise PictureNotFound(param=param)
+        try:
+            if not folder.startswith(BROUGHT):
+                job = await self._find_job(folder, client)
+                if key not in {image.key for image in job.images}:
+                    raise NotFound(key)
+            data = await self._store.read(key)
+        except (NotFound, BadKey, errors.JobNotFound, errors.JobExpired):
+            raise PictureNotFound(param=param) from None
+        except OSError as error:
+            raise errors.StorageUnavailable() from error
+        if folder.startswith(BROUGHT) and folder != _folder(data, client):
+            raise PictureNotFound(param=param)
+        return data
+
+
+def _folder(data: bytes, client: str) -> str:
+    return BROUGHT + hashlib.sha256(client.encode() + b"\0" + data).hexdigest()[:40]
+
+
+def _decoded(param: str, url: str) -> bytes:
+    about, comma, text = url.partition(",")
+    if not comma or not about.endswith(";base64"):
+        raise InvalidPicture(f"{param} must be a key, or a data URL in base64.", param=param)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise InvalidPicture(f"{param} is not base64.", param=param) from None
+
+
+def _head(param: str, data: bytes) -> Head:
+    try:
+        found = head(data)
+    except ValueError as error:
+        raise InvalidPicture(f"{param} cannot be taken: {error}.", param=param) from None
+    if found.width * found.height > MOST_PIXELS:
+        raise InvalidPicture(f"{param} has more than {MOST_PIXELS} pixels.", param=param)
+    return found

@@ -1,0 +1,109 @@
+"""Which kind of job a draft is, and what only jobs with a picture say: checked against the picture, the model and the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.job import JobWarning
+from pipelines.card import ModelCard, SamplerInfo
+from pipelines.params import Kind, kept_steps
+from service.errors import InvalidSize, InvalidValue, MissingField
+from service.inputs import Given, Pictures
+from service.picture_errors import KindNotSupported
+
+if TYPE_CHECKING:
+    from service.drafts import Draft
+
+STRENGTH = 0.8  # of image-to-image, as in diffusers
+FEATHER = 8  # pixels: of most VAEs one latent cell
+MAX_FEATHER = 128
+NEEDS_IMAGE = ("mask", "strength", "start", "end", "mask_feather")
+
+
+def kind_of(draft: Draft, card: ModelCard, given: Pictures) -> Kind:
+    """What it says, or what follows from its pictures. Raises MissingField, InvalidValue, KindNotSupported."""
+    follows: Kind = "inpaint" if given.mask else "image_to_image" if given.image else "text_to_image"
+    kind = draft.kind or follows
+    if kind != "text_to_image" and not given.image:
+        raise MissingField(f"{kind} begins with a picture: send image.", param="image")
+    if kind == "text_to_image" and given.image:
+        raise InvalidValue("text_to_image begins with no picture; leave kind out, or name another.", param="kind")
+    if kind == "image_to_image" and given.mask:
+        raise InvalidValue("A mask goes with inpaint; leave kind out.", param="mask")
+    if kind == "inpaint" and not (given.mask or (given.image and given.image.head.transparent)):
+        raise MissingField("inpaint needs a mask, or an image with transparent parts.", param="mask")
+    if kind not in card.kinds:
+        raise KindNotSupported(f"{card.id} cannot do {kind}; it does {', '.join(card.kinds)}.", param="kind")
+    return kind
+
+
+def of_picture(draft: Draft, card: ModelCard, sampler: SamplerInfo, steps: int, given: Pictures) -> dict[str, Any]:
+    """The fields of GenerationParams that say what is drawn from. Raises what `kind_of` raises, InvalidSize."""
+    kind = kind_of(draft, card, given)
+    if not given.image:
+        _nothing_said(draft)
+        return {"kind": kind}
+    if given.mask and given.mask.size != given.image.size:
+        has, wants = ("x".join(map(str, size)) for size in (given.mask.size, given.image.size))
+        raise InvalidSize(f"The mask has {has} pixels and the image {wants}; they must be equal.", param="mask")
+    mask = given.mask or (given.image if kind == "inpaint" else None)
+    return {
+        "kind": kind,
+        "image": given.image.key,
+        "mask": mask.key if mask else "",
+        "mask_feather": _feather(draft, mask),
+        **_part(draft, kind, sampler, steps),
+    }
+
+
+def size_of(draft: Draft, given: Given | None) -> tuple[int | None, int | None]:
+    """Width and height as the client said, or those of its picture."""
+    if given is None or (draft.width is not None and draft.height is not None):
+        return draft.width, draft.height
+    width, height = given.size
+    if draft.width is None and draft.height is None:
+        return width, height
+    raise InvalidValue("Give both width and height, or neither: then the picture's own are taken.", param="width")
+
+
+def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
+    if kind != "text_to_image" and not prompt:
+        yield JobWarning("prompt_empty", "Without a prompt the model draws anything into the picture.")
+
+
+def _nothing_said(draft: Draft) -> None:
+    """What a text-to-image job has anyway may be said: answers of this service hold it."""
+    plain = {"mask": None, "strength": 1.0, "start": 0.0, "end": 1.0, "mask_feather": 0}
+    for name in NEEDS_IMAGE:
+        if getattr(draft, name) not in (None, plain[name]):
+            raise InvalidValue(f"{name} means nothing without an image.", param=name)
+
+
+def _feather(draft: Draft, mask: Given | None) -> int:
+    if mask is None:
+        if draft.mask_feather:
+            raise InvalidValue("mask_feather means nothing without a mask.", param="mask_feather")
+        return 0
+    feather = FEATHER if draft.mask_feather is None else draft.mask_feather
+    if not 0 <= feather <= MAX_FEATHER:
+        raise InvalidValue(f"mask_feather must be from 0 to {MAX_FEATHER}.", param="mask_feather")
+    return feather
+
+
+def _part(draft: Draft, kind: Kind, sampler: SamplerInfo, steps: int) -> dict[str, float]:
+    start, end = draft.start or 0.0, 1.0 if draft.end is None else draft.end
+    usual = 1.0 if kind == "inpaint" or start else STRENGTH
+    strength = usual if draft.strength is None else draft.strength
+    if not 0.0 < strength <= 1.0:
+        raise InvalidValue("strength must be above 0, and at most 1.", param="strength")
+    if kind == "inpaint" and end < 1.0:
+        raise InvalidValue("inpaint goes to the last step: what it keeps is clean.", param="end")
+    try:
+        first, last = kept_steps(steps, strength=strength, start=start, end=end)
+    except ValueError as error:
+        param = "strength" if draft.strength is not None else "start" if draft.start is not None else "end"
+        raise InvalidValue(f"{error}.".capitalize(), param=param) from error
+    if sampler.only_steps and (first, last) != (0, steps):
+        raise InvalidValue(f"{sampler.id} was learned for all of its steps; it takes strength 1 only.", param="strength")
+    return {"strength": strength, "start": start, "end": end}
