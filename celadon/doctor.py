@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from celadon.settings import check_redis, of_gateway, of_worker
+from celadon.settings import check_redis, check_storage, of_gateway, of_worker
 from celadon.supervisor import StartRefused
 
 if TYPE_CHECKING:
@@ -107,7 +107,11 @@ def redis() -> Finding:
 def storage() -> Finding:
     from jobs.image_store import LocalImageStore
 
-    folder = of_gateway().image_dir.resolve()
+    settings = of_gateway()
+    if settings.storage:
+        check_storage(settings)
+        return Finding(f"{settings.storage}: writable")
+    folder = (settings.data_dir / "images").resolve()
     with _made(folder):
         asyncio.run(LocalImageStore(folder).check())
         free = shutil.disk_usage(folder).free

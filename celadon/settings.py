@@ -40,6 +40,16 @@ def of_worker(**overrides: Any) -> WorkerSettings:
         raise StartRefused("\n".join(faults)) from error
 
 
+def check_storage(settings: Settings) -> None:
+    """Raises StartRefused if pictures are to lie elsewhere and could not be stored there now."""
+    from jobs.stores import ExtraMissing, check_reachable
+
+    try:
+        asyncio.run(check_reachable(settings.storage, settings.s3_endpoint))
+    except (ExtraMissing, OSError) as error:
+        raise StartRefused(str(error)) from error
+
+
 def check_redis(url: str, shards: int) -> Seen:
     """What answers there. Raises StartRefused if nothing does, or if it is not fit to keep jobs."""
     import redis

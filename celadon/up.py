@@ -23,7 +23,7 @@ from rich.table import Table
 from celadon import data_dir as data_dirs
 from celadon import generate, logs, pictures
 from celadon.client import CeladonError, Client
-from celadon.settings import check_redis, of_gateway, of_worker
+from celadon.settings import check_redis, check_storage, of_gateway, of_worker
 from celadon.supervisor import Child, StartRefused, Supervisor
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def make_plan(workers: int, first_prompt: str, show_logs: bool, overrides: dict[
     worker = of_worker(redis_url=settings.redis_url or "unix:///embedded")
     if settings.redis_url:
         check_redis(settings.redis_url, settings.shards)
+    check_storage(settings)
     return Plan(
         settings=settings,
         data_dir=settings.data_dir.resolve(),
@@ -243,8 +244,9 @@ class Up:
             with Client(self.url, api_key=generate.api_key()) as client:
                 job = pictures.draw(client, self.console, self.plan.first_prompt)
                 for image in job.images:
-                    file = self.plan.data_dir / "images" / client.local(image.url).partition("?")[0].removeprefix("/images/")
-                    self.console.print(f"  [bold]{escape(image.url)}[/]\n  {escape(str(file))}", highlight=False, soft_wrap=True)
+                    key = client.local(image.url).partition("?")[0].removeprefix("/images/")
+                    place = self.plan.settings.storage.rstrip("/") or self.plan.data_dir / "images"
+                    self.console.print(f"  [bold]{escape(image.url)}[/]\n  {escape(f'{place}/{key}')}", highlight=False, soft_wrap=True)
         except (CeladonError, OSError) as error:
             self.console.print(f"[red]✗[/] the first picture failed: {escape(str(error))}")
 

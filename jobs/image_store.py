@@ -1,4 +1,7 @@
-"""Where the bytes of pictures lie, and the signatures that let a client fetch them for a while."""
+"""Where the bytes of pictures lie, and the signatures that let a client fetch them for a while.
+
+`ImageStore` is all that the rest of the house knows of it; here is the one on a disk, in `s3_store` the one on S3, and `stores` chooses.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlencode
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_.-]*)*", re.ASCII)
@@ -40,9 +43,65 @@ class Expired(ValueError):
     """The signature is ours, but its time has passed."""
 
 
+class StoreAway(OSError):
+    """The store does not answer, or not as it should; it may, later."""
+
+
+class StoreUnfit(StoreAway):
+    """The store refuses us, or is not there: waiting alone will not help. The message says what it answered."""
+
+
+class Damaged(OSError):
+    """What was read back is not what was written."""
+
+
 def image_key(job_id: str, attempt: int, index: int, extension: str) -> str:
     """The attempt is part of the key, so a worker that lost its job cannot overwrite the winner's picture."""
     return f"{job_id}/{attempt}-{index}.{extension}"
+
+
+class ImageStore(Protocol):
+    """Bytes by key. Every method may raise BadKey, and OSError where the store cannot be used, or took too long."""
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Writes or replaces, then reads back. Raises Damaged if that differs in size or SHA-256; nothing is left under the key then."""
+
+    async def size(self, key: str) -> int:
+        """How many bytes. Raises NotFound."""
+
+    async def read(self, key: str) -> bytes:
+        """The bytes. Raises NotFound."""
+
+    async def delete(self, key: str) -> None:
+        """Removes the bytes if they are there."""
+
+    async def delete_all(self, job_id: str) -> None:
+        """Removes every picture of the job."""
+
+    async def untouched_since(self, moment: float) -> list[str]:
+        """The jobs none of whose pictures was stored since that time (Unix seconds)."""
+
+    async def check(self) -> None:
+        """Raises OSError if a picture could not be written now."""
+
+    async def link(self, key: str, method: str, seconds: int) -> str | None:
+        """A URL of the store's own that answers GET or HEAD for so long; None if it has no such thing. Says nothing of whether there
+        are bytes under the key."""
+
+
+def check_written(data: bytes, found: bytes) -> None:
+    """Raises Damaged."""
+    if len(found) != len(data):
+        raise Damaged(f"{len(data)} bytes were written, {len(found)} can be read")
+    if hashlib.sha256(found).digest() != hashlib.sha256(data).digest():
+        raise Damaged(f"of {len(data)} bytes some are others than those that were written")
+
+
+def checked_key(key: str) -> str:
+    """The key. Raises BadKey if this service would never write it."""
+    if len(key) > _MAX_KEY or not _KEY.fullmatch(key) or ".." in key:
+        raise BadKey("not a key of this store")
+    return key
 
 
 class LocalImageStore:
@@ -58,47 +117,45 @@ class LocalImageStore:
         self._partial = self._root / ".partial"  # no valid key begins with a dot
 
     async def put(self, key: str, data: bytes) -> None:
-        """Writes or replaces. Raises BadKey, OSError."""
         await self._do(self._write, self._path(key), data)
 
-    async def open(self, key: str) -> Path:
-        """The file that holds the bytes. Raises NotFound, BadKey."""
-        path = self._path(key)
-        if not await self._do(path.is_file):
-            raise NotFound(key)
-        return path
+    async def size(self, key: str) -> int:
+        return await self._do(self._size, self._path(key), key)
 
     async def read(self, key: str) -> bytes:
-        """The bytes. Raises NotFound, BadKey."""
         try:
             return await self._do(self._path(key).read_bytes)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise NotFound(key) from None
 
     async def delete(self, key: str) -> None:
-        """Removes the bytes if they are there. Raises BadKey."""
         await self._do(self._remove, self._path(key))
 
     async def untouched_since(self, moment: float) -> list[str]:
-        """The jobs whose pictures were all stored, or removed, before that time (Unix seconds of this machine)."""
+        """A job is touched by removing a picture, too; the time is that of this machine."""
         return await self._do(self._untouched_since, moment)
 
     async def delete_all(self, job_id: str) -> None:
-        """Removes every picture of the job. Raises BadKey."""
         await self._do(shutil.rmtree, self._path(job_id), ignore_errors=True)
 
     async def check(self) -> None:
-        """Raises OSError if a picture could not be written now."""
         await self._do(self._probe)
+
+    async def link(self, key: str, method: str, seconds: int) -> str | None:
+        checked_key(key)
+        return None
 
     async def _do(self, work: Callable[..., Answer], *args: object, **named: object) -> Answer:
         async with asyncio.timeout(self._timeout_s):
             return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **named))
 
     def _path(self, key: str) -> Path:
-        if len(key) > _MAX_KEY or not _KEY.fullmatch(key) or ".." in key:
-            raise BadKey("not a key of this store")
-        return self._root / key
+        return self._root / checked_key(key)
+
+    def _size(self, path: Path, key: str) -> int:
+        if not path.is_file():
+            raise NotFound(key)
+        return path.stat().st_size
 
     def _write(self, path: Path, data: bytes) -> None:
         self._partial.mkdir(parents=True, exist_ok=True)
@@ -109,6 +166,7 @@ class LocalImageStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            check_written(data, Path(partial).read_bytes())
             os.replace(partial, path)
         except BaseException:
             Path(partial).unlink(missing_ok=True)

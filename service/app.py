@@ -27,10 +27,10 @@ from jobs.batches import Batches
 from jobs.clients import Clients
 from jobs.events import EventLog
 from jobs.hooks import HookQueue
-from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
 from jobs.shards import Shards, open_shards
+from jobs.stores import check_reachable
 from jobs.tracing import Tracing, open_tracing
 from jobs.tries import Tries
 from service.api import batches, health, images, models, native, openai, sdapi, studio, webhooks
@@ -41,7 +41,7 @@ from service.chores import reap_forever, sweep_forever
 from service.doorkeeper import Doorkeeper
 from service.error_answers import documented, respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
-from service.gateway import Gateway
+from service.gateway import Gateway, picture_store
 from service.generations import Generations
 from service.keyring import Keyring, check_keys
 from service.log import carry_over, make_log
@@ -104,10 +104,11 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `request_drain_s` to end.
 
     A `listener` that is handed in takes the place of host and port, and outlives this process in its owner. Raises NoKeys where
-    others can reach it and nobody has a key.
+    others can reach it and nobody has a key; StoreUnfit or StoreAway where pictures lie elsewhere and cannot be reached, ExtraMissing.
     """
     if listener:
         settings = settings.model_copy(update={"host": listener.getsockname()[0]})
+    asyncio.run(check_reachable(settings.storage, settings.s3_endpoint))
     asyncio.run(check_keys(settings, settings.redis_url or _embedded_url(settings)))
     config = uvicorn.Config(
         create_app(settings),
@@ -166,7 +167,7 @@ def _lifespan(
             burst=settings.rate_burst,
             retention_s=settings.retention_s,
         )
-        registry, store = Registry(shards), LocalImageStore(settings.image_dir)
+        registry, store = Registry(shards), picture_store(settings)
         catalog = Catalog(registry, settings)
         keyring = Keyring(Clients(shards), settings)
         generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing)

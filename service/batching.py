@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobs.batches import BadLine, Batch, Batches, Stopped, line_id
-from jobs.image_store import LocalImageStore, NotFound
+from jobs.image_store import ImageStore, NotFound
 from jobs.job import Job, JobStatus
 from jobs.job_queue import Admission, IdempotencyConflict, JobGone, QueueFull, QuotaSpent, RateLimited
 from service import errors
@@ -50,7 +50,7 @@ class Accepted:
 class Batching:
     """Batches of one gateway. Methods may raise RedisError. A batch is its client's alone."""
 
-    def __init__(self, batches: Batches, generations: Generations, store: LocalImageStore, keyring: Keyring, settings: Settings) -> None:
+    def __init__(self, batches: Batches, generations: Generations, store: ImageStore, keyring: Keyring, settings: Settings) -> None:
         self._batches, self._generations, self._store = batches, generations, store
         self._keyring, self._settings = keyring, settings
         self._turns = asyncio.Semaphore(TAKEN_AT_ONCE)

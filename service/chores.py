@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 from jobs.connection import heed_cancel
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore
 from jobs.job_queue import JobQueue
 from service.settings import Settings
 
@@ -37,7 +37,7 @@ async def reap_forever(queue: JobQueue, log: FilteringBoundLogger) -> None:
         await asyncio.sleep(REAP_EVERY_S)
 
 
-async def sweep_forever(store: LocalImageStore, queue: JobQueue, settings: Settings, log: FilteringBoundLogger) -> None:
+async def sweep_forever(store: ImageStore, queue: JobQueue, settings: Settings, log: FilteringBoundLogger) -> None:
     """Every gateway sweeps; several of them are as good as one."""
     while True:
         try:
@@ -48,7 +48,7 @@ async def sweep_forever(store: LocalImageStore, queue: JobQueue, settings: Setti
         await asyncio.sleep(SWEEP_EVERY_S)
 
 
-async def sweep(store: LocalImageStore, queue: JobQueue, *, retention_s: float, now: float) -> int:
+async def sweep(store: ImageStore, queue: JobQueue, *, retention_s: float, now: float) -> int:
     """Delete the pictures of every job whose record has expired, and those that a worker left behind when it lost its job.
     `now` is Unix seconds of this machine. Returns of how many jobs. Raises RedisError, OSError."""
     swept = 0

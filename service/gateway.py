@@ -9,10 +9,11 @@ from fastapi import Depends, Request
 from structlog.typing import FilteringBoundLogger
 
 from jobs.hooks import HookQueue
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry
 from jobs.shards import Shards
+from jobs.stores import open_store
 from jobs.tries import Tries
 from service.batching import Batching
 from service.catalog import Catalog, ImageLinks
@@ -21,6 +22,8 @@ from service.generations import Generations
 from service.keyring import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
+
+STORE_S = 30.0  # for what is asked of a store that is not on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,19 @@ class Gateway:
     queue: JobQueue
     hooks: HookQueue
     registry: Registry
-    store: LocalImageStore
+    store: ImageStore
     catalog: Catalog
     links: ImageLinks
     keyring: Keyring
     generations: Generations
     tries: Tries
     batching: Batching
+
+
+def picture_store(settings: Settings) -> ImageStore:
+    """Raises jobs.stores.ExtraMissing."""
+    places = {"endpoint": settings.s3_endpoint, "public_endpoint": settings.s3_public_endpoint}
+    return open_store(settings.storage, settings.data_dir, timeout_s=STORE_S if settings.storage else None, **places)
 
 
 def _gateway(request: Request) -> Gateway:

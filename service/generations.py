@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from jobs.events import Event, EventLog
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore
 from jobs.job import TERMINAL, Job, JobStatus
 from jobs.job_queue import (
     DeadlineUnmeetable,
@@ -53,7 +53,7 @@ class Generations:
         queue: JobQueue,
         events: EventLog,
         catalog: Catalog,
-        store: LocalImageStore,
+        store: ImageStore,
         keyring: Keyring,
         settings: Settings,
         tracing: Tracing,

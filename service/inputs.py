@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from jobs.image_store import BadKey, LocalImageStore, NotFound
+from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import Job
 from service import errors
 from service.picture_errors import InvalidPicture, PictureNotFound
@@ -49,7 +49,7 @@ class Pictures:
 class Inputs:
     """Methods may raise StorageUnavailable."""
 
-    def __init__(self, store: LocalImageStore, find_job: Callable[[str, str], Awaitable[Job]]) -> None:
+    def __init__(self, store: ImageStore, find_job: Callable[[str, str], Awaitable[Job]]) -> None:
         self._store, self._find_job = store, find_job
 
     async def look(self, image: str | bytes | None, mask: str | bytes | None, client: str) -> Pictures:

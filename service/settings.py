@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.address import parse
+from jobs.stores import checked_endpoint, checked_storage
 
 PREFIX = "CELADON_"
 
@@ -43,6 +44,10 @@ class Settings(BaseSettings):
     redis_url: str = Field(default="", description="as in jobs.address; empty: the embedded server of the data dir")
     shards: int = Field(default=0, ge=0, le=1024, description="of the queue; 0: six on a Cluster, else one")
     data_dir: Path = Field(default=Path(".celadon"), description="images lie in its folder `images`")
+    storage: str = Field(default="", description="of pictures: s3://bucket/prefix; empty: on this machine")
+    s3_endpoint: str = Field(default="", description="of an S3 that is not Amazon's")
+    s3_public_endpoint: str = Field(default="", description="how clients reach it; empty: as we do")
+    image_delivery: Literal["stream", "redirect"] = Field(default="stream", description="redirect: clients fetch them from S3")
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535, description="0 takes a free one")
     keys: Literal["auto", "required", "none"] = Field(default="auto", description="auto: needed unless only this machine can ask")
@@ -79,6 +84,9 @@ class Settings(BaseSettings):
         if value:
             parse(value)
         return value
+
+    _storage = field_validator("storage")(checked_storage)
+    _endpoints = field_validator("s3_endpoint", "s3_public_endpoint")(checked_endpoint)
 
     @field_validator("public_url")
     @classmethod
@@ -125,14 +133,18 @@ class Settings(BaseSettings):
         """Of `public_url`; empty where there is none."""
         return urlsplit(self.public_url).hostname or ""
 
-    @property
-    def image_dir(self) -> Path:
-        return self.data_dir / "images"
-
     @model_validator(mode="after")
     def _no_unknown_names(self) -> Self:
         if faults := unknown_names(os.environ):
             raise ValueError("; ".join(faults))
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_use(self) -> Self:
+        if not self.storage and (self.s3_endpoint or self.s3_public_endpoint or self.image_delivery == "redirect"):
+            raise ValueError(
+                "CELADON_S3_ENDPOINT, CELADON_S3_PUBLIC_ENDPOINT and CELADON_IMAGE_DELIVERY=redirect want CELADON_STORAGE=s3://..."
+            )
         return self
 
     @classmethod

@@ -13,6 +13,7 @@ from redis.client import Redis as BlockingRedis
 import jobs.valkey
 from jobs.job_queue import JobQueue, connect
 from tests.job_samples import Clock
+from tests.s3_server import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,17 @@ async def clock(redis: Redis) -> Clock:
     clock = Clock(redis, 1_000_000.0)
     await clock.advance(0)
     return clock
+
+
+@pytest.fixture(scope="session")
+def s3_of_session() -> Iterator[S3Server]:
+    with tempfile.TemporaryDirectory(prefix="celadon-s3-") as folder, s3_server(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A real S3 server with a bucket, and its keys in this process's environment."""
+    for name, value in s3_of_session.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_of_session

@@ -221,11 +221,24 @@ async def test_storage_that_is_full_fails_the_job_with_a_code_that_says_try_agai
     queue = JobQueue(redis)
     await queue.submit(job("a"))
     (tmp_path / "a").write_text("a file where the job's folder should be")
-    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    bench = Bench(queue, redis, tmp_path, draw_at_once, store_s=0.5)
     done = await bench.ended("a")
     await bench.stop()
     assert done.error is not None
     assert (done.error.code, done.error.retryable) == ("storage_unavailable", True)
+
+
+async def test_a_picture_is_stored_when_storage_comes_back(redis: Redis, tmp_path: Path, logged: io.StringIO) -> None:
+    queue = JobQueue(redis)
+    await queue.submit(job("a"))
+    (tmp_path / "a").write_text("in the way")
+    bench = Bench(queue, redis, tmp_path, draw_at_once)
+    async with asyncio.timeout(20):
+        while "store_unavailable" not in logged.getvalue():
+            await asyncio.sleep(0.01)
+    (tmp_path / "a").unlink()
+    assert (await bench.ended("a")).status is JobStatus.SUCCEEDED
+    await bench.stop()
 
 
 @pytest.fixture

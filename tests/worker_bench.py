@@ -11,7 +11,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from jobs.hooks import HookQueue
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore, LocalImageStore
 from jobs.job import Job
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
@@ -59,14 +59,23 @@ def job(name: str, **fields: Any) -> Job:
 class Bench:
     """One worker on real Valkey, running in this test's event loop."""
 
-    def __init__(self, queue: JobQueue, redis: Redis, folder: Path, react: Callable[[Command], list[Report]], **told: Any) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        redis: Redis,
+        folder: Path,
+        react: Callable[[Command], list[Report]],
+        store: ImageStore | None = None,
+        **told: Any,
+    ) -> None:
         info = WorkerInfo(
             id="w", models=(CARD.id,), device="cpu", backend="none", slots=4, busy=0, version="1", started_at=0.0, ready=False
         )
         told = {"renew_s": 0.05, "progress_s": 0.05, "drain_s": 0} | told
         settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, **told)
         self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
-        doors, inbox = Doors(queue, Registry(redis), LocalImageStore(folder, timeout_s=settings.store_s), HookQueue(redis)), Inbox()
+        store = store or LocalImageStore(folder, timeout_s=settings.store_s)
+        doors, inbox = Doors(queue, Registry(redis), store, HookQueue(redis)), Inbox()
         self.puppet.report = inbox.put
         worker = Worker(info, CARD, settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
         self._running = asyncio.create_task(worker.run(self._stop))

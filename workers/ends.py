@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore
 from jobs.job import JobError
 from jobs.job_queue import JobQueue
 from workers.drawing import DrawingThread
@@ -27,7 +27,7 @@ class Ends:
         self,
         worker: str,
         queue: JobQueue,
-        store: LocalImageStore,
+        store: ImageStore,
         holdings: Holdings,
         drawing: DrawingThread,
         errands: Errands,

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jobs.image_store import BadKey, LocalImageStore, NotFound
+from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import JobError
 from pipelines.params import GenerationParams
 from workers.messages import Inputs, Pixels
@@ -28,7 +28,7 @@ class NoInputs(Exception):
         self.error = error
 
 
-async def load(params: GenerationParams, store: LocalImageStore) -> Inputs:
+async def load(params: GenerationParams, store: ImageStore) -> Inputs:
     """Picture and mask of a job that has one. Raises NoInputs."""
     try:
         picture = await store.read(params.image)

@@ -8,7 +8,7 @@ import time
 
 import structlog
 
-from jobs.image_store import LocalImageStore, image_key
+from jobs.image_store import ImageStore, image_key
 from jobs.job import ImageRef, JobError
 from jobs.job_queue import JobQueue
 from jobs.tracing import Tracing
@@ -17,6 +17,7 @@ from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from workers import encode
 from workers.ends import Ends
 from workers.held import Held, Holdings
+from workers.insist import BACK_OFF_S
 from workers.log import of, where
 from workers.messages import Drawn
 from workers.metrics import WorkerMetrics
@@ -35,16 +36,16 @@ class Pictures:
         self,
         card: ModelCard,
         version: str,
-        encode_s: float,
+        store_s: float,
         queue: JobQueue,
-        store: LocalImageStore,
+        store: ImageStore,
         holdings: Holdings,
         ends: Ends,
         previews: Previews,
         metrics: WorkerMetrics,
         tracing: Tracing,
     ) -> None:
-        self._card, self._version, self._encode_s = card, version, encode_s
+        self._card, self._version, self._store_s = card, version, store_s
         self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
         self._metrics, self._tracing = metrics, tracing
 
@@ -55,9 +56,9 @@ class Pictures:
         key = image_key(job.id, job.attempt, drawn.index, EXTENSIONS[params.output_format])
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._encode_s):
+            async with asyncio.timeout(self._store_s):
                 data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
-            await self._store.put(key, data)
+            await self._keep(held, key, data)
         except Exception as error:  # whatever it is, it is this job's failure and nobody else's
             log.error("not_stored", **of(job), error=where(error))
             self._ends.drop(held)
@@ -74,6 +75,20 @@ class Pictures:
             await self._ends.discard(held)  # lost, cancelled or released while it was written
         elif held.complete:
             await self.finish(held)
+
+    async def _keep(self, held: Held, key: str, data: bytes) -> None:
+        """Storage may be away for a while, so a write is tried again, for `store_s` altogether. Raises OSError. Nothing is kept of a job
+        that is no longer ours."""
+        tries = 0
+        async with asyncio.timeout(self._store_s):
+            while self._holdings.has(held):
+                try:
+                    return await self._store.put(key, data)
+                except OSError as error:
+                    if tries == 0:
+                        log.warning("store_unavailable", job=held.job.id, error=type(error).__name__)
+                await asyncio.sleep(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
+                tries += 1
 
     async def finish(self, held: Held) -> None:
         """Every picture is stored: succeeded, or somebody else's by now."""

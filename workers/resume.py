@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import structlog
 
-from jobs.image_store import LocalImageStore, NotFound, image_key
+from jobs.image_store import ImageStore, NotFound, image_key
 from jobs.job import ImageRef
 from jobs.job_queue import Checkpoint
 from pipelines.engine import checkpoint
@@ -18,7 +18,7 @@ from workers.log import of
 log = structlog.get_logger("worker")
 
 
-async def resume(held: Held, found: Checkpoint, store: LocalImageStore) -> dict[int, Saved]:
+async def resume(held: Held, found: Checkpoint, store: ImageStore) -> dict[int, Saved]:
     """Take over pictures and states of the earlier attempt; what cannot be read is drawn anew."""
     params = held.job.params
     try:
@@ -37,14 +37,14 @@ async def resume(held: Held, found: Checkpoint, store: LocalImageStore) -> dict[
     return saved
 
 
-async def _owned(held: Held, index: int, image: ImageRef, store: LocalImageStore) -> ImageRef | None:
+async def _owned(held: Held, index: int, image: ImageRef, store: ImageStore) -> ImageRef | None:
     """A picture keeps its key. Only where the checkpoint was that of an equal job, whose pictures go when its time of keeping
     is over, the job gets a copy in its own name; None if there is no picture, which is drawn anew then."""
     job = held.job
     key = image_key(job.id, job.attempt, index, EXTENSIONS[job.params.output_format])
     try:
         if image.key.startswith(f"{job.id}/"):
-            await store.open(image.key)
+            await store.size(image.key)
             return image
         await store.put(key, await store.read(image.key))
     except (NotFound, OSError) as error:

@@ -15,10 +15,11 @@ import structlog
 from redis.exceptions import AuthenticationError
 
 from jobs.hooks import HookQueue
-from jobs.image_store import LocalImageStore
+from jobs.image_store import StoreAway, StoreUnfit
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry, WorkerInfo
 from jobs.shards import Shards, open_shards
+from jobs.stores import ExtraMissing, check_reachable, open_store
 from jobs.tracing import open_tracing
 from workers.drawing import DrawingThread
 from workers.inbox import Inbox
@@ -31,11 +32,14 @@ from workers.worker import Doors, Worker
 log = structlog.get_logger("worker")
 
 REFUSED = 2  # exit status: these settings cannot work, so starting again cannot help
+AWAY = 3  # exit status: starting again may help
 
 
 async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     """Load, measure, announce, serve until `stop`; the exit status."""
     started = time.monotonic()
+    if (status := await _storeless(settings)) is not None:
+        return status
     try:
         model = await asyncio.to_thread(open_model, settings)
     except ModelRefused as error:
@@ -79,6 +83,19 @@ def _open_metrics(settings: WorkerSettings, metrics: WorkerMetrics) -> Callable[
     return close
 
 
+async def _storeless(settings: WorkerSettings) -> int | None:
+    """The exit status where pictures could not be stored."""
+    try:
+        await check_reachable(settings.storage, settings.s3_endpoint)
+    except StoreAway as error:
+        print(error, file=sys.stderr)
+        return REFUSED if isinstance(error, StoreUnfit) else AWAY
+    except ExtraMissing as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    return None
+
+
 async def _unfit(shards: Shards, stop: asyncio.Event) -> int | None:
     """The exit status where the servers cannot hold a queue, or the worker is told to go before they answer."""
     try:
@@ -111,5 +128,5 @@ def doors(settings: WorkerSettings, shards: Shards) -> Doors:
         checkpoint_s=settings.checkpoint_ttl_s,
         max_checkpoint_bytes=settings.checkpoint_bytes,
     )
-    store = LocalImageStore(settings.data_dir / "images", timeout_s=settings.store_s)
+    store = open_store(settings.storage, settings.data_dir, endpoint=settings.s3_endpoint, timeout_s=settings.store_s)
     return Doors(queue, Registry(shards), store, HookQueue(shards))

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.address import parse
+from jobs.stores import checked_endpoint, checked_storage
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-mini"
 
@@ -21,6 +22,8 @@ class WorkerSettings(BaseSettings):
     redis_url: str = Field(description="Redis or Valkey, for example redis://localhost:6379/0; all forms stand in jobs.address")
     shards: int = Field(default=0, ge=0, le=1024, description="of the queue; 0: six on a Cluster, else one")
     data_dir: Path = Path(".celadon")
+    storage: str = Field(default="", description="of pictures: s3://bucket/prefix; empty: the folder `images` of the data dir")
+    s3_endpoint: str = Field(default="", description="of an S3 that is not Amazon's")
     model: str = str(DEFAULT_MODEL)
     solvers: str = Field(default="", description="folder of solver files")
     backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
@@ -46,6 +49,9 @@ class WorkerSettings(BaseSettings):
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    _storage = field_validator("storage")(checked_storage)
+    _endpoint = field_validator("s3_endpoint")(checked_endpoint)
 
     @field_validator("redis_url")
     @classmethod

@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from jobs.hooks import HookQueue
-from jobs.image_store import LocalImageStore
+from jobs.image_store import ImageStore
 from jobs.job import Job, JobError
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
@@ -58,7 +58,7 @@ class Doors:
 
     queue: JobQueue
     registry: Registry
-    store: LocalImageStore
+    store: ImageStore
     hooks: HookQueue
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ from service.gateway import Current, Gateway
 KEY = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,63}}/[0-9]{{1,9}}-[0-9]{{1,4}}\.({'|'.join(EXTENSIONS.values())})", re.ASCII)
 RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,15})\s*-\s*([0-9]{0,15})\s*", re.IGNORECASE)
 MEDIA_TYPE_OF = {EXTENSIONS[name]: media_type for name, media_type in MEDIA_TYPES.items()}
+SENT_ON_S = 300  # for so long the store answers whom we send on
 
 router = APIRouter(tags=["images"])
 
@@ -26,6 +29,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {**PICTURE, "description": "the picture"},
     206: {**PICTURE, "description": "the part that Range asks for"},
     304: {"description": "the client has it already"},
+    307: {"description": "where the picture is, for some minutes; with CELADON_IMAGE_DELIVERY=redirect only"},
     **documented(
         errors.BadSignature,
         errors.ImageNotFound,
@@ -66,7 +70,10 @@ async def image(
     if_none_match: IfNoneMatch = "",
     if_range: IfRange = "",
 ) -> Response:
-    """The URL comes from a job's `images`; nothing else opens it. GET and HEAD share a signature."""
+    """The URL comes from a job's `images`; nothing else opens it. GET and HEAD share a signature. Where the service is told to, it
+    sends on to the store, by a URL that is good for minutes."""
+    if gateway.settings.image_delivery == "redirect":
+        return await _sent_on(gateway, request.method, key, exp, kid, sig)
     data = await _read(gateway, key, exp, kid, sig)
     headers = _headers(key, int(exp))
     if _matches(if_none_match, headers["ETag"]):
@@ -83,12 +90,32 @@ async def image(
 
 
 async def _read(gateway: Gateway, key: str, exp: str, kid: str, sig: str) -> bytes:
-    """Raises ImageNotFound for a key that nobody could have been given; then BadSignature, LinkExpired, ImageErased."""
+    async with _opened(gateway, key, exp, kid, sig):
+        return await gateway.store.read(key)
+
+
+async def _sent_on(gateway: Gateway, method: str, key: str, exp: str, kid: str, sig: str) -> Response:
+    """The store is asked first, so that a picture that was erased is told as one, and a store that is away as well."""
+    async with _opened(gateway, key, exp, kid, sig):
+        size = await gateway.store.size(key)
+        seconds = max(1, min(SENT_ON_S, int(exp) - int(time.time())))
+        place = await gateway.store.link(key, method, seconds)
+    if place is None:
+        raise errors.StorageUnavailable()
+    if method == "GET":
+        gateway.metrics.image_served(size)
+    return Response(status_code=307, headers={"Location": place, "Cache-Control": f"private, max-age={seconds // 2}"})
+
+
+@asynccontextmanager
+async def _opened(gateway: Gateway, key: str, exp: str, kid: str, sig: str) -> AsyncIterator[None]:
+    """Raises ImageNotFound for a key that nobody could have been given; then BadSignature, LinkExpired; ImageErased and
+    StorageUnavailable for what the store raises within."""
     if not KEY.fullmatch(key):
         raise errors.ImageNotFound()
     try:
         await gateway.links.verify(key, exp, kid, sig)
-        return await gateway.store.read(key)
+        yield
     except BadSignature:
         raise errors.BadSignature() from None
     except Expired:

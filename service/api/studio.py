@@ -7,16 +7,17 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request, Response
 from starlette.staticfiles import StaticFiles
 
+from service.settings import Settings
+
 FOLDER = Path(__file__).resolve().parent.parent / "ui"
 
-# Only its own scripts and styles, and no other host. Previews are data URLs.
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cache-Control": "no-cache",  # asked each time, answered with 304 until a release changes it
-}
+# Only its own scripts and styles, and no other host, but for pictures that a store hands out. Previews are data URLs.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:{store}; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+CACHE = "no-cache"  # asked each time, answered with 304 until a release changes it
+AMAZON = "https://*.amazonaws.com"
 
 router = APIRouter(include_in_schema=False)
 _files = StaticFiles(directory=FOLDER)
@@ -40,5 +41,13 @@ async def file(name: str, request: Request) -> Response:
 
 async def _answer(name: str, request: Request) -> Response:
     response = await _files.get_response(name, request.scope)
-    response.headers.update(HEADERS)
+    settings: Settings = request.app.state.gateway.settings
+    response.headers.update({"Content-Security-Policy": POLICY.format(store=_store(settings)), "Cache-Control": CACHE})
     return response
+
+
+def _store(settings: Settings) -> str:
+    """Where pictures come from beside this gateway, as a policy names it."""
+    if settings.image_delivery == "stream":
+        return ""
+    return f" {settings.s3_public_endpoint or settings.s3_endpoint or AMAZON}"

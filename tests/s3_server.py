@@ -1,0 +1,93 @@
+"""A real S3 server for tests: SeaweedFS, on ports that the system gives, with one pair of keys and one bucket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
+
+WEED = Path(sys.executable).with_name("weed")
+BUCKET, KEY_ID, SECRET = "celadon-test", "celadon", "a-secret-that-no-log-may-hold"
+START_S = 40.0
+OWNER_ID = "owner"  # who may make buckets; the same secret
+
+
+@dataclass
+class S3Server:
+    """Where it is, and who may ask. `stop` and `go_on` make it as one that is away and comes back."""
+
+    endpoint: str
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+def free_ports(count: int) -> list[int]:
+    """All of them at one time, so that none comes twice."""
+    with ExitStack() as stack:
+        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """A server with an empty bucket. It is killed at the end: an orderly stop would take it a dozen seconds."""
+    people = [_identity("owner", OWNER_ID, ["Admin"]), _identity("celadon", KEY_ID, ["Read", "Write", "List"])]
+    (folder / "s3.json").write_text(json.dumps({"identities": people}))
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    options = {
+        "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false", "volume.max": 20,
+        "master.volumeSizeLimitMB": 64, "master.electionTimeout": "1s", "filer.localSocket": folder / "filer.sock",
+        "s3.config": folder / "s3.json", **ports,
+    }  # fmt: skip
+    command = [WEED, "-logtostderr=false", f"-logdir={folder}", "server", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+    try:
+        _make_bucket(endpoint, process)
+        yield S3Server(endpoint, process, keys)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _identity(name: str, key_id: str, actions: list[str]) -> dict[str, object]:
+    return {"name": name, "credentials": [{"accessKey": key_id, "secretKey": SECRET}], "actions": actions}
+
+
+def _make_bucket(endpoint: str, process: subprocess.Popen[bytes]) -> None:
+    """Ask until it has made one: a bucket is a PUT of its name, which an object store client sends for an empty key too."""
+    store = S3Store(
+        endpoint=endpoint, access_key_id=OWNER_ID, secret_access_key=SECRET, region="us-east-1", bucket=BUCKET,
+        client_options={"allow_http": True, "timeout": "5s"}, retry_config={"max_retries": 0},
+    )  # fmt: skip
+    until = time.monotonic() + START_S
+    while True:
+        assert process.poll() is None, "the S3 server ended"
+        try:
+            with suppress(AlreadyExistsError):
+                obstore.put(store, "", b"", use_multipart=False)
+            obstore.put(store, "first", b"x", use_multipart=False)  # a volume to write to comes last
+            obstore.delete(store, "first")
+            return
+        except BaseError as error:
+            assert time.monotonic() < until, f"the S3 server did not start: {error}"
+            time.sleep(0.05)
