@@ -54,6 +54,7 @@ FIRST_LOOK_S = 1.0  # at Redis, before the door opens; /readyz looks again each 
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
 
+WITH_PICTURES = ("/sdapi/v1/img2img", "/v1/images/edits")  # whose bodies hold files
 CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
     "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
     "allow_headers": ["*"],  # clients of OpenAI send a dozen of their own
@@ -94,8 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Doorkeeper, settings=settings)
     if settings.origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CORS)
-    limits = {"max_body_bytes": settings.max_body_bytes, "max_batch_bytes": settings.max_batch_bytes}
-    app.add_middleware(Surroundings, log=log, metrics=metrics, tracing=tracing, **limits)
+    larger = {"/batches": settings.max_batch_bytes, **dict.fromkeys(WITH_PICTURES, settings.max_picture_bytes)}
+    app.add_middleware(Surroundings, log=log, metrics=metrics, tracing=tracing, max_body_bytes=settings.max_body_bytes, larger=larger)
     app.openapi = lambda: openapi(app, settings)  # type: ignore[method-assign]
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,18 @@ class Surroundings:
     """The outermost layer of ours. Nothing that is raised below leaves it."""
 
     def __init__(
-        self, app: ASGIApp, *, log: FilteringBoundLogger, metrics: Metrics, tracing: Tracing, max_body_bytes: int, max_batch_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        log: FilteringBoundLogger,
+        metrics: Metrics,
+        tracing: Tracing,
+        max_body_bytes: int,
+        larger: Mapping[str, int],
     ) -> None:
+        """`larger` limits are those of some paths."""
         self._app, self._log, self._metrics, self._tracing = app, log, metrics, tracing
-        self._max_body_bytes, self._max_batch_bytes = max_body_bytes, max_batch_bytes
+        self._max_body_bytes, self._larger = max_body_bytes, larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +82,7 @@ class Surroundings:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on, but let no body in that is longer than the limit, announced or not."""
-        limit = self._max_batch_bytes if scope["path"] == "/batches" else self._max_body_bytes
+        limit = self._larger.get(scope["path"], self._max_body_bytes)
         if _announced_length(scope) > limit:
             return await respond(BodyTooLarge(f"The request body is larger than {limit} bytes."), scope)(scope, receive, send)
         taken = 0

@@ -109,6 +109,10 @@ class Txt2ImgRequest(BaseModel):
             preview=True,
         )
 
+    def echo(self) -> dict[str, Any]:
+        """The request as the answer repeats it."""
+        return self.model_dump(by_alias=True)
+
 
 def label(sampler: str) -> str:
     """What A1111 calls it, or its id."""
@@ -129,9 +133,10 @@ def info(job: Job, card: ModelCard, version: str) -> str:
         "all_subseeds": seeds, "subseed_strength": 0, "width": params.width, "height": params.height, "sampler_name": name,
         "cfg_scale": params.guidance, "steps": params.steps, "batch_size": count, "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": card.id, "sd_model_hash": card.hash[:10], "sd_vae_name": None, "sd_vae_hash": None, "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1, "denoising_strength": None, "extra_generation_params": {"Schedule type": params.schedule},
-        "index_of_first_image": 0, "infotexts": [infotext(params, seed, name, card.hash[:10], version) for seed in seeds], "styles": [],
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": 1,
+        "seed_resize_from_h": -1, "denoising_strength": params.strength if params.image else None,
+        "extra_generation_params": {"Schedule type": params.schedule},
+        "index_of_first_image": 0, "infotexts": [infotext(params, seed, name, card.hash[:10], version) for seed in seeds],
+        "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": 1,
         "is_using_inpainting_conditioning": False, "version": f"celadon {version}", "job_id": job.id,
         "warnings": [warning.message for warning in job.warnings],
     }  # fmt: skip

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     max_images: int = Field(default=8, ge=1, le=64)
     max_prompt_chars: int = Field(default=2000, ge=1, le=100_000)
     max_batch_bytes: int = Field(default=16_777_216, ge=1024, description="of the body of POST /batches")
+    max_picture_bytes: int = Field(default=16_777_216, ge=1024, description="of the body of /sdapi/v1/img2img and /v1/images/edits")
     max_batch_lines: int = Field(default=10_000, ge=1, le=100_000)
     max_queued: int = Field(default=50_000, ge=1)
     max_queued_per_client: int = Field(default=20_000, ge=1, description="of the jobs that wait")

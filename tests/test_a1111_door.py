@@ -172,8 +172,7 @@ def test_options_are_of_a_request_and_never_of_all(gateway: Live) -> None:
     assert gateway.http.get("/sdapi/v1/options").json() == now
 
 
-def test_pictures_cannot_go_in_yet_and_other_addresses_are_none(gateway: Live) -> None:
-    assert gateway.http.post("/sdapi/v1/img2img", json={}).json()["error"]["code"] == "not_supported"
+def test_other_addresses_are_none(gateway: Live) -> None:
     assert gateway.http.get("/sdapi/v1/interrogate").status_code == 404
     assert gateway.http.post("/sdapi/v1/png-info", json={"image": "!"}).json()["error"]["code"] == "invalid_value"
 

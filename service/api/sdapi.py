@@ -18,8 +18,10 @@ from service import errors
 from service.error_answers import documented
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import Client, Current, Gateway
+from service.picture_errors import InvalidPicture, KindNotSupported
 from service.png_text import texts
 from service.sdapi import Txt2ImgRequest, info, progress, title
+from service.sdapi_img2img import Img2ImgRequest
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
 
@@ -30,6 +32,13 @@ EMPTY_LISTS = (
     "latent-upscale-modes", "extensions",
 )  # fmt: skip
 DOWN = documented(errors.QueueUnavailable)
+OF_DRAWING = (
+    errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
+    errors.UnknownSampler, errors.UnknownSchedule, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
+    errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams,
+    errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
+    errors.JobFailed, errors.StillRunning,
+)  # fmt: skip
 Anything = dict[str, Any]
 
 
@@ -42,16 +51,24 @@ class PngInfoRequest(BaseModel):
 @router.post(
     "/txt2img",
     summary="Draw pictures, in A1111's form",
-    responses=documented(
-        errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
-        errors.UnknownSampler, errors.UnknownSchedule, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
-        errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams,
-        errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
-        errors.JobFailed, errors.StillRunning,
-    ),
-)  # fmt: skip
+    responses=documented(*OF_DRAWING),
+)
 async def txt2img(body: Txt2ImgRequest, request: Request, gateway: Current, client: Client) -> Anything:
     """Queue a job and wait for it. `images` are base64, `info` is a JSON string. An interrupted job has no images."""
+    return await _draw(body, request, gateway, client)
+
+
+@router.post(
+    "/img2img",
+    summary="Draw from a picture, in A1111's form",
+    responses=documented(*OF_DRAWING, errors.MissingField, InvalidPicture, KindNotSupported),
+)
+async def img2img(body: Img2ImgRequest, request: Request, gateway: Current, client: Client) -> Anything:
+    """As txt2img, from `init_images`; with `mask` only what is white is drawn."""
+    return await _draw(body, request, gateway, client)
+
+
+async def _draw(body: Txt2ImgRequest, request: Request, gateway: Gateway, client: str) -> Anything:
     body.checked()
     card = await gateway.catalog.card(body.model)
     try:
@@ -67,13 +84,7 @@ async def txt2img(body: Txt2ImgRequest, request: Request, gateway: Current, clie
     if job.status != JobStatus.CANCELED:
         raise_unless_succeeded(job)
     images = [base64.b64encode(data).decode() for data in await pictures_of(job, gateway)] if body.send_images is not False else []
-    return {"images": images, "parameters": body.model_dump(by_alias=True), "info": info(job, card, request.app.version)}
-
-
-@router.post("/img2img", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
-async def img2img() -> None:
-    """Pictures cannot go in yet. Always 400 `not_supported`."""
-    raise errors.NotSupported("This service draws from text alone so far: /sdapi/v1/txt2img.")
+    return {"images": images, "parameters": body.echo(), "info": info(job, card, request.app.version)}
 
 
 @router.get("/progress", summary="How your own jobs stand", responses=DOWN)

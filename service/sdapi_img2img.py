@@ -1,0 +1,93 @@
+"""The body of A1111's img2img as data: what is honoured of it, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+
+from pipelines.card import ModelCard
+from service.drafts import Draft
+from service.errors import InvalidValue, MissingField, NotSupported
+from service.picture_errors import InvalidPicture
+from service.picture_head import head
+from service.sdapi import Txt2ImgRequest
+
+# Fields of pictures that are honoured at these values only. Left out or null, they ask for nothing.
+ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "resize_mode": ((0,), "pictures are resized to width and height, and not cut or filled up"),
+    "inpainting_mask_invert": ((0, False), "send the mask the other way round"),
+    "initial_noise_multiplier": ((1,), "there is one amount of noise"),
+    "include_init_images": ((False,), "your own pictures are not sent back"),
+    "latent_mask": ((), "send mask"),
+    "mask_round": ((True,), "masks are binary for the model"),
+}
+OF_MASKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "inpainting_fill": ((1,), "the masked part begins as the picture (1, original)"),
+    "inpaint_full_res": ((False,), "the whole picture is drawn, not the masked region alone"),
+}
+MOOT = frozenset({"inpaint_full_res_padding", "image_cfg_scale"})  # they matter beside what is refused
+MAX_BLUR = 64
+
+
+class Img2ImgRequest(Txt2ImgRequest):
+    """Body of img2img. null is legal everywhere; what asks for something that is not done here is refused."""
+
+    init_images: list[str] | None = Field(default=None, description="one picture, base64 or a data URL")
+    denoising_strength: float | None = Field(default=0.75, description="share of the steps that is taken: above 0, at most 1")
+    mask: str | None = Field(default=None, description="base64 or a data URL; white is drawn anew")
+    mask_blur: int | None = Field(default=4, ge=0, le=MAX_BLUR, description="deviation of the soft edge, in pixels")
+
+    def checked(self) -> None:
+        """Raises NotSupported, UnknownField for a field that cannot be honoured."""
+        refused = {**ONLY, **(OF_MASKS if self.mask else {})}
+        for name, (good, why) in refused.items():
+            value = (self.model_extra or {}).get(name)
+            if value is not None and value not in good:
+                raise NotSupported(f"{name} of {str(value)[:20]} is not done here: {why}.", param=name)
+        known = {*ONLY, *OF_MASKS, *MOOT}
+        rest = {name: value for name, value in (self.model_extra or {}).items() if name not in known}
+        Txt2ImgRequest.model_construct(None, override_settings=self.override_settings, **rest).checked()
+
+    def to_draft(self, card: ModelCard) -> Draft:
+        """Raises UnknownName of `pipelines.names`, MissingField, InvalidValue, InvalidPicture, NotSupported."""
+        if not self.init_images:
+            raise MissingField("img2img begins with a picture: send init_images.", param="init_images")
+        if len(self.init_images) > 1:
+            raise NotSupported("One picture is taken; ask again for the others.", param="init_images")
+        mask = _decoded("mask", self.mask) if self.mask else None
+        if mask and _transparent(mask):
+            raise NotSupported("A mask has no transparency here; send black and white.", param="mask")
+        strength = 0.75 if self.denoising_strength is None else self.denoising_strength
+        if not 0 < strength <= 1:
+            raise InvalidValue("denoising_strength must be above 0, and at most 1.", param="denoising_strength")
+        return replace(
+            super().to_draft(card),
+            kind="inpaint" if mask else "image_to_image",
+            image=_decoded("init_images", self.init_images[0]),
+            mask=mask,
+            strength=strength,
+            mask_feather=2 * (4 if self.mask_blur is None else self.mask_blur) if mask else None,
+        )
+
+    def echo(self) -> dict[str, Any]:
+        """The request as the answer repeats it: without pictures, as there."""
+        return self.model_dump(by_alias=True) | {"init_images": None, "mask": None}
+
+
+def _decoded(param: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except (ValueError, binascii.Error):
+        raise InvalidPicture(f"{param} is not base64.", param=param) from None
+
+
+def _transparent(data: bytes) -> bool:
+    try:
+        return head(data).transparent
+    except ValueError as error:
+        raise InvalidPicture(f"mask cannot be taken: {error}.", param="mask") from None
