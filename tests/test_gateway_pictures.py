@@ -56,7 +56,7 @@ def test_predicted_seconds_count_only_the_steps_that_are_taken(gateway: Live) ->
 
     whole = predicted()
     assert predicted(image=PICTURE, strength=0.3) == pytest.approx(0.3 * whole) and whole > 0
-    assert not list(Path(gateway.settings.image_dir).rglob("in-*")), "a dry run stores nothing"
+    assert not list((gateway.settings.data_dir / "images").rglob("in-*")), "a dry run stores nothing"
 
 
 def test_what_a_job_says_may_be_posted_again(gateway: Live) -> None:
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused_before_anything_is_queued(
 ) -> None:
     assert_error(gateway.post(GOOD | body), 404 if code == "picture_not_found" else 400, code, param)
     assert sum(depth(redis_url).values()) == 0
-    assert not list(Path(gateway.settings.image_dir).rglob("in-*"))
+    assert not list((gateway.settings.data_dir / "images").rglob("in-*"))
 
 
 def test_a_key_opens_for_its_client_alone(redis_url: str, tmp_path: Path) -> None:
