@@ -111,7 +111,7 @@ def storage() -> Finding:
     if settings.storage:
         check_storage(settings)
         return Finding(f"{settings.storage}: writable")
-    folder = (settings.data_dir / "images").resolve()
+    folder = settings.image_dir.resolve()
     with _made(folder):
         asyncio.run(LocalImageStore(folder).check())
         free = shutil.disk_usage(folder).free

@@ -245,7 +245,7 @@ class Up:
                 job = pictures.draw(client, self.console, self.plan.first_prompt)
                 for image in job.images:
                     key = client.local(image.url).partition("?")[0].removeprefix("/images/")
-                    place = self.plan.settings.storage.rstrip("/") or self.plan.data_dir / "images"
+                    place = self.plan.settings.storage.rstrip("/") or self.plan.settings.image_dir.resolve()
                     self.console.print(f"  [bold]{escape(image.url)}[/]\n  {escape(f'{place}/{key}')}", highlight=False, soft_wrap=True)
         except (CeladonError, OSError) as error:
             self.console.print(f"[red]✗[/] the first picture failed: {escape(str(error))}")

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         """Of `public_url`; empty where there is none."""
         return urlsplit(self.public_url).hostname or ""
 
+    @property
+    def image_dir(self) -> Path:
+        """Where pictures lie, if they lie on this machine."""
+        return self.data_dir / "images"
+
     @model_validator(mode="after")
     def _no_unknown_names(self) -> Self:
         if faults := unknown_names(os.environ):

@@ -40,7 +40,7 @@ async def test_a_job_is_followed_to_its_picture(celadon: AsyncClient, live: Live
     [claimed] = await queue.claim("w", [card().id], 1)
     await queue.progress("w", 1, job.id, 2)
     image = sample_image(claimed)
-    path = live.settings.data_dir / "images" / image.key
+    path = live.settings.image_dir / image.key
     path.parent.mkdir(parents=True)
     path.write_bytes(b"drawn")
     assert await queue.finish("w", 1, job.id, [image])

@@ -36,7 +36,7 @@ def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
 async def draw(queue: JobQueue, live: Live) -> Job:
     """Play the worker for one job: every image of it is stored and the job finished."""
     (job,) = await queue.claim("w1", [MODEL], 1)
-    store = LocalImageStore(live.settings.data_dir / "images")
+    store = LocalImageStore(live.settings.image_dir)
     images = []
     for index in range(job.params.num_images):
         key = image_key(job.id, job.attempt, index, "png")
@@ -272,7 +272,7 @@ async def test_erased_images_are_gone_for_good(gateway: Live, queue: JobQueue) -
     assert (await in_thread(gateway.http.get, path)).json()["images"] == []
     for url in urls:
         assert_error(await in_thread(gateway.http.get, url), 410, "image_erased")
-    assert [p for p in (gateway.settings.data_dir / "images").rglob("*") if p.is_file()] == []
+    assert [p for p in gateway.settings.image_dir.rglob("*") if p.is_file()] == []
 
 
 def test_a_full_queue_is_429_and_says_when_to_come_back(redis_url: str, tmp_path: Path) -> None:

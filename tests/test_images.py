@@ -48,7 +48,7 @@ class Picture:
 
 @pytest.fixture
 async def picture(gateway: Live) -> AsyncIterator[Picture]:
-    store = LocalImageStore(gateway.settings.data_dir / "images")
+    store = LocalImageStore(gateway.settings.image_dir)
     await store.put(KEY, DATA)
     redis = connect(gateway.settings.redis_url)
     yield Picture(gateway, Signer(await Registry(redis).image_secret()), store)
