@@ -218,9 +218,9 @@ def test_refining_the_decoder_leaves_the_encoder(data: Path):
     assert all(torch.equal(after[k], shipped[k]) for k in after)
 
 
-def run_text(data: Path, folder: Path, contrastive: float) -> dict[str, torch.Tensor]:
+def run_text(data: Path, folder: Path, contrastive: float, save_every: int = 16_000) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
-    settings = text.Settings(total=24, batch=4, contrastive=contrastive)
+    settings = text.Settings(total=24, batch=4, contrastive=contrastive, save_every=save_every)
     pictures, scenes = np.load(data / "pictures.npy"), np.load(data / "scenes.npy")
     return text.train(pictures, scenes, folder, settings, width=32, layers=1, heads=2).state_dict()
 

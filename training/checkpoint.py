@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+
+MAY_CHANGE = ("total", "save_every")  # on resume
 
 
 def learning_rate(done: float, peak: float, *, warmup: float = 0.02, hold: float = 0.4, floor: float = 1e-5) -> float:
@@ -66,6 +70,29 @@ def load(path: Path) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
+def descend(optimiser: torch.optim.Optimizer, loss: torch.Tensor, rate: Callable[[float], float], longest: float = 1.0) -> None:
+    """One step down: `rate` tells the learning rate from each group's own peak, `longest` bounds the gradient's norm."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate(group.get("peak", optimiser.defaults["lr"]))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], longest)
+    optimiser.step()
+
+
+def told(*settings: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of the settings of its run; `total` and the like may change on the way."""
+    return {name: value for part in settings for name, value in asdict(part).items() if name not in MAY_CHANGE}
+
+
+def same_run(path: Path, state: dict, now: dict[str, Any]) -> None:
+    """Raises SystemExit where a checkpoint was begun with other settings: going on would be no run that anybody could repeat."""
+    begun = state.get("settings")
+    other = [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in now.items() if begun and begun.get(name) != value]
+    if other:
+        raise SystemExit(f"{path} was begun with {', '.join(other)}: ask for the same, or for another --root")
+
+
 class Clock:
     """Progress bar on a terminal, one line every half minute in a log; also the `--minutes` budget."""
 
@@ -87,11 +114,12 @@ class Clock:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def tick(self, images: int, loss: float, note: str = "") -> None:
-        self.loss = loss if not self.loss else 0.98 * self.loss + 0.02 * loss
+    def tick(self, images: int, loss: float | None = None, note: str = "") -> None:
+        if loss is not None:
+            self.loss = loss if not self.loss else 0.98 * self.loss + 0.02 * loss
         self.images, now = images, time.monotonic()
         speed = (images - self.started_at) / max(now - self.started, 1e-6)
-        text = f"loss {self.loss:.4f}  {speed:.1f}/s {note}"
+        text = f"{'' if loss is None else f'loss {self.loss:.4f}  '}{speed:.1f}/s {note}"
         self.bar.update(self.task, completed=images, note=text)
         if not self.console.is_terminal and now - self.printed > 30:
             self.printed = now

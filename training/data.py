@@ -13,13 +13,14 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from training.compositor import SIZE, SPRITE, Compositor, Scene
 from training.pencil import pencil_drawing
+from training.slices import Slices
 from training.sources import fetch
 from training.words import STYLES, THINGS
 
@@ -82,18 +83,23 @@ def rasterise(packages: list[Path]) -> np.ndarray:
     return sprites
 
 
-def compose(sprites: np.ndarray, count: int, seed: int, folder: Path) -> None:
+def compose(sprites: np.ndarray, count: int, seed: int, folder: Path, minutes: float = 1e9) -> Slices:
     """Write pictures.npy [count, 128, 128, 3] uint8 and scenes.npy [count, 5]: style, thing, colour, background, count."""
     compositor = Compositor(sprites)
-    pictures = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
-    scenes = np.zeros((count, 5), np.int16)
-    for i in track(range(count), "compose"):
-        rng = np.random.default_rng((seed, i))
-        scene = compositor.random_scene(rng)
-        pictures[i] = compositor.draw(scene, rng)
-        scenes[i] = (scene.style, scene.thing, scene.colour, scene.background, scene.count)
+    of = {"sprites": hashlib.sha256(sprites.tobytes()).hexdigest(), "count": count, "seed": seed}
+    slices = Slices(folder / "compose.json", of, count, minutes)
+    mode: Literal["w+", "r+"] = "w+" if slices.new else "r+"
+    pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode, np.uint8, (count, SIZE, SIZE, 3))
+    scenes = np.lib.format.open_memmap(folder / "scenes.npy", mode, np.int16, (count, 5))
+    for block in slices:
+        for i in block:
+            rng = np.random.default_rng((seed, i))
+            scene = compositor.random_scene(rng)
+            pictures[i] = compositor.draw(scene, rng)
+            scenes[i] = (scene.style, scene.thing, scene.colour, scene.background, scene.count)
     pictures.flush()
-    np.save(folder / "scenes.npy", scenes)
+    scenes.flush()
+    return slices
 
 
 def load_scenes(folder: Path) -> list[Scene]:
@@ -125,6 +131,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the sprites there as well")
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="take the sprites from there")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end cleanly after this time; the same command goes on")
     args = parser.parse_args()
     folder = args.root / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,9 @@ def main() -> None:
     if args.pack:
         pack(sprites, args.pack)
     np.save(folder / "sprites.npy", sprites)
-    compose(sprites, args.count, args.seed, folder)
+    slices = compose(sprites, args.count, args.seed, folder, args.minutes)
+    if not slices.complete:
+        raise SystemExit(slices.stopped())
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.npy"))}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,14 @@ def sheet_prompts() -> list[str]:
 
 
 class Studio:
-    """An artist who remembers: what was drawn before with the same weights, settings, prompts and seeds is read from the disk."""
+    """An artist who remembers: what was drawn before with the same weights, settings, prompts and seeds is read from the disk.
 
-    def __init__(self, artist: Artist, folder: Path, bar: Bar, part: int = 100) -> None:
+    Draws nothing new once the time is over, and raises SystemExit instead.
+    """
+
+    def __init__(self, artist: Artist, folder: Path, bar: Bar, part: int = 100, minutes: float = 1e9) -> None:
         self.artist, self.folder, self.bar, self.part = artist, folder, bar, part
+        self.deadline = time.monotonic() + 60 * minutes
 
     def draw(self, prompts: list[str], seed: int) -> np.ndarray:
         """[n, h, w, 3] uint8; picture i has seed `seed + i`."""
@@ -60,6 +65,8 @@ class Studio:
         if path.exists():
             self.bar.skip(len(prompts))
             return np.load(path)
+        if time.monotonic() > self.deadline:
+            raise SystemExit(f"evaluate: {self.bar.share:.0%}; the same command goes on from there")
         pictures = self.artist.draw(prompts, seed, drawn=self.bar.advance)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path.with_suffix(".tmp.npy"), pictures)
@@ -79,6 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=1000, help="drawn pictures for the Frechet distance, precision and recall")
     parser.add_argument("--training", type=int, default=12_000, help="training pictures among which the nearest is looked for")
     parser.add_argument("--reconstructions", type=int, default=200, help="pictures of each style for the autoencoder")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end cleanly after this time of drawing; the same command goes on")
     parser.add_argument("--judge-total", type=int, default=TOTAL, help="renders the judge is trained on, if it must be trained")
     parser.add_argument("--steps", type=int, help="instead of the card's default")
     parser.add_argument("--guidance", type=float, help="instead of the card's default")
@@ -97,7 +105,7 @@ def evaluate(args: argparse.Namespace, artist: Artist, compositor: Compositor, j
     sets = scene_sets(compositor, args.size)
     drawn = args.seeds * sum(map(len, sets.values())) + args.pictures + len(SHEET)
     with Bar("evaluate", drawn, args.pictures * 3 + args.training, args.reconstructions * len(STYLES)) as bar:
-        studio, features = Studio(artist, folder, bar), load_features(args.root, args.device)
+        studio, features = Studio(artist, folder, bar, minutes=args.minutes), load_features(args.root, args.device)
         save_grid(args.sheet, studio.draw(sheet_prompts(), seed=0), 8)
         found: dict[str, object] = {"autoencoder": autoencoder(artist, compositor, load_lpips(args.root, device=args.device), args, bar)}
         found |= attributes(studio, compositor, judge, sets, args.seeds)
@@ -113,14 +121,14 @@ def compare(args: argparse.Namespace, artist: Artist, compositor: Compositor, ju
     """The sweep."""
     scenes = chosen(compositor, args.sweep_scenes)
     with Bar("sweep", len(scenes) * len(settings(artist.defaults))) as bar:
-        return sweep(Studio(artist, args.root / "evaluation", bar), artist, judge, scenes)
+        return sweep(Studio(artist, args.root / "evaluation", bar, minutes=args.minutes), artist, judge, scenes)
 
 
 def main() -> None:
     args = arguments()
     out, table = args.out or args.root / "evaluation.json", args.table or args.model / "EVALUATION.md"
     compositor = Compositor(np.load(args.root / "data" / "sprites.npy"))
-    judge = judge_for(compositor, args.root, args.device, args.judge_total)
+    judge = judge_for(compositor, args.root, args.device, args.judge_total, args.minutes)
     artist = Artist(args.model, args.device, steps=args.steps, guidance=args.guidance, guidance_rescale=args.rescale)
     figures = json.loads(out.read_text()) if out.exists() else {}
     if figures.get("about", {}).get("weights") != artist.weights:

@@ -49,6 +49,11 @@ class Bar:
             left = (self.total - self.done) * (now - self.started) / self.new / 60
             print(f"{self.title} {self.done / self.total:.0%}  eta {left:.1f} min", flush=True)
 
+    @property
+    def share(self) -> float:
+        """Of the work that is done."""
+        return self.done / self.total
+
     def skip(self, pictures: int) -> None:
         """They were drawn before, which says nothing about the speed."""
         self.done += DRAWN * pictures

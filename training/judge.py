@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
-from training.checkpoint import Clock, generator, learning_rate, load, save
+from training.checkpoint import Clock, descend, generator, learning_rate, load, save
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, hue_distance, to_hsv
 from training.words import BACKGROUNDS, COLOURS, STYLES, THINGS
 
 SIDE = 128
 SEED = 1_000_003  # far from the training pictures' seed
 TOTAL = 72_000  # renders
+SAVE_EVERY = 8_000
 
 
 class Judge(nn.Module):
@@ -64,27 +66,38 @@ def any_scene(compositor: Compositor, rng: np.random.Generator) -> Scene:
     return replace(scene, style=style, colour=int(rng.integers(len(COLOUR_NAMES))) if coloured else -1)
 
 
-def train_judge(compositor: Compositor, folder: Path, total: int = TOTAL, batch: int = 32, device: str = "cpu") -> Judge:
+def train_judge(
+    compositor: Compositor, folder: Path, total: int = TOTAL, batch: int = 32, device: str = "cpu", minutes: float = 1e9
+) -> Judge:
+    """The judge of these sprites; what an earlier call began goes on. Raises SystemExit when the minutes are over before it is whole."""
     torch.manual_seed(0)
     judge = Judge().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
-    images = 0
-    with Clock("judge", total, images, minutes=1e9) as clock:
-        while images < total:
+    images, path, of = 0, folder / "judge.training.pt", f"{fingerprint(compositor.sprites)}-{total}-{batch}"
+    if path.exists() and (state := load(path))["of"] == of:
+        judge.load_state_dict(state["judge"])
+        optimiser.load_state_dict(state["optimiser"])
+        images = state["images"]
+    saved_at = images
+    with Clock("judge", total, images, minutes) as clock:
+        while images < total and not clock.out_of_time:
+            torch.manual_seed(images)  # of the dropout
             rng = generator(SEED, images)
             scenes = [any_scene(compositor, rng) for _ in range(batch)]
             x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng).to(device, memory_format=torch.channels_last)
             targets = torch.tensor([(s.thing, s.style, s.count - 1) for s in scenes], device=device)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(images / total, 2e-3, hold=0.3)
             with torch.autocast(device.partition(":")[0], torch.bfloat16):
                 logits = judge(x)
             loss = sum(F.cross_entropy(part, target) for part, target in zip(logits, targets.T, strict=True))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+            descend(optimiser, loss, partial(learning_rate, images / total, hold=0.3), longest=float("inf"))
             images += batch
             clock.tick(images, float(loss.detach()))
+            if images < total and (images - saved_at >= SAVE_EVERY or clock.out_of_time):
+                save(path, judge=judge.state_dict(), optimiser=optimiser.state_dict(), images=images, of=of)
+                saved_at = images
+    if images < total:
+        raise SystemExit(f"judge: {images:,} of {total:,} renders; the same command goes on from there")
+    path.unlink(missing_ok=True)
     save(folder / "judge.pt", judge=judge.state_dict(), of=fingerprint(compositor.sprites))
     return judge.eval().requires_grad_(False)
 
@@ -94,11 +107,14 @@ def fingerprint(sprites: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(sprites[: len(STYLES)]).tobytes()).hexdigest()
 
 
-def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: int = TOTAL) -> Judge:
-    """The judge of the compositor's sprites, trained now (some minutes) unless it lies in the folder."""
+def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: int = TOTAL, minutes: float = 1e9) -> Judge:
+    """The judge of the compositor's sprites, trained now (some minutes) unless it lies in the folder.
+
+    Raises SystemExit when the minutes are over before it is trained.
+    """
     path = folder / "judge.pt"
     if not path.exists() or load(path).get("of") != fingerprint(compositor.sprites):
-        return train_judge(compositor, folder, total, device=device)
+        return train_judge(compositor, folder, total, device=device, minutes=minutes)
     judge = Judge().to(device)
     judge.load_state_dict(load(path)["judge"])
     return judge.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import caption
-from training.checkpoint import Average, Clock, generator, learning_rate, load, save
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, told
 from training.compositor import Scene
 from training.export import trained
 from training.machine import CPU, Machine, add_arguments, machine_of
@@ -74,6 +75,7 @@ class Run:
         path = self.folder / "lcm.pt"
         if path.exists():
             state = load(path)
+            same_run(path, state, told(self.settings, self.noise))
             self.student.load_state_dict(state["unet"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.restore(state["average"])
@@ -81,7 +83,7 @@ class Run:
 
     def save(self) -> None:
         parts = {"unet": self.student.state_dict(), "optimiser": self.optimiser.state_dict(), "average": self.average.shadow}
-        save(self.folder / "lcm.pt", **parts, images=self.images)
+        save(self.folder / "lcm.pt", **parts, images=self.images, settings=told(self.settings, self.noise))
 
     def denoised(self, network: UNet2DConditionModel, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """f(x, t) of the consistency model [B, 4, h, w]."""
@@ -110,12 +112,7 @@ class Run:
         return ((error.square() + self.settings.huber**2).sqrt() - self.settings.huber).mean()
 
     def step(self, loss: torch.Tensor) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.images / self.settings.total, self.settings.peak, hold=0.6, floor=1e-6)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.average.params, 1.0)
-        self.optimiser.step()
+        descend(self.optimiser, loss, partial(learning_rate, self.images / self.settings.total, hold=0.6, floor=1e-6))
         self.images += self.settings.batch
         self.average.update(self.images // self.settings.batch)
         self.follow()

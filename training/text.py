@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.captions import all_texts, caption
-from training.checkpoint import Clock, generator, learning_rate, load, save
+from training.checkpoint import Clock, descend, generator, learning_rate, load, same_run, save, told
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Scene
 from training.machine import CPU, Machine, add_arguments, machine_of
 from training.words import STYLES, THINGS
@@ -37,6 +38,7 @@ class Settings:
     batch: int = 64
     peak: float = 1e-3
     contrastive: float = 0.0  # weight of the contrastive loss
+    save_every: int = 16_000
     seed: int = 0
 
 
@@ -173,16 +175,21 @@ def train(
     params = [*text.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(params, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images, path = 0, folder / "text.pt"
+
+    def keep() -> None:
+        parts = {"text": text.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
+        save(path, **parts, images=images, settings=told(settings))
+
     if path.exists():
         state = load(path)
+        same_run(path, state, told(settings))
         text.load_state_dict(state["text"])
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         images = state["images"]
+    saved_at = images
     with Clock("text", settings.total, images, minutes) as clock:
         while images < settings.total and not clock.out_of_time:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(images / settings.total, settings.peak)
             rng = generator(settings.seed, images)
             rows = rng.integers(len(scenes), size=settings.batch)
             ids = tokenize(tokenizer, [caption(Scene(*map(int, scenes[r])), rng) for r in rows])
@@ -190,13 +197,13 @@ def train(
                 longest = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # attention is causal: padding adds nothing
                 state = text(machine.on(ids[:, :longest])).pooler_output
             loss = heads.loss(state.float(), machine.on(torch.from_numpy(scenes[rows]).long()), machine.on(torch.from_numpy(thumbs[rows])))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, 1.0)
-            optimiser.step()
+            descend(optimiser, loss, partial(learning_rate, images / settings.total))
             images += settings.batch
             clock.tick(images, float(loss.detach()))
-    save(path, text=text.state_dict(), heads=heads.state_dict(), optimiser=optimiser.state_dict(), images=images)
+            if images - saved_at >= settings.save_every:
+                keep()
+                saved_at = images
+    keep()
     return text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import caption
-from training.checkpoint import Average, Clock, generator, learning_rate, load, save, save_grid
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, told
 from training.compositor import Scene
 from training.machine import CPU, Machine, add_arguments, machine_of
 from training.noise import COSINE, STEPS, Noise, noise_of
@@ -112,6 +113,7 @@ class Run:
         path = self.folder / "unet.pt"
         if path.exists():
             state = load(path)
+            same_run(path, state, told(self.settings, self.noise))
             self.unet.load_state_dict(state["unet"])
             self.text.load_state_dict(state["text"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -120,15 +122,10 @@ class Run:
 
     def save(self) -> None:
         parts = {"unet": self.unet.state_dict(), "text": self.text.state_dict(), "optimiser": self.optimiser.state_dict()}
-        save(self.folder / "unet.pt", **parts, average=self.average.shadow, images=self.images)
+        save(self.folder / "unet.pt", **parts, average=self.average.shadow, images=self.images, settings=told(self.settings, self.noise))
 
     def step(self, loss: torch.Tensor) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.images / self.settings.total, group["peak"])
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.average.params, 1.0)
-        self.optimiser.step()
+        descend(self.optimiser, loss, partial(learning_rate, self.images / self.settings.total))
         self.images += self.settings.batch
         self.average.update(self.images // self.settings.batch)
 

@@ -7,17 +7,19 @@ pictures, because the statistics of group normalisation depend on the size.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from rich.progress import track
 
-from training.checkpoint import Average, Clock, generator, learning_rate, load, save, save_grid
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, told
 from training.machine import CPU, Machine, add_arguments, machine_of
+from training.slices import Slices
 
 CHANNELS = (16, 32, 64, 128)
 
@@ -123,6 +125,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(self.average.params, lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         if path.exists():
             state = load(path)
+            same_run(path, state, told(settings))
             vae.load_state_dict(state["vae"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.restore(state["average"])
@@ -131,6 +134,7 @@ class Run:
     def save(self) -> None:
         """Also a grid: pictures and what the averaged weights make of them."""
         parts = {"optimiser": self.optimiser.state_dict(), "average": self.average.shadow, "images": self.images}
+        parts["settings"] = told(self.settings)
         save(self.path, vae=self.vae.state_dict(), **parts)
         self.average.swap()
         with torch.no_grad():
@@ -143,13 +147,8 @@ class Run:
         settings, saved_at = self.settings, self.images
         with Clock(self.path.stem, settings.total, self.images, minutes) as clock:
             while self.images < settings.total and not clock.out_of_time:
-                for group in self.optimiser.param_groups:
-                    group["lr"] = learning_rate(self.images / settings.total, settings.peak, hold=settings.hold)
                 loss, l1 = loss_at(self.images)
-                self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.average.params, 1.0)
-                self.optimiser.step()
+                descend(self.optimiser, loss, partial(learning_rate, self.images / settings.total, hold=settings.hold))
                 self.images += settings.batch
                 self.average.update(self.images // settings.batch)
                 clock.tick(self.images, float(loss.detach()), f"l1 {l1:.4f}")
@@ -208,16 +207,33 @@ def averaged(folder: Path, vae: AutoencoderKL | None = None) -> AutoencoderKL:
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 16, machine: Machine = CPU) -> None:
-    """Write latents.npy [n, 4, h/8, w/8] float16, normalised per channel, and latent_stats.npy [2, 4]: mean and deviation."""
-    latents, vae = [], machine.place(vae)
+def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 16, machine: Machine = CPU, minutes: float = 1e9) -> Slices:
+    """Write latents.npy [n, 4, h/8, w/8] float16, normalised per channel, and latent_stats.npy [2, 4]: mean and deviation.
+
+    As they come the means lie in encoded.npy, in single precision; the statistics of all of them come last.
+    """
+    weights, vae = fingerprint(vae), machine.place(vae)
+    of = {"weights": weights, "pictures": len(pictures), "first": hashlib.sha256(pictures[:64].tobytes()).hexdigest()}
+    slices = Slices(folder / "encode.json", of, len(pictures), minutes, batch)
+    shape = (len(pictures), 4, *(side // 8 for side in pictures.shape[1:3]))
+    z = np.lib.format.open_memmap(folder / "encoded.npy", "w+" if slices.new else "r+", np.float32, shape)
     with torch.no_grad(), machine.autocast():
-        for i in track(range(0, len(pictures), batch), "encode"):
-            latents.append(vae.encode(machine.on(to_tensor(pictures[i : i + batch]))).latent_dist.mean.float().cpu().numpy())
-    z = np.concatenate(latents)
-    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    np.save(folder / "latent_stats.npy", np.stack([mean, std]))
-    np.save(folder / "latents.npy", ((z - mean[:, None, None]) / std[:, None, None]).astype(np.float16))
+        for block in slices:
+            part = slice(block.start, block.stop)
+            z[part] = vae.encode(machine.on(to_tensor(pictures[part]))).latent_dist.mean.float().cpu().numpy()
+    if slices.complete:
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        np.save(folder / "latent_stats.npy", np.stack([mean, std]))
+        np.save(folder / "latents.npy", ((z - mean[:, None, None]) / std[:, None, None]).astype(np.float16))
+    return slices
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Of a module's weights."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def main() -> None:
@@ -232,7 +248,9 @@ def main() -> None:
     machine, data = machine_of(args), args.root / "data"
     pictures = np.load(data / "pictures.npy", mmap_mode="r")
     if args.encode:
-        encode(pictures, averaged(args.root), data, machine=machine)
+        slices = encode(pictures, averaged(args.root), data, machine=machine, minutes=args.minutes)
+        if not slices.complete:
+            raise SystemExit(slices.stopped())
         return
     settings = REFINE if args.refine else Settings()
     settings = replace(settings, total=args.total or settings.total, batch=args.batch or settings.batch)
