@@ -37,7 +37,12 @@ async def _wait_s(
 async def _idempotency_key(
     request: Request,
     idempotency_key: Annotated[
-        str | None, Header(description="a repeat with the same key and body within a day is the same job", examples=["order-1834"])
+        str | None,
+        Header(
+            description="a repeat with the same key and body within a day is the same job",
+            examples=["order-1834"],
+            json_schema_extra={"pattern": "^[!-~]{1,255}$"},
+        ),
     ] = None,
 ) -> str | None:
     if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):

@@ -17,6 +17,8 @@ def openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for operation in (operation for path in schema["paths"].values() for operation in path.values()):
             _make_true(operation["responses"])
+            for parameter in operation.get("parameters", ()):
+                _never_null(parameter["schema"])
         if settings.keys_in_force:
             _say_who_may(schema, settings)
         for name in ("HTTPValidationError", "ValidationError"):
@@ -38,6 +40,15 @@ def _make_true(responses: dict[str, Any]) -> None:
         response["content"] = {"application/json": error | {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
         for example in error["examples"].values():
             example["value"]["error"].setdefault("param", None)
+
+
+def _never_null(schema: dict[str, Any]) -> None:
+    """A header or a part of a query is text: it can be left out, but never null."""
+    kinds = schema.get("anyOf", [])
+    others = [kind for kind in kinds if kind != {"type": "null"}]
+    if len(others) == 1 < len(kinds):
+        del schema["anyOf"]
+        schema.update(others[0])
 
 
 def _say_who_may(schema: dict[str, Any], settings: Settings) -> None:

@@ -34,10 +34,18 @@ SETTINGS = frozenset({"sd_model_checkpoint", "samples_format", "CLIP_stop_at_las
 OF_SAMPLER = {"eta": "eta", "s_churn": "s_churn", "s_tmin": "s_tmin", "s_tmax": "s_tmax", "s_noise": "s_noise"}
 
 
+def say_the_rest(schema: dict[str, Any]) -> None:
+    """To the document: the fields that are taken where they ask for nothing, and that there are no others."""
+    taken = {name: {"enum": [None, *nothing]} for name, nothing in NOTHING.items()} | {name: {} for name in sorted(MOOT)}
+    schema["properties"] |= {name: said for name, said in taken.items() if name not in schema["properties"]}
+    schema["additionalProperties"] = False
+    schema["examples"] = [{"prompt": "a red apple", "steps": 20, "width": 64, "height": 64}]
+
+
 class Txt2ImgRequest(BaseModel):
     """Body of txt2img. null is legal everywhere; what asks for something that is not done here is refused."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, json_schema_extra=say_the_rest)
 
     prompt: str | None = ""
     negative_prompt: str | None = ""

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipelines.card import ModelCard
 from service.drafts import Draft
 from service.errors import InvalidValue, MissingField, NotSupported
 from service.picture_errors import InvalidPicture
 from service.picture_head import head
-from service.sdapi import Txt2ImgRequest
+from service.sdapi import Txt2ImgRequest, say_the_rest
 
 # Fields of pictures that are honoured at these values only. Left out or null, they ask for nothing.
 ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -32,10 +32,28 @@ OF_MASKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 MOOT = frozenset({"inpaint_full_res_padding", "image_cfg_scale"})  # they matter beside what is refused
 MAX_BLUR = 64
+GREEN = (  # a PNG, 64 by 64
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsOtkJytY3wi+hcEKLDX9WgQEBAQEBAQEBAQEBAQEBA"
+    "QEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQELgsJWwEAO1U7cgAAAABJRU5ErkJggg=="
+)
+
+
+def _say_the_rest(schema: dict[str, Any]) -> None:
+    """To the document: fields that are taken at some values only, and that there are no others; and that a picture must be there."""
+    say_the_rest(schema)
+    schema["properties"] |= {name: {"enum": [None, *good]} for name, (good, _) in ONLY.items()} | {
+        name: {} for name in (*OF_MASKS, *sorted(MOOT))
+    }
+    pictures = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    schema["properties"]["init_images"] = {**pictures, "description": "one picture, base64 or a data URL"}
+    schema["required"] = ["init_images"]
+    schema["examples"] = [{"prompt": "a red apple", "init_images": [GREEN], "steps": 20, "width": 64, "height": 64}]
 
 
 class Img2ImgRequest(Txt2ImgRequest):
     """Body of img2img. null is legal everywhere; what asks for something that is not done here is refused."""
+
+    model_config = ConfigDict(json_schema_extra=_say_the_rest)
 
     init_images: list[str] | None = Field(default=None, description="one picture, base64 or a data URL")
     denoising_strength: float | None = Field(default=0.75, description="share of the steps that is taken: above 0, at most 1")

@@ -22,6 +22,7 @@ from service.batch_lines import JSON_LINES, read
 from service.batching import told
 from service.error_answers import BadLineAnswer, LineFault, documented
 from service.gateway import BaseUrl, Client, Current, Gateway
+from service.generate_request import GenerateRequest
 from service.headers import IdempotencyKey
 from service.strict_json import StrictJsonRoute
 from service.zip_stream import zipped
@@ -127,7 +128,12 @@ Found = Annotated[Batch, Depends(_batch)]
 
 LINE: dict[str, Any] = {"oneOf": [{"type": "string"}, {"type": "object"}], "description": "a prompt, or the fields of POST /generate"}
 LINES: dict[str, Any] = {"type": "array", "minItems": 1, "items": LINE}
-WHOLE = {"type": "object", "required": ["lines"], "properties": {"defaults": {"type": "object"}, "lines": LINES}}
+WHOLE = {
+    "type": "object",
+    "required": ["lines"],
+    "properties": {"defaults": {"type": "object", "propertyNames": {"enum": sorted(GenerateRequest.model_fields)}}, "lines": LINES},
+    "additionalProperties": False,
+}
 BODY = {
     "required": True,
     "content": {

@@ -20,6 +20,7 @@ from service.generations import START
 from service.strict_json import StrictJsonRoute
 
 EVENT_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+EVENT_ID_OR_NOTHING = f"^({EVENT_ID.pattern})?$"
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
@@ -56,7 +57,12 @@ async def _start_of_events(
     client: Client,
     job_id: JobId,
     last_event_id: Annotated[
-        str | None, Header(description="the last id seen; what came after it follows", examples=["1790000000000-0"])
+        str | None,
+        Header(
+            description="the last id seen; what came after it follows",
+            examples=["1790000000000-0"],
+            json_schema_extra={"pattern": EVENT_ID_OR_NOTHING},
+        ),
     ] = None,
 ) -> AsyncIterator[Place]:
     """All that can go wrong, before the answer's head has left; and the stream's place, until its last byte has."""

@@ -91,6 +91,7 @@ GENERATE_HEADERS = {
             errors.KeyReused,
             errors.JobExpired,
             errors.ClassNotAllowed,
+            errors.HostRefused,
             errors.DeadlineUnmeetable,
             errors.QueueIsFull,
             errors.ClientQueueFull,

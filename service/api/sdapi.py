@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from jobs.job import JobStatus
@@ -31,6 +31,7 @@ EMPTY_LISTS = (
     "upscalers", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info",
     "latent-upscale-modes", "extensions",
 )  # fmt: skip
+BODY = (errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.BodyTooLarge, errors.UnsupportedMediaType)
 DOWN = documented(errors.QueueUnavailable)
 OF_DRAWING = (
     errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
@@ -40,10 +41,11 @@ OF_DRAWING = (
     errors.JobFailed, errors.StillRunning,
 )  # fmt: skip
 Anything = dict[str, Any]
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="  # a PNG
 
 
 class PngInfoRequest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [{"image": PIXEL}]})
 
     image: str
 
@@ -87,7 +89,7 @@ async def _draw(body: Txt2ImgRequest, request: Request, gateway: Gateway, client
     return {"images": images, "parameters": body.echo(), "info": info(job, card, request.app.version)}
 
 
-@router.get("/progress", summary="How your own jobs stand", responses=DOWN)
+@router.get("/progress", summary="How your own jobs stand", responses=DOWN | documented(errors.InvalidValue))
 async def get_progress(
     gateway: Current, client: Client, skip_current_image: Annotated[bool, Query(description="leave the preview out")] = False
 ) -> Anything:
@@ -122,8 +124,8 @@ async def get_options(gateway: Current) -> Anything:
     return {"sd_model_checkpoint": title(card), "sd_checkpoint_hash": card.hash, "samples_format": "png", "CLIP_stop_at_last_layers": 1}
 
 
-@router.post("/options", summary="Settings belong to requests", responses=documented(errors.NotSupported, errors.NoModel))
-async def set_options(options: Anything, gateway: Current) -> None:
+@router.post("/options", summary="Settings belong to requests", responses=documented(*BODY, errors.NotSupported, errors.NoModel))
+async def set_options(options: Annotated[Anything, Body(examples=[{"samples_format": "png"}])], gateway: Current) -> None:
     """What is so already may be said again. Anything else belongs into `override_settings` of the request that it is for."""
     now = await get_options(gateway)
     card = await gateway.catalog.card(None)
@@ -159,7 +161,7 @@ def _model(card: ModelCard) -> Anything:
     return {"title": title(card), "model_name": card.id, "hash": card.hash[:10], "sha256": card.hash, "filename": card.id, "config": None}
 
 
-@router.post("/png-info", summary="Parameters of a PNG", responses=documented(errors.InvalidValue, errors.BodyTooLarge))
+@router.post("/png-info", summary="Parameters of a PNG", responses=documented(*BODY, errors.MissingField))
 async def png_info(body: PngInfoRequest) -> Anything:
     """`image` is base64, with or without the head of a data URL. A picture without parameters has an empty `info`."""
     try:
