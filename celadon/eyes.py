@@ -16,6 +16,9 @@ Schedule = Annotated[str, typer.Option(help="Id, or its name elsewhere. [the mod
 Steps = Annotated[int | None, typer.Option(min=1, help="How many steps. [the model's]", show_default=False)]
 SamplerOption = Annotated[list[str], typer.Option("--sampler-option", help="Such as eta=0.5; may be repeated.", show_default=False)]
 ScheduleOption = Annotated[list[str], typer.Option("--schedule-option", help="Such as rho=5; may be repeated.", show_default=False)]
+Strength = Annotated[float, typer.Option(min=0, max=1, help="Of image-to-image: the last steps of so many.")]
+Start = Annotated[float, typer.Option(min=0, max=1, help="Begin after this share of the steps.")]
+End = Annotated[float, typer.Option(min=0, max=1, help="End after this share of the steps.")]
 
 
 def explain(
@@ -24,9 +27,9 @@ def explain(
     steps: Steps = None,
     sampler_option: SamplerOption = [],  # noqa: B006 - typer copies it
     schedule_option: ScheduleOption = [],  # noqa: B006
-    strength: Annotated[float, typer.Option(min=0, max=1, help="Of image-to-image: the last steps of so many.")] = 1.0,
-    start: Annotated[float, typer.Option(min=0, max=1, help="Begin after this share of the steps.")] = 0.0,
-    end: Annotated[float, typer.Option(min=0, max=1, help="End after this share of the steps.")] = 1.0,
+    strength: Strength = 1.0,
+    start: Start = 0.0,
+    end: End = 1.0,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     model: Model = "",
 ) -> None:
@@ -34,11 +37,15 @@ def explain(
     from celadon import explain as command
     from celadon.pairs import Pairs, refusing
 
-    whole = {"strength": 1.0, "start": 0.0, "end": 1.0}
-    part = {name: value for name, value in {"strength": strength, "start": start, "end": end}.items() if value != whole[name]}
     with refusing():
-        pair = Pairs.of(model).pair(sampler, schedule, steps, sampler_option, schedule_option, **part)
+        pair = Pairs.of(model).pair(sampler, schedule, steps, sampler_option, schedule_option, **_part(strength, start, end))
         command.run(pair, Console(), as_json=json)
+
+
+def _part(strength: float, start: float, end: float) -> dict[str, float]:
+    """Those that are not the whole."""
+    whole = {"strength": 1.0, "start": 0.0, "end": 1.0}
+    return {name: value for name, value in {"strength": strength, "start": start, "end": end}.items() if value != whole[name]}
 
 
 @plot.command("schedule")
@@ -54,6 +61,9 @@ def plot_schedule(
         list[str], typer.Option("--schedule-option", help="Such as karras.rho=5, or rho=5 for all; may be repeated.", show_default=False)
     ] = [],  # noqa: B006
     sampler: Annotated[str, typer.Option(help="As this sampler takes them.")] = "euler",
+    strength: Strength = 1.0,
+    start: Start = 0.0,
+    end: End = 1.0,
     model: Model = "",
 ) -> None:
     """Draw levels and logSNR over the steps, in SVG. `GET /schedules/{id}.svg` of the service draws them with default options."""
@@ -62,7 +72,7 @@ def plot_schedule(
 
     with refusing():
         names = schedules or ["karras", "exponential", "simple", "cosine"]
-        plots.schedules(Pairs.of(model), names, steps, sampler, schedule_option, output)
+        plots.schedules(Pairs.of(model), names, steps, sampler, schedule_option, output, **_part(strength, start, end))
 
 
 @plot.command("process")

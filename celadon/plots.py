@@ -21,8 +21,10 @@ STEPS = 20
 NOTHING = 2.0**-12  # an alpha of 0 has no place on a logarithmic axis: it is drawn where samplers begin that need another
 
 
-def schedules(pairs: Pairs, names: Sequence[str], steps: int | None, sampler: str, options: Sequence[str], output: str) -> None:
-    """Write one SVG of these schedules. Raises ValueError, StartRefused, OSError."""
+def schedules(
+    pairs: Pairs, names: Sequence[str], steps: int | None, sampler: str, options: Sequence[str], output: str, **part: float
+) -> None:
+    """Write one SVG of these schedules, or of a `part` of each as in `compile_table`. Raises ValueError, StartRefused, OSError."""
     from service import schedule_plot
 
     if len(names) > schedule_plot.MOST:
@@ -30,7 +32,7 @@ def schedules(pairs: Pairs, names: Sequence[str], steps: int | None, sampler: st
     for option in options:
         if "." in option.partition("=")[0] and not any(option.startswith(f"{name}.") for name in names):
             raise StartRefused(f"the option {option!r} is of none of the schedules {', '.join(names)}")
-    curves = {label: curve for name in names for label, curve in [_curve(pairs, name, steps, sampler, options)]}
+    curves = {label: curve for name in names for label, curve in [_curve(pairs, name, steps, sampler, options, part)]}
     text = schedule_plot.svg(curves, pairs.folder.resolve().name)
     if output == "-":
         sys.stdout.write(text)
@@ -39,16 +41,19 @@ def schedules(pairs: Pairs, names: Sequence[str], steps: int | None, sampler: st
     print(output)
 
 
-def _curve(pairs: Pairs, name: str, steps: int | None, sampler: str, options: Sequence[str]) -> tuple[str, list[float]]:
-    """A schedule with its options as a label, and its logSNR over the steps."""
+def _curve(
+    pairs: Pairs, name: str, steps: int | None, sampler: str, options: Sequence[str], part: Mapping[str, float]
+) -> tuple[str, list[float]]:
+    """A schedule with its options and its part as a label, and its logSNR over the steps."""
     from math import log
 
     mine = [option.removeprefix(f"{name}.") for option in options if option.startswith(f"{name}.") or "." not in option.partition("=")[0]]
     given = any(option.partition("=")[0].strip() == "sigmas" for option in mine)
-    pair = pairs.pair(sampler, name, steps or (None if given else STEPS), [], mine)
+    pair = pairs.pair(sampler, name, steps or (None if given else STEPS), [], mine, **part)
     table = pair.table
     firsts = [i for i in range(len(table)) if i == 0 or table.step[i] != table.step[i - 1]]
-    said = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in map(typed, mine))
+    told = [*map(typed, mine), *pair.part.items()]
+    said = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in told)
     return f"{pair.schedule} ({said})" if said else pair.schedule, [2 * log(max(table.alpha[i], NOTHING) / table.sigma[i]) for i in firsts]
 
 

@@ -129,6 +129,18 @@ def test_schedules_of_unlike_lengths_and_from_nothing_but_noise_are_drawn(tmp_pa
     assert len(ElementTree.parse(target).findall(".//{*}polyline")) == 2
 
 
+def test_plot_schedule_draws_a_part(tmp_path: Path) -> None:
+    target = tmp_path / "part.svg"
+    for option, part in (("--strength=0.6", {"strength": 0.6}), ("--start=0.3", {"start": 0.3}), ("--end=0.5", {"end": 0.5})):
+        output("plot", "schedule", "karras", "--steps", "10", option, "-o", str(target))
+        root, table = ElementTree.parse(target).getroot(), compile_table(LADDER, "euler", "karras", 10, **part)
+        [(name, value)] = part.items()
+        first, last = (2 * np.log(table.alpha[i] / table.sigma[i]) for i in (0, -1))
+        assert root.findtext("{*}title") == f"Noise schedules on celadon-mini: karras ({name} {value})"
+        assert f"from logSNR {first:.2f} at the first of {len(table)} steps to {last:.2f}" in str(root.findtext("{*}desc"))
+    assert celadon("plot", "schedule", "karras", "--strength", "0.5", "--start", "0.5").exit_code == 2
+
+
 def test_as_many_steps_as_the_given_sigmas_say() -> None:
     said = json.loads(output("explain", "--schedule", "custom", "--schedule-option", "sigmas=[14.6, 5, 1, 0]", "--json"))
     assert said["steps"] == 3 and said["schedule_options"] == {"sigmas": [14.6, 5.0, 1.0, 0.0]}
