@@ -144,7 +144,7 @@ class Engine:
         xp, device = self._xp, self._denoiser.device
         shape = batch[0].sample.shape
         x = self._pools[shape].read(X, [f.slot for f in batch])  # [S, D]
-        told = np.array([f.scalars() for f in batch], dtype=np.float32)  # [S, 10]
+        told = np.stack([f.scalars() for f in batch])  # [S, 10]
         scalars = xp.asarray(told, device=device)
         guided = [i for i, f in enumerate(batch) if f.guided]
         marked = [i for i, f in enumerate(batch) if f.mark]
@@ -163,6 +163,8 @@ class Engine:
         """Outputs [S, D] that some rows have; the others keep their conditional one."""
         if not places:
             return cond
+        if len(places) == len(cond):
+            return out
         full = cond + 0
         full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
         return full

@@ -42,10 +42,14 @@ class Sample:
     previews: frozenset[int] = frozenset()  # always, after so many rows
     known: Known | None = None
     plan: Plan = field(init=False)
+    script: NDArray[np.float32] = field(init=False)  # [rows, 10], what the engine is told of each row
 
     def __post_init__(self) -> None:
         made = plan(self.guidance, self.guidance_rescale, self.guidance_options, self.table.step)
+        table, columns = self.table, made.columns
+        script = np.column_stack([table.c_in, table.timestep, table.c_skip, table.c_out, columns]).astype(np.float32)
         object.__setattr__(self, "plan", made)  # derived, so that it cannot differ from what was asked for
+        object.__setattr__(self, "script", script)
         if self.guided and self.uncond is None:
             raise ValueError(f"sample {self.id}: guidance {self.guidance} needs an unconditional embedding")
 
@@ -124,10 +128,10 @@ class InFlight:
         """Whether the next row's guidance reads and writes the average."""
         return self.sample.plan.remembers_at(self.row)
 
-    def scalars(self) -> tuple[float, ...]:
-        """c_in, timestep, c_skip, c_out of the next row, then the columns of its guidance."""
-        table, row = self.sample.table, self.row
-        return (table.c_in[row], table.timestep[row], table.c_skip[row], table.c_out[row], *self.sample.plan.columns[row])
+    def scalars(self) -> NDArray[np.float32]:
+        """c_in, timestep, c_skip, c_out of the next row, then the columns of its guidance: [10]."""
+        row: NDArray[np.float32] = self.sample.script[self.row]
+        return row
 
     def row_noise(self) -> NDArray[np.float32] | None:
         """One standard normal [C, h, w] where the row asks for it, drawn once however often the row is tried."""
