@@ -144,23 +144,28 @@ def answer(job: Job, body: ImagesRequest, urls: list[str], pictures: list[bytes]
     )
 
 
+def event_of(job: Job) -> str:
+    """What events of its stream are called."""
+    return "image_edit" if job.params.image else "image_generation"
+
+
 def partial(job: Job, body: ImagesRequest, preview: str, index: int) -> dict[str, Any]:
-    """`image_generation.partial_image` from a preview, which is a data URL of a JPEG."""
-    return _partial(preview.partition(",")[2], index) | _told(job, body, "jpeg")
+    """`partial_image` from a preview, which is a data URL of a JPEG."""
+    return _partial(job, preview.partition(",")[2], index) | _told(job, body, "jpeg")
 
 
 def whole(job: Job, body: ImagesRequest, picture: bytes) -> dict[str, Any]:
-    """`image_generation.partial_image` of a picture that was done before anything of it could be looked at."""
-    return _partial(base64.b64encode(picture).decode(), 0) | _told(job, body, job.params.output_format)
+    """`partial_image` of a picture that was done before anything of it could be looked at."""
+    return _partial(job, base64.b64encode(picture).decode(), 0) | _told(job, body, job.params.output_format)
 
 
-def _partial(b64_json: str, index: int) -> dict[str, Any]:
-    return {"type": "image_generation.partial_image", "b64_json": b64_json, "partial_image_index": index}
+def _partial(job: Job, b64_json: str, index: int) -> dict[str, Any]:
+    return {"type": f"{event_of(job)}.partial_image", "b64_json": b64_json, "partial_image_index": index}
 
 
 def completed(job: Job, body: ImagesRequest, picture: bytes) -> dict[str, Any]:
-    """`image_generation.completed`."""
-    told = {"type": "image_generation.completed", "b64_json": base64.b64encode(picture).decode(), "usage": Usage().model_dump()}
+    """`completed`."""
+    told = {"type": f"{event_of(job)}.completed", "b64_json": base64.b64encode(picture).decode(), "usage": Usage().model_dump()}
     return told | _told(job, body, job.params.output_format)
 
 

@@ -122,10 +122,9 @@ def test_what_cannot_be_honoured_is_refused_once(sdk: openai.OpenAI, asked: Any,
     assert refused.value.response.headers["x-should-retry"] == "false" and refused.value.body["request_id"]
 
 
-def test_edits_say_that_they_are_not_there_yet(sdk: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        sdk.images.edit(image=("a.png", b"\x89PNG", "image/png"), prompt="a hat")
-    assert refused.value.code == "not_supported"
+def test_variations_are_not_there(fleet: Fleet) -> None:
+    answer = fleet.client.post("/v1/images/variations", files={"image": ("a.png", b"\x89PNG", "image/png")})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "not_supported"
 
 
 def test_fields_that_change_nothing_say_so(sdk: openai.OpenAI) -> None:

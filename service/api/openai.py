@@ -1,10 +1,11 @@
-"""The door of the OpenAI Images API: /v1/images/generations and /v1/models. What is behind it is `generations`, as for every door."""
+"""The door of the OpenAI Images API: /v1/images/generations, /v1/images/edits and /v1/models, over `generations`, as every door."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -14,18 +15,29 @@ from pydantic import BaseModel
 from jobs.job import Job
 from service import errors
 from service.catalog import alias
-from service.drafts import fingerprint
+from service.drafts import Draft, fingerprint
 from service.error_answers import documented, openai_error
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
 from service.headers import IdempotencyKey
-from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, partial, whole
+from service.openai_edits import FORM, read
+from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, event_of, partial, whole
+from service.picture_errors import InvalidPicture, KindNotSupported
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
 
 MARGIN_S = 5.0  # before a client gives up by itself
 PING_S = 15.0
+
+RetryCount = Annotated[str, Header(alias="x-stainless-retry-count", description="of the SDK; above 0 it is a repeat")]
+ReadTimeout = Annotated[str, Header(alias="x-stainless-read-timeout", description="of the SDK: seconds it will wait")]
+OF_DRAWING = (
+    errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader, errors.NotSupported,
+    errors.ModelNotFound, errors.KeyReused, errors.JobCanceled, errors.JobExpired, errors.BodyTooLarge, errors.UnsupportedMediaType,
+    errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams, errors.QueueUnavailable,
+    errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel, errors.JobFailed, errors.StillRunning,
+)  # fmt: skip
 
 router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["openai"])
 
@@ -59,15 +71,9 @@ async def get_model(model: str, gateway: Current) -> ModelAnswer:
     response_description="the pictures; or, with `stream`, server-sent events",
     responses={
         200: {"content": {"text/event-stream": {}}},
-        **documented(
-            errors.InvalidJson, errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader,
-            errors.NotSupported, errors.ModelNotFound, errors.KeyReused, errors.JobCanceled, errors.JobExpired, errors.BodyTooLarge,
-            errors.UnsupportedMediaType, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent,
-            errors.TooManyStreams, errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable,
-            errors.NoModel, errors.JobFailed, errors.StillRunning,
-        ),
+        **documented(errors.InvalidJson, *OF_DRAWING),
     },
-)  # fmt: skip
+)
 async def generate_images(
     body: ImagesRequest,
     request: Request,
@@ -75,42 +81,94 @@ async def generate_images(
     client: Client,
     base: BaseUrl,
     key: IdempotencyKey,
-    retry_count: Annotated[str, Header(alias="x-stainless-retry-count", description="of the SDK; above 0 it is a repeat")] = "0",
-    read_timeout: Annotated[str, Header(alias="x-stainless-read-timeout", description="of the SDK: seconds it will wait")] = "",
+    retry_count: RetryCount = "0",
+    read_timeout: ReadTimeout = "",
 ) -> Response | ImagesAnswer:
     """Queue a job and wait for it. A repeat by the SDK joins the job of its first try, whatever became of the answer."""
-    draft = body.to_draft(await _card(gateway, body.model))
+    said = fingerprint(body.model_dump(exclude_unset=True))
+    asked = Asked(client, base, key or await _key(gateway, client, said, retry_count), said, read_timeout, request.scope["request_id"])
+    return await _drawn(gateway, body, body.to_draft(await _card(gateway, body.model)), asked)
+
+
+@router.post(
+    "/images/edits",
+    response_model=ImagesAnswer,
+    summary="Draw upon a picture, in OpenAI's form",
+    response_description="the pictures; or, with `stream`, server-sent events",
+    openapi_extra={"requestBody": FORM},
+    responses={
+        200: {"content": {"text/event-stream": {}}},
+        **documented(*OF_DRAWING, InvalidPicture, KindNotSupported),
+    },
+)
+async def edit_image(
+    request: Request,
+    gateway: Current,
+    client: Client,
+    base: BaseUrl,
+    key: IdempotencyKey,
+    retry_count: RetryCount = "0",
+    read_timeout: ReadTimeout = "",
+) -> Response | ImagesAnswer:
+    """With a mask its transparent parts are drawn and the rest stays; without one the whole picture is drawn anew, from 0.8 noise."""
+    edit = await read(request)
+    asked = Asked(
+        client, base, key or await _key(gateway, client, edit.said, retry_count), edit.said, read_timeout, request.scope["request_id"]
+    )
+    return await _drawn(gateway, edit.body, edit.to_draft(await _card(gateway, edit.body.model)), asked)
+
+
+@router.post("/images/variations", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
+async def no_variations() -> None:
+    """Always 400 `not_supported`."""
+    raise errors.NotSupported("Variations are not drawn here; /v1/images/edits with a prompt draws upon a picture.")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks, under which key, and how long it will wait."""
+
+    client: str
+    base: str
+    key: str
+    fingerprint: str
+    read_timeout: str
+    request_id: str
+
+
+async def _key(gateway: Gateway, client: str, said: str, retry_count: str) -> str:
+    """Of a client that names none: a repeat by the SDK has that of its first try."""
+    number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
+    return f"openai:{said}:{number}"
+
+
+async def _drawn(gateway: Gateway, body: ImagesRequest, draft: Draft, asked: Asked) -> Response | ImagesAnswer:
+    """Queue a job and wait for it, or stream what becomes of it."""
     if body.stream and not gateway.generations.has_room:
         raise errors.TooManyStreams()  # before anything is queued
-    said = fingerprint(body.model_dump(exclude_unset=True))
-    if key is None:
-        number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
-        key = f"openai:{said}:{number}"
     try:
         submitted = await gateway.generations.submit(
-            draft, Terms(), client=client, idempotency_key=key, fingerprint=said, previews=body.partial_images or 0
+            draft,
+            Terms(),
+            client=asked.client,
+            idempotency_key=asked.key,
+            fingerprint=asked.fingerprint,
+            previews=body.partial_images or 0,
         )
     except errors.InvalidSize as error:
-        raise errors.InvalidSize(error.message, param="size") from None
+        raise errors.InvalidSize(error.message, param=error.param if error.param == "mask" else "size") from None
     job = submitted.job
     if submitted.created:
         gateway.metrics.submitted(job.params.model)
         user = errors.shown(body.safety_identifier or body.user or "")
         gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
     if body.stream:
-        return StreamingResponse(_stream(gateway, job, body, request.scope["request_id"]), media_type="text/event-stream")
-    job = await gateway.generations.wait(job, _patience(read_timeout, gateway.settings.door_wait_s))
+        return StreamingResponse(_stream(gateway, job, body, asked.request_id), media_type="text/event-stream")
+    job = await gateway.generations.wait(job, _patience(asked.read_timeout, gateway.settings.door_wait_s))
     raise_unless_succeeded(job)
-    urls = [base + link for link in await gateway.links.sign([i.key for i in job.images])] if body.response_format != "b64_json" else []
+    links = await gateway.links.sign([i.key for i in job.images]) if body.response_format != "b64_json" else []
     pictures = await pictures_of(job, gateway) if body.response_format != "url" else []
-    return answer(job, body, urls, pictures)
-
-
-@router.post("/images/edits", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
-@router.post("/images/variations", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
-async def no_edits() -> None:
-    """Pictures cannot go in yet. Always 400 `not_supported`."""
-    raise errors.NotSupported("This service draws from text alone so far: /v1/images/generations.")
+    return answer(job, body, [asked.base + link for link in links], pictures)
 
 
 async def _card(gateway: Gateway, model: str | None) -> Any:
@@ -148,14 +206,14 @@ async def _told(gateway: Gateway, job: Job, body: ImagesRequest) -> AsyncIterato
     async for event in gateway.generations.events(job, START):
         at = event.data.get("preview_at", 0)
         if at > reached and "preview" in event.data:  # a job that came back passes its steps once more
-            yield _event("image_generation.partial_image", partial(job, body, event.data["preview"], sent))
+            yield _event(f"{event_of(job)}.partial_image", partial(job, body, event.data["preview"], sent))
             sent, reached = sent + 1, at
     job = await gateway.generations.get(job.id, job.client)
     raise_unless_succeeded(job)
     (picture,) = await pictures_of(job, gateway)
     if body.partial_images and not sent:
-        yield _event("image_generation.partial_image", whole(job, body, picture))
-    yield _event("image_generation.completed", completed(job, body, picture))
+        yield _event(f"{event_of(job)}.partial_image", whole(job, body, picture))
+    yield _event(f"{event_of(job)}.completed", completed(job, body, picture))
 
 
 async def with_pings(events: AsyncIterator[bytes], silence_s: float) -> AsyncIterator[bytes]:
