@@ -57,7 +57,11 @@ def curl(method: str, path: str, operation: Operation, told: Document) -> str:
     words.append('"$IMAGE"' if path == SIGNED else f'"$CELADON{_filled(path)}"')
     if "requestBody" in operation:
         media_type, body = next(iter(operation["requestBody"]["content"].items()))
-        said = json.dumps(_example(body, told), ensure_ascii=False)
+        example = _example(body, told)
+        if media_type == "multipart/form-data" and isinstance(example, dict):
+            words += [f"-F {shlex.quote(f'{name}={value}')}" for name, value in example.items()]
+            return " ".join(words)
+        said = json.dumps(example, ensure_ascii=False)
         words.append(f"-H {shlex.quote(f'Content-Type: {media_type}')} -d {shlex.quote(said)}")
     if method != "HEAD" and (file := next((FILES[kind] for kind in kinds if kind in FILES), "")):
         words.append(f"-o {file}")

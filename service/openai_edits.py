@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pipelines.card import ModelCard
 from service.drafts import Draft, fingerprint
 from service.error_answers import from_validation
-from service.errors import InvalidValue, MissingField, NotSupported, UnsupportedMediaType, shown
+from service.errors import InvalidValue, MissingField, NotSupported, shown
+from service.forms import Part, parse
 from service.openai_images import ImagesRequest
 
-FIELDS, FILES = 40, 20
 FILE_NAMES = ("image", "image[]", "mask")
 NUMBERS = ("n", "output_compression", "partial_images")
 TRUTH = {"true": True, "false": False}
 NOT_DONE = ("input_fidelity", "markup", "frame_count", "frame_duration_ms", "complexity", "svg")
-FORM: Mapping[str, Any] = {  # for the OpenAPI document
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image", "prompt"],
-                "properties": {
-                    "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"},
-                    "mask": {"type": "string", "format": "binary", "description": "of the same size; transparent parts are drawn"},
-                    **{
-                        name: {"type": kind}
-                        for kind, names in {
-                            "string": ("prompt", "model", "size", "quality", "response_format", "output_format", "background", "user"),
-                            "integer": NUMBERS,
-                            "boolean": ("stream",),
-                        }.items()
-                        for name in names
-                    },
-                },
-            }
-        }
-    },
-}
+FILE = {"type": "string", "format": "binary"}
+
+
+def _form() -> dict[str, Any]:
+    """The body for the OpenAPI document: files, and the fields of generations as the texts of a form."""
+    fields = ImagesRequest.model_json_schema()["properties"]
+    for field in fields.values():  # what may be null is left out of a form
+        field.update(next((kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}), {}))
+        field.pop("default", None)
+    files = {"image": {**FILE, "description": "PNG, JPEG or WebP"}, "mask": {**FILE, "description": "its transparent parts are drawn"}}
+    schema = {"type": "object", "required": ["image", "prompt"], "properties": {**files, **fields}, "additionalProperties": False}
+    example = {"prompt": "a green apple", "image": "@picture.png", "size": "128x128"}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema, "example": example}}}
+
+
+FORM = _form()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,41 +55,34 @@ class Edit:
 
 async def read(request: Request) -> Edit:
     """Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise UnsupportedMediaType("The body must be sent as multipart/form-data.")
-    try:
-        async with request.form(max_files=FILES, max_fields=FIELDS) as form:
-            files = {name: await _file(form, name) for name in ("image", "mask")}
-            body = _body({name: value for name, value in form.multi_items() if name not in FILE_NAMES}, form)
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise  # too long
-        raise InvalidValue("The form cannot be read, or has too many parts.") from None
+    content_type = request.headers.get("content-type", "")
+    parts = parse(await request.body() if content_type else b"", content_type)
+    files = {name: _file([part for part in parts if part.name in (name, f"{name}[]")], name) for name in ("image", "mask")}
+    body = _body([part for part in parts if part.name not in FILE_NAMES])
     if files["image"] is None:
         raise MissingField("An edit begins with a picture: send image.", param="image")
     digests = [hashlib.sha256(data).hexdigest() if data else "" for data in files.values()]
     return Edit(body, files["image"], files["mask"], fingerprint({"form": body.model_dump(exclude_unset=True), "files": digests}))
 
 
-async def _file(form: FormData, name: str) -> bytes | None:
-    sent = [*form.getlist(name), *form.getlist(f"{name}[]")]
+def _file(sent: Sequence[Part], name: str) -> bytes | None:
     if len(sent) > 1:
         raise NotSupported("One picture is taken; several are not put together here.", param=name)
-    if not sent:
-        return None
-    if not isinstance(sent[0], UploadFile):
+    if sent and not sent[0].file:
         raise InvalidValue(f"{name} must be a file of the form.", param=name)
-    return await sent[0].read()
+    return bytes(sent[0].data) if sent else None
 
 
-def _body(fields: Mapping[str, Any], form: FormData) -> ImagesRequest:
-    for name, value in fields.items():
-        if name in NOT_DONE:
-            raise NotSupported(f"{name} is not done here.", param=name)
-        if not isinstance(value, str) or len(form.getlist(name)) > 1:
-            raise InvalidValue("A field of the form is a text, and is sent once.", param=shown(name))
+def _body(parts: Sequence[Part]) -> ImagesRequest:
+    fields: dict[str, object] = {}
+    for part in parts:
+        if part.name in NOT_DONE:
+            raise NotSupported(f"{part.name} is not done here.", param=part.name)
+        if part.file or part.name in fields:
+            raise InvalidValue("A field of the form is a text, and is sent once.", param=shown(part.name))
+        fields[part.name] = _value(part.name, part.text)
     try:
-        return ImagesRequest.model_validate({name: _value(name, value) for name, value in fields.items()})
+        return ImagesRequest.model_validate(fields)
     except ValidationError as error:
         raise from_validation([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]) from None
 
