@@ -27,7 +27,7 @@ from pipelines.planning import from_pixels, to_pixels
 from pipelines.tokens import Tokenizer
 
 Array = Any
-GRAPHS: Mapping[str, Callable[[Weights, Mapping[str, Any]], openvino.Model]] = {
+GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
 CACHE_FORMAT = 2  # raised when a graph is built in another way
@@ -43,10 +43,10 @@ def fastest_precision(core: openvino.Core | None = None) -> str:
 
 
 class Compiler:
-    """Compiles parts of a checkpoint for the CPU, or takes them from the cache."""
+    """Compiles parts of a checkpoint for the CPU, or takes them from the cache. `int8` rounds weights of the U-Net."""
 
-    def __init__(self, said: Described, cache: Path | None, threads: int = 0) -> None:
-        self._said, self._cache, self._threads = said, cache, threads
+    def __init__(self, said: Described, cache: Path | None, threads: int = 0, *, int8: bool = False) -> None:
+        self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
         self._core = openvino.Core()
 
     def compile(self, part: str, precision: str, streams: int = 1) -> openvino.CompiledModel:
@@ -60,7 +60,8 @@ class Compiler:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".json").unlink(missing_ok=True)
         folder = FOLDERS.get(part, part)
-        model = GRAPHS[part](Weights(self._said.folder / folder), self._said.configs[folder])
+        rounding = {"int8": True} if part == "unet" and self._int8 else {}
+        model = GRAPHS[part](Weights(self._said.folder / folder), self._said.configs[folder], **rounding)
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
@@ -81,6 +82,7 @@ class Compiler:
         if self._cache is None:
             return None
         decides = [CACHE_FORMAT, openvino.get_version(), self._said.card.hash, part, sorted(hints.items()), os.cpu_count(), processor()]
+        decides += ["int8"] if part == "unet" and self._int8 else []
         return self._cache / f"{part}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]}.blob"
 
 

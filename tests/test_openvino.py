@@ -202,6 +202,16 @@ def test_the_backend_is_picked_with_a_reason(given: dict[str, Any], installed: s
             pick_backend(settings(**given))
 
 
+def test_weights_in_8_bits_are_another_build(toy: Path, tmp_path: Path) -> None:
+    for weights in ("stored", "int8", "int8"):
+        model = open_model(
+            settings(backend="openvino", device="cpu", dtype="float32", model=str(toy), data_dir=tmp_path, threads=1, weights=weights)
+        )
+    assert "openvino-float32, int8 weights, 1 stream" in model.backend
+    stored, rounded = sorted((path.stat().st_size for path in (tmp_path / "cache").glob("unet-*.blob")), reverse=True)
+    assert rounded < 0.9 * stored
+
+
 def test_both_backends_open_and_say_what_they_are(toy: Path, tmp_path: Path) -> None:
     names = {}
     for backend in ("openvino", "torch"):
@@ -210,6 +220,8 @@ def test_both_backends_open_and_say_what_they_are(toy: Path, tmp_path: Path) -> 
         assert model.stages.card.id == "toy" and not model.engine.busy
     assert names["openvino"].startswith("openvino-float32, 1 stream of 1 thread, rows ")
     assert names["torch"].startswith("torch-float32, rows ")
+    with pytest.raises(ModelRefused, match=r"CELADON_WEIGHTS=int8 is OpenVINO's"):
+        open_model(settings(backend="torch", weights="int8", model=str(toy), data_dir=tmp_path))
     with pytest.raises(ModelRefused, match="on CPUs"):
         open_model(settings(backend="openvino", dtype="float16", model=str(toy)))
 

@@ -51,8 +51,8 @@ def saved(folder: Path, module: Any) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def compiled(model: Any, precision: str = "f32") -> Any:
-    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1})
+def compiled(model: Any, precision: str = "f32", **hints: Any) -> Any:
+    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, **hints})
 
 
 def draws(config: dict[str, Any], rows: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,6 +77,24 @@ def test_the_unet_graph_is_diffusers_unet(name: str, size: tuple[int, int], tmp_
     denoiser = OpenVinoDenoiser(compiled(unet.build(Weights(tmp_path), config)), config)
     assert relative(denoiser(x, t, context), wanted) < 1e-5
     assert np.array_equal(denoiser(x, t, context, ["", "", ""]), denoiser(x, t, context))
+
+
+def test_weights_in_8_bits_are_those_of_a_module_whose_linear_layers_are_rounded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = UNet2DConditionModel(**SMALL | UNETS["sd1"]).eval()
+    config = saved(tmp_path, module)
+    x, t, context = draws(config, 3, (8, 8))
+    model = unet.build(Weights(tmp_path), config, int8=True)
+    usual, exact = ({}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})  # usually, what these matrices multiply is rounded too, in groups
+    quick, found = (OpenVinoDenoiser(compiled(model, **hints), config)(x, t, context) for hints in (usual, exact))
+    with torch.inference_mode():
+        stored = module(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(context)).sample.numpy()
+        for layer in (m for m in module.modules() if isinstance(m, torch.nn.Linear)):
+            step = layer.weight.abs().amax(1, keepdim=True) / 127
+            layer.weight.copy_((layer.weight / step).round() * step)
+        rounded = module(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(context)).sample.numpy()
+    assert relative(found, rounded) < 1e-5 < relative(found, stored) < 1e-2
+    assert relative(quick, stored) < 1e-2
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3])

@@ -132,9 +132,7 @@ def _sees_gpu() -> bool:
 
 def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened:
     if backend == "torch":
-        from workers.model_torch import open_torch
-
-        return open_torch(settings)
+        return _open_torch(settings)
     from pipelines.graphs.unet import NoGraph
     from workers.model_openvino import open_openvino
 
@@ -144,6 +142,12 @@ def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened
         if settings.backend == "openvino" or not importlib.util.find_spec("torch"):
             raise ModelRefused(f"CELADON_MODEL: {error}; torch runs it: pip install celadon[gpu]") from error
         log.warning("no_graph", reason=str(error), backend="torch")
-        from workers.model_torch import open_torch
+        return _open_torch(settings)
 
-        return open_torch(settings)
+
+def _open_torch(settings: WorkerSettings) -> Opened:
+    if settings.weights == "int8":
+        raise ModelRefused("CELADON_WEIGHTS=int8 is OpenVINO's: leave it out, or set CELADON_BACKEND=openvino")
+    from workers.model_torch import open_torch
+
+    return open_torch(settings)

@@ -26,12 +26,13 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     precision = fastest_precision() if settings.dtype == "auto" else settings.dtype
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     cache = settings.cache_dir or settings.data_dir / "cache"
-    compiler = Compiler(said, cache, cores)
+    int8 = settings.weights == "int8"
+    compiler = Compiler(said, cache, cores, int8=int8)
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
     threads = max(1, cores // streams)
-    name = f"openvino-{precision}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
+    name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
 
 

@@ -18,10 +18,10 @@ Node = Any
 
 
 class Layers:
-    """One part of a checkpoint: `Layers(weights).conv(x, "conv_in")`."""
+    """One part of a checkpoint: `Layers(weights).conv(x, "conv_in")`. With `int8`, matrices are rounded to 8 bits."""
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, *, int8: bool = False) -> None:
+        self.weights, self._matrix = weights, _rounded if int8 else _widened
 
     def has(self, name: str) -> bool:
         return f"{name}.weight" in self.weights
@@ -41,13 +41,13 @@ class Layers:
     def linear(self, x: Node, name: str) -> Node:
         """[..., c] -> [..., C], with a bias where there is one. A 1x1 convolution's weight will do."""
         weight = self.weights[f"{name}.weight"]
-        out = ops.matmul(x, self.constant(f"{name}.weight", *weight.shape[:2]), False, True)
+        out = ops.matmul(x, self._matrix(weight.reshape(weight.shape[:2])), False, True)
         return ops.add(out, self.constant(f"{name}.bias")) if f"{name}.bias" in self.weights else out
 
     def linears(self, x: Node, names: Sequence[str]) -> list[Node]:
         """What `linear` gives for each name, all with a bias or none, in one product: small ones cost more to start than to compute."""
         weights = [self.weights[f"{name}.weight"] for name in names]
-        out = ops.matmul(x, _widened(np.concatenate(weights)), False, True)
+        out = ops.matmul(x, self._matrix(np.concatenate(weights)), False, True)
         if f"{names[0]}.bias" in self.weights:
             out = ops.add(out, _widened(np.concatenate([self.weights[f"{name}.bias"] for name in names])))
         lengths = ops.constant(np.array([len(weight) for weight in weights], np.int64))
@@ -98,6 +98,14 @@ def _widened(values: NDArray[Any]) -> Node:
     """A constant in single precision."""
     node = ops.constant(np.ascontiguousarray(values))
     return node if values.dtype == np.float32 else ops.convert(node, "f32")
+
+
+def _rounded(values: NDArray[Any]) -> Node:
+    """A matrix [C, c] in 8 bits, symmetric, with a scale for each of the C outputs; OpenVINO multiplies it as it is."""
+    wide = values.astype(np.float32)
+    scale = np.maximum(np.abs(wide).max(axis=1, keepdims=True) / 127, np.float32(1e-30))  # [C, 1]
+    whole = np.round(wide / scale).astype(np.int8)
+    return ops.multiply(ops.convert(ops.constant(whole), "f32"), ops.constant(scale))
 
 
 def attention(q: Node, k: Node, v: Node, heads: int, mask: Node | None = None) -> Node:

@@ -52,15 +52,15 @@ def time_embedding(timestep: NDArray[np.float32], config: Config) -> NDArray[np.
     return np.concatenate(waves[::-1] if config.get("flip_sin_to_cos", True) else waves, axis=1)
 
 
-def build(weights: Weights, config: Config) -> openvino.Model:
-    """The graph, with dynamic rows, sizes and prompt lengths. Raises NoGraph."""
+def build(weights: Weights, config: Config, *, int8: bool = False) -> openvino.Model:
+    """The graph, with dynamic rows, sizes and prompt lengths; `int8` rounds the weights of linear layers. Raises NoGraph."""
     check(config)
-    return _Unet(weights, config).model()
+    return _Unet(Layers(weights, int8=int8), config).model()
 
 
 class _Unet:
-    def __init__(self, weights: Weights, config: Config) -> None:
-        self._layers, self._config = Layers(weights), config
+    def __init__(self, layers: Layers, config: Config) -> None:
+        self._layers, self._config = layers, config
         self._groups, self._epsilon = config.get("norm_num_groups", 32), config.get("norm_eps", 1e-5)
         levels = len(config["block_out_channels"])
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' own misnomer
