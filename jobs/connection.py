@@ -21,7 +21,7 @@ OPTIONS: Mapping[str, Any] = {
     "decode_responses": True,
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": SOCKET_TIMEOUT_S,
-    "max_connections": 4096,  # one for each client that follows events: they block in XREAD
+    "max_connections": 4096,  # of scripts at one time; who follows events shares one (jobs.followers)
 }
 
 

@@ -26,6 +26,7 @@ from structlog.typing import FilteringBoundLogger
 from jobs.batches import Batches
 from jobs.clients import Clients
 from jobs.events import EventLog
+from jobs.followers import Followers
 from jobs.hooks import HookQueue
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
@@ -171,7 +172,8 @@ def _lifespan(
         registry, store = Registry(shards), picture_store(settings)
         catalog = Catalog(registry, settings)
         keyring = Keyring(Clients(shards), settings)
-        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing)
+        followers = Followers(shards)
+        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing, followers)
         links = ImageLinks(registry, settings)
         hooks, tries = HookQueue(shards), Tries(shards)
         every = Batches(shards, max_queued=settings.max_queued, retention_s=settings.retention_s)
@@ -189,6 +191,7 @@ def _lifespan(
             for chore in chores:
                 chore.cancel()
             await asyncio.gather(*chores, return_exceptions=True)
+            await followers.aclose()
             await shards.aclose()
             await tracing.aclose()
             log.info("gateway down")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from jobs.events import Event, EventLog
+from jobs.followers import Followers
 from jobs.image_store import ImageStore
 from jobs.job import TERMINAL, Job, JobStatus
 from jobs.job_queue import (
@@ -37,7 +38,8 @@ from service.settings import Settings
 from service.steps import even_parts
 from service.terms import Terms, check, reuse_fingerprint
 
-BLOCK_MS = 1000  # of one read of an event stream; the record is looked at between two of them
+SLICE_S = 1.0  # of waiting for an event, after which is seen whether the process is asked to end
+RECORD_S = 15.0  # between two looks at the record of a job that is followed: its stream may have been lost in a failover
 START = "0-0"  # before the first event
 
 
@@ -57,11 +59,13 @@ class Generations:
         keyring: Keyring,
         settings: Settings,
         tracing: Tracing,
+        followers: Followers,
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
         self._keyring, self._settings = keyring, settings
         self._inputs = Inputs(store, self.get)
+        self._followers = followers
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
@@ -197,7 +201,7 @@ class Generations:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """The place of one who follows a job; each holds a connection to Redis. Raises TooManyStreams."""
+        """The place of one who follows a job. Raises TooManyStreams."""
         if not self.has_room:
             raise TooManyStreams()
         self._streams += 1
@@ -216,21 +220,31 @@ class Generations:
 
     async def _follow(self, job: Job, after: str, until: float | None) -> AsyncIterator[Event]:
         """The stream is replayable, so reading it from `after` misses nothing that happened before we came."""
-        block_ms = 1  # the first read takes what is there; the record then says whether more can come
+        looked_at = float("-inf")
         while not self.draining.is_set():
-            for event in await self._events.read(job.id, after, block_ms=block_ms):
+            for event in await self._events.read(job.id, after):
                 yield event
                 after = event.id
                 if event.type in TERMINAL:
                     return
-            job = await self.get(job.id, job.client)
-            if job.done and not await self._events.read(job.id, after, count=1):
-                yield _final(job, after)  # the reader has seen it before, or the stream was cut: say it again
+            if time.monotonic() - looked_at >= RECORD_S:
+                job, looked_at = await self.get(job.id, job.client), time.monotonic()
+                if job.done and not await self._events.read(job.id, after, count=1):
+                    yield _final(job, after)  # the reader has seen it before, or the stream was cut: say it again
+                    return
+            if not await self._news(job.id, after, until, looked_at + RECORD_S):
                 return
-            left_ms = BLOCK_MS if until is None else int((until - time.monotonic()) * 1000)
-            if left_ms <= 0:
-                return
-            block_ms = min(BLOCK_MS, left_ms)
+
+    async def _news(self, job_id: str, after: str, until: float | None, look_at: float) -> bool:
+        """Wait until there is an event behind `after`, or the record is to be looked at; False when the time is over (monotonic)."""
+        while not self.draining.is_set():
+            now = time.monotonic()
+            left = SLICE_S if until is None else min(until - now, SLICE_S)
+            if left <= 0:
+                return False
+            if await self._followers.wait(job_id, after, left) or now + left >= look_at:
+                return True
+        return False
 
 
 def _final(job: Job, event_id: str) -> Event:

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(default=60.0, ge=0, le=3600, description="the longest `Prefer: wait`")
     door_wait_s: float = Field(default=300.0, ge=1, le=3600, description="the longest wait for pictures behind /v1 and /sdapi")
     openai_models: Mapping[str, str] = Field(default={}, description="JSON: other names of models behind /v1, as in old clients")
-    max_streams: int = Field(default=1000, ge=1, description="event streams and waits at one time; each holds a Redis connection")
+    max_streams: int = Field(default=1000, ge=1, description="event streams and waits at one time")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     request_drain_s: float = Field(default=20.0, ge=0, le=3600, description="how long SIGTERM waits for requests that are under way")

@@ -55,9 +55,9 @@ def test_the_whole_document_is_true(gateway: Live) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_the_whole_document_is_true_for_many_more(gateway: Live, seed: int) -> None:
-    fuzzed(gateway, "--seed", str(seed), "--max-examples", "150")
+    fuzzed(gateway, "--seed", str(seed), "--max-examples", "80")
 
 
 def routes_with_bodies(document: Any) -> list[tuple[str, str, tuple[str, ...]]]:
