@@ -1,7 +1,7 @@
 """What more training brings: checkpoints of one model, by pictures seen, judged on the same scenes (`python -m training.curve`).
 
 The pencil style is left out, because the first checkpoint does not know it. The dashed lines are a power law of the error through
-the points: a guess, and with three points a rough one.
+the points, where it falls: a guess, and with three points a rough one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.scene_sets import plain_wording, renders, scene_sets
 from training.words import STYLES
 
 NEW = STYLES.index("pencil")
-QUESTIONS = ("thing", "style", "count")
+QUESTIONS = ("thing", "style")
 Point = dict[str, list[float]]  # of each question: share, low, high
 
 
@@ -51,19 +51,22 @@ def law(seen: np.ndarray, share: np.ndarray, ceiling: float) -> tuple[float, flo
 def plot(path: Path, found: list[dict], ceilings: dict[str, Point]) -> None:
     seen = np.array([f["seen_pictures"] for f in found])
     further = np.geomspace(seen[0], 16 * seen[-1], 50)
-    figure, axes = plt.subplots(1, len(QUESTIONS), figsize=(11, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(QUESTIONS), figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, question in zip(axes, QUESTIONS, strict=True):
         for colour, heap in zip(("tab:blue", "tab:orange"), ceilings, strict=True):
             share, low, high = (np.array([f["heaps"][heap][question][k] for f in found]) for k in range(3))
             ceiling = ceilings[heap][question][0]
-            a, b = law(seen, share, ceiling)
             axis.errorbar(seen, share, [share - low, high - share], fmt="o-", color=colour, capsize=3, label=heap)
-            axis.plot(further, ceiling - a * further**-b, "--", color=colour, linewidth=1)
+            a, b = law(seen, share, ceiling)
+            if b > 0:
+                axis.plot(further, ceiling - a * further**-b, "--", color=colour, linewidth=1)
             axis.axhline(ceiling, color=colour, linewidth=0.5)
-        axis.set(xscale="log", xlabel="pictures seen", title=question, ylim=(0.5, 1.01))
+        axis.set(xscale="log", xlabel="pictures seen", title=question, ylim=(0.6, 1.01))
+        axis.set_xticks([*seen, 1e6, 4e6], [f"{n / 1e3:.0f}k" if n < 1e6 else f"{n / 1e6:.0f}M" for n in (*seen, 1e6, 4e6)], fontsize=8)
+        axis.set_xticks([], minor=True)
     axes[0].set_ylabel("right answers")
     axes[0].legend(loc="lower right")
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:
