@@ -24,6 +24,7 @@ PLACES = {
     "/v1/models/{model}": {"model": "$MODEL"},
     "/sdapi/v1/{what}": {"what": "upscalers"},
     "/jobs/{id}": {"id": "$JOB"},
+    "/uploads/{key}": {"key": "$UPLOAD"},
 }
 FILES = {"application/zip": "pictures.zip", "image/svg+xml": "schedule.svg", "image/png": "picture.png"}
 SIGNED = "/images/{key}"  # its URL comes whole from a job

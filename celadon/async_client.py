@@ -112,6 +112,18 @@ class AsyncClient:
         batch: Mapping[str, Any] = (await self._request("DELETE", f"/batches/{quote(batch_id, safe='')}", timeout=BATCH_S)).json()
         return batch
 
+    async def upload(self, picture: bytes | str | Path) -> Mapping[str, Any]:
+        """Leave a PNG, JPEG or WebP, bytes or a file, for jobs to come; its `key` goes into their `image` or `mask`. The same picture
+        is the same upload, so that a repeat does no harm. Raises ApiError (`invalid_picture` and others), Unreachable, OSError."""
+        data = picture if isinstance(picture, bytes) else await asyncio.to_thread(Path(picture).read_bytes)
+        files = {"file": ("picture", data, "application/octet-stream")}
+        told: Mapping[str, Any] = (await self._request("POST", "/uploads", files=files)).json()
+        return told
+
+    async def delete_upload(self, key: str) -> None:
+        """Raises ApiError (`picture_not_found`), Unreachable."""
+        await self._request("DELETE", f"/uploads/{quote(key)}")
+
     async def events(self, job_id: str, *, after: str = "") -> AsyncIterator[Event]:
         """Every event of the job after the one of id `after`, as they come, to the last. A stream that breaks is taken up where it broke.
 

@@ -201,6 +201,17 @@ class Client:
         batch: Mapping[str, Any] = self._request("DELETE", f"/batches/{batch_id}", timeout=BATCH_S).json()
         return batch
 
+    def upload(self, picture: bytes | str | Path) -> Mapping[str, Any]:
+        """Leave a PNG, JPEG or WebP, bytes or a file, for jobs to come; its `key` goes into their `image` or `mask`. The same picture
+        is the same upload, so that a repeat does no harm. Raises ApiError (`invalid_picture` and others), Unreachable, OSError."""
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        told: Mapping[str, Any] = self._request("POST", "/uploads", files={"file": ("picture", data, "application/octet-stream")}).json()
+        return told
+
+    def delete_upload(self, key: str) -> None:
+        """Raises ApiError (`picture_not_found`), Unreachable."""
+        self._request("DELETE", f"/uploads/{quote(key)}")
+
     def events(self, job_id: str, *, after: str = "") -> Iterator[Event]:
         """Every event of the job after the one of id `after`, as they come, to the last. A stream that breaks is taken up where it broke.
 

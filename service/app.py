@@ -34,7 +34,8 @@ from jobs.shards import Shards, open_shards
 from jobs.stores import check_reachable
 from jobs.tracing import Tracing, open_tracing
 from jobs.tries import Tries
-from service.api import batches, health, images, models, native, openai, sdapi, studio, webhooks
+from jobs.uploads import UploadCount
+from service.api import batches, health, images, models, native, openai, sdapi, studio, uploads, webhooks
 from service.api import jobs as job_routes
 from service.batching import Batching
 from service.catalog import Catalog, ImageLinks
@@ -44,18 +45,20 @@ from service.error_answers import documented, respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
 from service.gateway import Gateway, picture_store
 from service.generations import Generations
+from service.inputs import Inputs
 from service.keyring import Keyring, check_keys
 from service.log import carry_over, make_log
 from service.metrics import Metrics
 from service.middleware import PROBES, Surroundings
 from service.openapi import openapi
 from service.settings import Settings
+from service.uploads import Uploads
 
 FIRST_LOOK_S = 1.0  # at Redis, before the door opens; /readyz looks again each time
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
 
-WITH_PICTURES = ("/sdapi/v1/img2img", "/v1/images/edits")  # whose bodies hold files
+WITH_PICTURES = ("/sdapi/v1/img2img", "/v1/images/edits", "/uploads")  # whose bodies hold files
 CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
     "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
     "allow_headers": ["*"],  # clients of OpenAI send a dozen of their own
@@ -86,7 +89,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (native.router, job_routes.router, batches.router, openai.router, sdapi.router, webhooks.router, models.router):
+    doors = (native, job_routes, batches, uploads, openai, sdapi, webhooks, models)
+    for router in (door.router for door in doors):
         app.include_router(router, responses=documented(KeyMissing, KeyInvalid, HostRefused))
     for router in (images.router, health.router, studio.router):
         app.include_router(router)
@@ -179,8 +183,9 @@ def _lifespan(
         every = Batches(shards, max_queued=settings.max_queued, retention_s=settings.retention_s)
         batching = Batching(every, generations, store, keyring, settings)
         app.state.gateway = Gateway(
-            settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching
-        )
+            settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching,
+            Uploads(UploadCount(shards), store, Inputs(store, generations.get), keyring, settings),
+        )  # fmt: skip
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port, keys=settings.keys_in_force)

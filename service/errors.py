@@ -14,8 +14,7 @@
     │   ├── UnknownOption             400 unknown_option
     │   ├── WebhookRefused            400 webhook_refused
     │   ├── InvalidBatch              400 invalid_batch
-    │   ├── InvalidPicture            400 invalid_picture
-    │   ├── KindNotSupported          400 kind_not_supported
+    │   ├── InvalidPicture            400 invalid_picture (and others: `service.picture_errors`)
     │   └── NotSupported              400 not_supported
     ├── KeyMissing                    401 key_missing
     ├── KeyInvalid                    401 key_invalid

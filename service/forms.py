@@ -17,10 +17,11 @@ UNREADABLE = "The form cannot be read: it is cut short, or no multipart form."
 
 @dataclass(slots=True)
 class Part:
-    """One field; `file` says whether it came as a file."""
+    """One field; `file` says whether it came as a file, `media_type` of which kind it is said to be."""
 
     name: str = ""
     file: bool = False
+    media_type: str = ""
     data: bytearray = field(default_factory=bytearray)
 
     @property
@@ -89,6 +90,8 @@ class _Reader:
             _, options = parse_options_header(self._value)
             self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
             self.parts[-1].file = b"filename" in options
+        if self._name.lower() == b"content-type":
+            self.parts[-1].media_type = self._value.partition(b";")[0].strip().decode("latin-1").lower()
         self._name, self._value = b"", b""
 
     def _named(self) -> None:

@@ -22,6 +22,7 @@ from service.generations import Generations
 from service.keyring import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
+from service.uploads import Uploads
 
 STORE_S = 30.0  # for what is asked of a store that is not on this machine
 
@@ -44,6 +45,7 @@ class Gateway:
     generations: Generations
     tries: Tries
     batching: Batching
+    uploads: Uploads
 
 
 def picture_store(settings: Settings) -> ImageStore:

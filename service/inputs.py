@@ -73,7 +73,13 @@ class Inputs:
             return Given(said, _head(param, await self._stored(param, said, client)))
         data = said if isinstance(said, bytes) else _decoded(param, said)
         found = _head(param, data)
-        return Given(f"{_folder(data, client)}/0.{found.extension}", found, data)
+        return Given(brought_key(data, client, found.extension), found, data)
+
+    async def brought(self, param: str, key: str, client: str) -> bytes:
+        """A picture that this client has sent. Raises PictureNotFound, also where it is another's."""
+        if not key.startswith(BROUGHT):
+            raise PictureNotFound(param=param)
+        return await self._stored(param, key, client)
 
     async def _stored(self, param: str, key: str, client: str) -> bytes:
         folder = key.partition("/")[0]
@@ -92,6 +98,11 @@ class Inputs:
         if folder.startswith(BROUGHT) and folder != _folder(data, client):
             raise PictureNotFound(param=param)
         return data
+
+
+def brought_key(data: bytes, client: str, extension: str) -> str:
+    """Where a picture lies that this client has sent."""
+    return f"{_folder(data, client)}/0.{extension}"
 
 
 def _folder(data: bytes, client: str) -> str:

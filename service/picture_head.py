@@ -13,6 +13,10 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn of JPEG
 ORIENTATION, LYING = 0x0112, range(5, 9)  # of Exif: rows are columns
 
 
+class Moves(ValueError):
+    """It has more than one frame."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """Pixels as they are to be seen. `extension` names the format."""
@@ -47,7 +51,7 @@ def _png(data: bytes) -> Head | None:
         chunks.add(name)
         at += 12 + size
     if b"acTL" in chunks:
-        raise ValueError("it moves; one frame is taken")
+        raise Moves("it moves; one frame is taken")
     return Head("png", width, height, colour in (4, 6) or b"tRNS" in chunks)
 
 
@@ -97,7 +101,7 @@ def _webp(data: bytes) -> Head | None:
         return Head("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1))
     if kind == b"VP8X" and len(data) >= 30:
         if data[20] & 0x02:
-            raise ValueError("it moves; one frame is taken")
+            raise Moves("it moves; one frame is taken")
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
         return Head("webp", width, height, bool(data[20] & 0x10))
     return None

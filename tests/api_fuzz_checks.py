@@ -10,7 +10,8 @@ import schemathesis
 # request is built does not, so that it is never one of the others (missing_field, unknown_field, invalid_header ...).
 DEPENDS = frozenset({
     "unknown_model", "unknown_sampler", "unknown_schedule", "unknown_option", "invalid_size", "webhook_refused", "invalid_batch",
-    "not_supported", "invalid_value", "invalid_picture", "kind_not_supported",
+    "not_supported", "invalid_value", "invalid_picture", "picture_truncated", "picture_moves", "picture_trailing_data",
+    "picture_too_large", "kind_not_supported",
 })  # fmt: skip
 
 

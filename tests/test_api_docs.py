@@ -50,7 +50,7 @@ def shell(gateway: Live, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     preparation = blocks[0].replace("CELADON=http://localhost:7860", f"CELADON={gateway.url}")
     assert preparation != blocks[0]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PWD": str(folder)}
-    names = ("CELADON", "JOB", "MODEL", "IMAGE", "BATCH", "DELIVERY")
+    names = ("CELADON", "JOB", "MODEL", "IMAGE", "BATCH", "DELIVERY", "UPLOAD")
     script = f"set -eu\n{preparation}\nfor name in {' '.join(names)}; do printf '%s\\n' \"${{!name}}\"; done"
     run = subprocess.run(["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=60)
     return environment | dict(zip(names, run.stdout.splitlines(), strict=True))

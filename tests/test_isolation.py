@@ -23,12 +23,14 @@ from jobs.job import ImageRef
 from jobs.job_queue import JobQueue
 from keyed import asking, make_key
 from live_gateway import Live, run_apart, running
+from picture_samples import as_file, sample_picture
 
 MODEL = card().id
 MARK = "zanzibar"  # in every prompt of ada's
 BODY: dict[str, Any] = {"prompt": f"a red apple of {MARK}", "seed": 1}
 BATCH = [BODY["prompt"], f"a blue car of {MARK}"]
 UNKNOWN = "0" * 32
+PICTURE = as_file(sample_picture())
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class World:
     jobs: dict[str, str]
     delivery: str
     batch: str
+    upload: str
 
     def state(self) -> Any:
         """Of everything that is ada's; without what is made anew for each answer."""
@@ -50,7 +53,17 @@ class World:
         pictures = [[image["key"] for image in job.get("images", ())] for job in told]
         dead = [job["id"] for job in self.ada.get("/jobs?status=dead").json()["jobs"]]
         batch, listed = self.ada.get(f"/batches/{self.batch}").json(), self.ada.get("/jobs?limit=100").json()["jobs"]
-        return kept, pictures, dead, self.ada.get("/webhooks/deliveries").json(), len(listed), batch["counts"], batch["cancel_requested"]
+        upload = self.ada.get(f"/uploads/{self.upload}").content
+        return (
+            upload,
+            kept,
+            pictures,
+            dead,
+            self.ada.get("/webhooks/deliveries").json(),
+            len(listed),
+            batch["counts"],
+            batch["cancel_requested"],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +89,8 @@ def world(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
         with BlockingRedis.from_url(valkey) as redis:
             redis.delete(f"{{q0}}:j:{jobs['expired']}")
         batch = ada.post("/batches", json=BATCH, headers={"Idempotency-Key": "batch"}).json()["id"]
-        yield World(live, ada, bob, eve, jobs, delivery, batch)
+        upload = ada.post("/uploads", files={"file": PICTURE}).json()["key"]
+        yield World(live, ada, bob, eve, jobs, delivery, batch, upload)
 
 
 async def bring(redis_url: str, folder: Path, job_id: str, name: str) -> None:
@@ -203,6 +217,19 @@ def apart(body: dict[str, Any], **headers: str) -> Check:
     return check
 
 
+def upload_apart(world: World, method: str, path: str) -> None:
+    """The very same picture gets another key, and hers stays."""
+    theirs = world.eve.post(path, files={"file": PICTURE}).json()["key"]
+    assert theirs != world.upload and world.eve.get(f"/uploads/{theirs}").status_code == 200
+
+
+def hidden_upload(world: World, method: str, path: str) -> None:
+    for client in (world.bob, world.eve):
+        answer, never = (client.request(method, f"/uploads/{key}") for key in (world.upload, f"in-{'0' * 40}/0.png"))
+        assert answer.status_code == never.status_code == 404
+        assert answer.json()["error"]["code"] == never.json()["error"]["code"] == "picture_not_found"
+
+
 def ids_of(client: httpx2.Client) -> set[str]:
     return {job["id"] for job in client.get("/jobs?limit=100").json()["jobs"]}
 
@@ -244,6 +271,9 @@ TABLE: dict[tuple[str, str], Check] = {
     ("post", "/webhooks/deliveries/{id}/redeliver"): hidden_delivery,
     ("get", "/images/{key}"): picture,
     ("head", "/images/{key}"): picture,
+    ("post", "/uploads"): upload_apart,
+    ("get", "/uploads/{key}"): hidden_upload,
+    ("delete", "/uploads/{key}"): hidden_upload,
     ("get", "/models"): shared(),
     ("get", "/samplers"): shared(),
     ("get", "/schedules"): shared(),
@@ -294,7 +324,7 @@ def test_another_client_sees_and_changes_nothing(world: World, route: tuple[str,
     before = world.state()
     TABLE[route](world, *route)
     assert world.state() == before
-    of_ada = ("hooks.example.com", '"ada"', world.batch, *world.jobs.values(), *([] if route in ASKED_BY_EVE else [MARK]))
+    of_ada = ("hooks.example.com", '"ada"', world.batch, world.upload, *world.jobs.values(), *([] if route in ASKED_BY_EVE else [MARK]))
     assert heard and not [(secret, answer) for secret in of_ada for answer in heard if secret in answer]
 
 

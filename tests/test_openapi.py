@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from cards import card
 from live_gateway import Live, running
-from service import errors
+from service import errors, picture_errors
 from service.api import native
 from service.drafts import Draft
 from service.errors import ApiError
@@ -48,6 +48,9 @@ ROUTES = {
     ("delete", "/batches/{id}"),
     ("get", "/batches/{id}/results"),
     ("get", "/batches/{id}/images.zip"),
+    ("post", "/uploads"),
+    ("get", "/uploads/{key}"),
+    ("delete", "/uploads/{key}"),
     ("post", "/generate"),
     ("get", "/jobs"),
     ("get", "/jobs/{id}"),
@@ -125,7 +128,7 @@ def test_the_frameworks_own_error_shape_is_not_promised(document: Any) -> None:
 def test_codes_are_unique_and_the_tree_is_drawn_as_it_is() -> None:
     codes = [e.code for e in tree()]
     assert len(codes) == len(set(codes))
-    drawn = re.findall(r"^[ │├└─]*([A-Z]\w+) +(\d{3}) ?(\w*)$", errors.__doc__ or "", re.MULTILINE)
+    drawn = re.findall(r"^[ │├└─]*([A-Z]\w+) +(\d{3}) ?(\w*)$", f"{errors.__doc__}{picture_errors.__doc__}", re.MULTILINE)
     expected = {(e.__name__, str(e.http_status), "" if e is errors.BadRequest else e.code) for e in tree()}
     assert set(drawn) == expected
 

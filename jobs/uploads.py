@@ -1,0 +1,40 @@
+"""How many pictures of its own each client has in the store, so that it can be bounded. The pictures themselves say whose they are."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from jobs.outcomes import Admission, RateLimited
+from jobs.shards import Shards
+
+
+class TooManyKept(Exception):
+    """The client has as many pictures here as it may; the first of them is forgotten in `retry_after_s`."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"Too many pictures are kept. Try again in {retry_after_s} s.")
+        self.retry_after_s = retry_after_s
+
+
+class UploadCount:
+    """Raises redis.exceptions.RedisError. Pictures that come at one time may pass the bound by their number."""
+
+    def __init__(self, redis: Redis | Shards) -> None:
+        self._shards = Shards.of(redis)
+
+    async def admit(self, client: str, most: int, may: Admission) -> None:
+        """One more is about to come. Raises RateLimited, TooManyKept."""
+        outcome, *rest = await self._shards.of_client(client).run("upload", client, most, may.rate_per_s, may.burst)
+        if outcome == "limited":
+            raise RateLimited(rest[0])
+        if outcome == "full":
+            raise TooManyKept(rest[0])
+
+    async def keep(self, client: str, key: str, ttl_s: int) -> float:
+        """It is there. Returns until when (Unix seconds)."""
+        return float(await self._shards.of_client(client).run("upload_keep", client, key, ttl_s))
+
+    async def forget(self, client: str, key: str) -> None:
+        """It is there no longer."""
+        shard = self._shards.of_client(client)
+        await shard.redis.zrem(shard.key(f"up:{client}"), key)
