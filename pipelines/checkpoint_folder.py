@@ -25,6 +25,7 @@ from pipelines.solver_files import Solver, SolverError, read_solvers
 LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
 HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]
 HASHED = {".safetensors", ".json", ".txt"}
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 PARTS = ("unet", "vae", "text_encoder")
 
 # Least-squares map from SD 1.x latents to RGB in [0, 1], for checkpoints that bring none of their own.
@@ -50,7 +51,7 @@ class Described:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""
-        return self.configs["unet"].get("in_channels", 4), height // self.vae_factor, width // self.vae_factor
+        return self.configs["vae"].get("latent_channels", 4), height // self.vae_factor, width // self.vae_factor
 
 
 def describe(source: str | Path, solvers: Path | None = None) -> Described:
@@ -60,19 +61,30 @@ def describe(source: str | Path, solvers: Path | None = None) -> Described:
     """
     folder = resolve(source)
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != "StableDiffusionPipeline":
+    if index.get("_class_name") not in PIPELINES:
         kind = index.get("_class_name", "unknown")
-        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only StableDiffusionPipeline runs here")
+        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {' and '.join(PIPELINES)} run here")
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     ladder = read_ladder(folder, extra)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     tokens = _tokens(folder, configs["text_encoder"])
     card = build_card(folder, extra, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
+    card = replace(card, kinds=_kinds(folder, configs))
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     known = _solvers(folder, solvers, ladder)
     return Described(folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens)
+
+
+def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the U-Net's input allows: latents, or latents beside a mask and the latents of a masked picture."""
+    takes, latents = configs["unet"].get("in_channels", 4), configs["vae"].get("latent_channels", 4)
+    if takes == latents:
+        return KINDS
+    if takes == 2 * latents + 1:
+        return ("inpaint",)
+    raise CheckpointError(f"the U-Net of {folder.name} takes {takes} channels: neither {latents} nor, as for inpainting, {2 * latents + 1}")
 
 
 def _tokens(folder: Path, text: Mapping[str, Any]) -> int:
@@ -147,7 +159,6 @@ def build_card(
         schedules=schedules.catalog(ladder),
         guidances=guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable(unet)),
         words=tuple(extra.get("words", ())),
-        kinds=KINDS,
     )
 
 

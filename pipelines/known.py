@@ -34,12 +34,14 @@ class Posterior(NamedTuple):
 class Known:
     """A picture, which of it is to be drawn anew, and whether that begins as noise alone.
 
-    `mask` [1, h, w] is 1 where the image is drawn and 0 where the picture stays; None: all of it is drawn.
+    `mask` [1, h, w] is 1 where the image is drawn and 0 where the picture stays; None: all of it is drawn. An inpainting model also looks
+    at the mask and at a picture whose masked part is hidden.
     """
 
     picture: Posterior
     mask: Latents | None = None
     from_noise: bool = False
+    hidden: Posterior | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,18 +59,32 @@ class Blend:
         return np.float32(table.alpha[row + 1]) * self.picture + np.float32(table.sigma[row + 1]) * self.noise
 
 
-def begin(known: Known | None, table: StepTable, noise: NormalStream, shape: tuple[int, int, int]) -> tuple[Latents, Blend | None]:
-    """The first latents of an image [C, h, w]. What is drawn: the picture's latents, the noise, those of the masked picture.
+class Start(NamedTuple):
+    """The first latents of an image [C, h, w], what keeps its known part, and what its U-Net sees beside latents [1 + C, h, w]."""
 
-    diffusers' inpainting draws the last whether its U-Net looks at a masked picture or not, so that is drawn here too.
+    x: Latents
+    blend: Blend | None = None
+    beside: Latents | None = None
+
+
+def begin(known: Known | None, table: StepTable, noise: NormalStream, shape: tuple[int, int, int]) -> Start:
+    """Draws, in this order, the picture's latents, the noise, and the latents of the masked picture.
+
+    diffusers' inpainting draws the last whether its U-Net looks at a masked picture or not, so that is drawn here too; it draws the first
+    only where something is made of them.
     """
     if known is None:
-        return np.float32(table.init) * noise.draw(shape), None
-    picture = known.picture.sample(noise)
+        return Start(np.float32(table.init) * noise.draw(shape))
+    blends = known.mask is not None and known.hidden is None
+    picture = known.picture.sample(noise) if blends or not known.from_noise else None
     first = noise.draw(shape)
-    if known.mask is not None:
-        noise.skip(shape)
-    x = np.float32(table.alpha[0]) * picture + np.float32(table.sigma[0]) * first
-    if known.from_noise:
-        x = np.float32(table.init) * first
-    return x, Blend(picture, first, known.mask) if known.mask is not None else None
+    x = np.float32(table.init) * first
+    if picture is not None and not known.from_noise:
+        x = np.float32(table.alpha[0]) * picture + np.float32(table.sigma[0]) * first
+    if known.mask is None:
+        return Start(x)
+    if known.hidden is not None:
+        return Start(x, beside=np.concatenate([known.mask, known.hidden.sample(noise)]))
+    noise.skip(shape)
+    assert picture is not None, "what blends has a picture"
+    return Start(x, Blend(picture, first, known.mask))

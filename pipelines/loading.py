@@ -37,12 +37,17 @@ class Checkpoint:
     solvers: Mapping[str, Solver] = field(default_factory=dict)  # from files, by id
 
     @property
+    def unet_channels(self) -> int:
+        """Of the U-Net's input: those of a latent, or more for an inpainting model."""
+        return int(self.unet.config.in_channels)
+
+    @property
     def vae_factor(self) -> int:
         """Pixels per latent cell and side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.unet.config.in_channels, height // self.vae_factor, width // self.vae_factor
+        return self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
 def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, solvers: Path | None = None) -> Checkpoint:

@@ -142,6 +142,7 @@ class OpenVinoStages:
         """`precision` is that of the VAE. Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
         self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
+        self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
         self._decoder = compiler.compile("vae", precision).create_infer_request()
@@ -164,10 +165,10 @@ class OpenVinoStages:
         z = np.asarray(latents, np.float32)[None] / np.float32(self._vae.get("scaling_factor", 0.18215))
         return to_pixels(self._decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])
 
-    def encode_picture(self, pixels: Pixels) -> Posterior:
+    def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         if self._encoder is None:
             self._encoder = self._compiler.compile("vae_encoder", "float32").create_infer_request()
-        moments = self._encoder.infer({0: from_pixels(pixels)[None]})[0][0]  # [2 C, h, w]
+        moments = self._encoder.infer({0: from_pixels(pixels, mask)[None]})[0][0]  # [2 C, h, w]
         mean, log_variance = np.split(moments, 2)
         scale, shift = np.float32(self._vae.get("scaling_factor", 0.18215)), np.float32(self._vae.get("shift_factor") or 0)
         return Posterior((mean - shift) * scale, np.exp(np.float32(0.5) * np.clip(log_variance, *LOG_VARIANCE)) * scale)

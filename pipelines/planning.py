@@ -12,6 +12,7 @@ from pipelines.card import ModelCard
 from pipelines.guidance_plan import Plan, plan
 from pipelines.known import Pixels, Posterior
 from pipelines.ladder import Ladder
+from pipelines.masks import DRAWN
 from pipelines.params import GenerationParams
 from pipelines.samplers import compile_table
 from pipelines.solver_files import Solver
@@ -31,6 +32,8 @@ class Known(Protocol):
     def latent_rgb(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     @property
     def solvers(self) -> Mapping[str, Solver]: ...
+    @property
+    def unet_channels(self) -> int: ...
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
 
 
@@ -52,8 +55,10 @@ class Stages(Known, Protocol):
         """Latents [C, h, w] -> picture [H, W, 3]. Raises FloatingPointError where the VAE overflows."""
         ...
 
-    def encode_picture(self, pixels: Pixels) -> Posterior:
-        """Picture [H, W, 3], its sides multiples of the card's, -> what the VAE's encoder says of its latents."""
+    def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
+        """Picture [H, W, 3], its sides multiples of the card's, -> what the VAE's encoder says of its latents. What a mask [H, W] draws
+        anew is hidden from it.
+        """
         ...
 
 
@@ -80,9 +85,10 @@ def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
 
 
-def from_pixels(pixels: Pixels) -> NDArray[np.float32]:
-    """A picture [H, W, 3] -> [3, H, W] in -1..1, as a VAE's encoder takes it."""
-    return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) * 2 - 1).transpose(2, 0, 1))
+def from_pixels(pixels: Pixels, mask: Pixels | None = None) -> NDArray[np.float32]:
+    """A picture [H, W, 3] -> [3, H, W] in -1..1, as a VAE's encoder takes it; 0 where a mask [H, W] draws it anew."""
+    image = np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) * 2 - 1).transpose(2, 0, 1))
+    return image if mask is None else image * (mask < DRAWN)
 
 
 def to_pixels(image: NDArray[np.float32]) -> Pixels:

@@ -53,10 +53,12 @@ def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
 
 
 @torch.inference_mode()
-def encode_picture(checkpoint: Checkpoint, pixels: Pixels) -> Posterior:
-    """Picture [H, W, 3] -> what the VAE's encoder says of its latents. One picture a call, for the same reason."""
+def encode_picture(checkpoint: Checkpoint, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
+    """Picture [H, W, 3], without what a mask [H, W] draws anew -> what the VAE's encoder says of its latents. One picture a call, for
+    the same reason.
+    """
     vae = checkpoint.vae
-    x = torch.from_numpy(from_pixels(pixels))[None].to(checkpoint.device, vae.dtype)
+    x = torch.from_numpy(from_pixels(pixels, mask))[None].to(checkpoint.device, vae.dtype)
     said = vae.encode(x).latent_dist
     scale, shift = float(vae.config.scaling_factor), vae.config.shift_factor or 0
     mean, std = (array[0].float().cpu().numpy() for array in (said.mean, said.std))
@@ -70,14 +72,15 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
     stream = NormalStream(params.image_seed(index))
     shape = checkpoint.latent_shape(params.width, params.height)
     cond, uncond = encode_prompt(checkpoint, params.prompt), encode_prompt(checkpoint, params.negative_prompt)
-    first, blend = begin(known, table, stream, shape)
-    registers = {"x": first, "anchor": np.zeros(shape, np.float32)}
+    start = begin(known, table, stream, shape)
+    blend, beside = start.blend, [] if start.beside is None else [torch.from_numpy(start.beside).to(checkpoint.device)]
+    registers = {"x": start.x, "anchor": np.zeros(shape, np.float32)}
     registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
     average = torch.zeros(shape, device=checkpoint.device)
     for row in range(len(table)):
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
         x = torch.from_numpy(registers["x"]).to(checkpoint.device)
-        seen, timestep, mark = x * float(c_in), table.timestep[row], guidance.mark_at(row)
+        seen, timestep, mark = torch.cat([x * float(c_in), *beside]), table.timestep[row], guidance.mark_at(row)
         c, u = _evaluate(checkpoint, seen, timestep, [cond, uncond] if guidance.guided(row) else [cond])
         with plain_guidance.disturbed(checkpoint.unet, mark):
             p = _evaluate(checkpoint, seen, timestep, [cond, cond])[1] if mark else c
@@ -105,6 +108,7 @@ class TorchStages:
         self._checkpoint = checkpoint
         self.card, self.ladder = checkpoint.card, checkpoint.ladder
         self.latent_rgb, self.solvers = checkpoint.latent_rgb, checkpoint.solvers
+        self.unet_channels = checkpoint.unet_channels
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._checkpoint.latent_shape(width, height)
@@ -120,8 +124,8 @@ class TorchStages:
     def decode(self, latents: Array) -> Pixels:
         return decode(self._checkpoint, latents)
 
-    def encode_picture(self, pixels: Pixels) -> Posterior:
-        return encode_picture(self._checkpoint, pixels)
+    def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
+        return encode_picture(self._checkpoint, pixels, mask)
 
 
 def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None) -> Pixels:

@@ -225,7 +225,10 @@ class DrawingThread:
             if not mask.any():
                 self._report(Warned(job, JobWarning("mask_empty", "No part of the mask is large enough to be drawn.")))
         begins = params.kind == "inpaint" and params.kept[0] == 0
-        self._known[job.id] = Known(self._stages.encode_picture(given.picture), mask, from_noise=begins)
+        picture, hidden = self._stages.encode_picture(given.picture), None
+        if self._stages.unet_channels > len(picture.mean):  # an inpainting model looks at what is known
+            hidden = self._stages.encode_picture(given.picture, given.mask)
+        self._known[job.id] = Known(picture, mask, begins, hidden)
         return self._known[job.id]
 
     def _encode(self, prompt: str) -> Array:

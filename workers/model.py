@@ -65,7 +65,7 @@ def open_model(settings: WorkerSettings) -> Model:
     shape = stages.latent_shape(card.width, card.height)
     context = stages.encode("")
     rows: int | None = settings.rows or None
-    if rows is None and not _invariant(opened, shape, context):
+    if rows is None and not _invariant(opened, (stages.unet_channels, *shape[1:]), context):
         rows = FIXED_ROWS[opened.device]
     xp = opened.denoiser.xp
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))

@@ -65,7 +65,7 @@ def _streams(said: Described, compiler: Compiler, precision: str, cores: int, ca
 def _seconds(said: Described, denoiser: OpenVinoDenoiser) -> float:
     """A row's mean over a small and a large batch, each at its best."""
     unet, card = said.configs["unet"], said.card
-    shape = said.latent_shape(card.width, card.height)
+    shape = unet.get("in_channels", 4), *said.latent_shape(card.width, card.height)[1:]
     total = 0.0
     for rows in ROWS:
         x, t = np.zeros((rows, *shape), np.float32), np.full(rows, 500, np.float32)

@@ -65,14 +65,14 @@ class Engine:
         pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
         self._pools[sample.shape] = pool
         noise = NormalStream(sample.seed)
-        first, blend = begin(sample.known, sample.table, noise, sample.shape)  # [C, h, w]
+        start = begin(sample.known, sample.table, noise, sample.shape)
         row = saved.row if saved else 0
         for _ in range(int(sample.table.noisy[:row].sum())):
             noise.draw(sample.shape)
-        slot = pool.restore(saved.live, saved.registers) if saved else pool.take(first)
+        slot = pool.restore(saved.live, saved.registers) if saved else pool.take(start.x)
         self._arrivals += 1
         sums = update.sums_of(sample.table)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, blend, row=row, served=self._tick)
+        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, start, row=row, served=self._tick)
 
     def export(self, sample_id: str) -> Saved | None:
         """A checkpoint of a sample, which goes on; None if it is not here."""
@@ -131,9 +131,9 @@ class Engine:
     def _keep_known(self, batch: list[InFlight], pool: SlotPool) -> None:
         """Put the known part of masked images back at the level that they have reached, one image after the other."""
         for flight in batch:
-            if flight.blend is None:
+            if (blend := flight.start.blend) is None:
                 continue
-            known, mask = flight.blend.known_at(flight.sample.table, flight.row), flight.blend.mask
+            known, mask = blend.known_at(flight.sample.table, flight.row), blend.mask
             full = np.broadcast_to(mask, flight.sample.shape).reshape(1, -1)  # [1, D]
             kept = ((np.float32(1) - mask) * known).reshape(1, -1)  # [1, D]
             on_device = [self._xp.asarray(a, device=self._denoiser.device) for a in (np.ascontiguousarray(full), kept)]
@@ -154,10 +154,19 @@ class Engine:
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
         context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided] + [batch[i].sample.cond for i in marked]
         marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
-        out = self._call(xp.reshape(rows, (-1, *shape)), timestep, xp.stack(context), marks)  # [R, D]
+        latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
+        out = self._call(latents, timestep, xp.stack(context), marks)  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
+
+    def _beside(self, latents: Array, flights: list[InFlight]) -> Array:
+        """Latents [R, C, h, w] with what an inpainting model sees beside them: all rows have it, or none."""
+        seen = [f.start.beside for f in flights if f.start.beside is not None]  # of [1 + C, h, w]
+        if not seen:
+            return latents
+        assert len(seen) == len(flights), "an inpainting model draws nothing else"
+        return self._xp.concat([latents, self._xp.asarray(np.stack(seen), device=self._denoiser.device)], axis=1)
 
     def _among(self, cond: Array, places: list[int], out: Array) -> Array:
         """Outputs [S, D] that some rows have; the others keep their conditional one."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.engine.slots import AVERAGE
 from pipelines.engine.update import Sums
 from pipelines.guidance_plan import Plan, plan
-from pipelines.known import Blend, Known
+from pipelines.known import Known, Start
 from pipelines.noise import NormalStream
 from pipelines.step_table import StepTable
 
@@ -93,7 +93,7 @@ class InFlight:
     arrived: int  # number of arrival: age, whatever the clock does
     noise: NormalStream
     sums: tuple[Sums, ...]  # what each row of the table does
-    blend: Blend | None = None  # what keeps the known part of a masked image
+    start: Start  # what it began with
     row: int = 0
     served: int = 0  # tick of the last row
     previewed: float = float("-inf")  # seconds, the caller's clock
