@@ -83,7 +83,7 @@ def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str,
     if takes == latents:
         return KINDS
     if takes == 2 * latents + 1:
-        return ("inpaint",)
+        return ("inpaint", "outpaint")
     raise CheckpointError(f"the U-Net of {folder.name} takes {takes} channels: neither {latents} nor, as for inpainting, {2 * latents + 1}")
 
 

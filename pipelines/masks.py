@@ -7,11 +7,13 @@ is put back around what was drawn is blended with soft edges.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.known import Latents, Pixels
+from pipelines.params import SIDES
 
 Mask = NDArray[np.uint8]  # [H, W]
 
@@ -22,6 +24,19 @@ def latent_mask(mask: Mask, cells: tuple[int, int]) -> Latents:
     """[H, W] -> [1, h, w] of 0 and 1, as torch's `interpolate` takes the nearest pixel; H and W are multiples of h and w."""
     (height, width), (h, w) = mask.shape, cells
     return (mask[:: height // h, :: width // w] >= DRAWN).astype(np.float32)[None]
+
+
+def extended(picture: Pixels, sides: Mapping[str, int], overlap: int) -> tuple[Pixels, Mask]:
+    """A picture with more pixels at its sides, and the mask that draws them. The new ones repeat the edge, so that what the model sees of
+    them is calm; the mask reaches `overlap` pixels into the picture where it is extended: there the seam is drawn anew.
+    """
+    left, top, right, bottom = (sides.get(side, 0) for side in SIDES)
+    whole = np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    mask = np.full(whole.shape[:2], 255, np.uint8)
+    height, width = whole.shape[:2]
+    inner = [at + overlap * bool(at) for at in (left, top, right, bottom)]
+    mask[inner[1] : height - inner[3], inner[0] : width - inner[2]] = 0
+    return whole, mask
 
 
 def put_back(drawn: Pixels, picture: Pixels, mask: Mask, feather: int) -> Pixels:

@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text_to_image", "image_to_image", "inpaint"]
+Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint")
+KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint")
+SIDES = ("left", "top", "right", "bottom")
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
-OF_PICTURES: Mapping[str, Any] = {"image": "", "mask": "", "mask_feather": 0, "strength": 1.0, "start": 0.0, "end": 1.0}  # their defaults
+OF_PICTURES: Mapping[str, Any] = {  # their defaults
+    "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0,
+}  # fmt: skip
 
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
 
@@ -49,9 +52,15 @@ class GenerationParams:
     image: str = ""
     mask: str = ""
     mask_feather: int = 0
+    outpaint: Mapping[str, int] = field(default_factory=dict)  # by side; width and height are those of the whole
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+
+    @property
+    def masked(self) -> bool:
+        """Whether a part of the picture stays."""
+        return self.kind in ("inpaint", "outpaint")
 
     @property
     def kept(self) -> tuple[int, int]:

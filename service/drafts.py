@@ -62,6 +62,7 @@ class Draft:
     image: str | bytes | None = None  # a key, a data URL, or the file itself
     mask: str | bytes | None = None
     mask_feather: int | None = None
+    outpaint: Mapping[str, int] | None = None
     strength: float | None = None
     start: float | None = None
     end: float | None = None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
 from pipelines.params import Kind, OutputFormat
 from service.drafts import Draft
-from service.kinds import MAX_FEATHER
+from service.kinds import MAX_FEATHER, MAX_SIDE
 from service.terms import Terms
 
 MAX_DEADLINE_S = 2_592_000.0  # 30 days
@@ -56,6 +56,17 @@ class WebhookRequest(BaseModel):
         return events
 
 
+class OutpaintRequest(BaseModel):
+    """Pixels that are drawn beyond each side."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    left: int = Field(default=0, ge=0, le=MAX_SIDE)
+    top: int = Field(default=0, ge=0, le=MAX_SIDE)
+    right: int = Field(default=0, ge=0, le=MAX_SIDE)
+    bottom: int = Field(default=0, ge=0, le=MAX_SIDE)
+
+
 class GenerateRequest(BaseModel):
     """What to draw. A field left out, or null where null is allowed, takes the model's default."""
 
@@ -97,6 +108,7 @@ class GenerateRequest(BaseModel):
     mask_feather: int | None = Field(
         default=None, ge=0, le=MAX_FEATHER, description="pixels of soft edge where the picture is put back around the mask; 8 if left out"
     )
+    outpaint: OutpaintRequest | None = Field(default=None, description="pixels to draw beyond each side of the image")
     strength: float | None = Field(
         default=None, gt=0, le=1, description="share of the steps that is drawn; 0.8 if left out, 1 for inpaint: there it begins from noise"
     )
@@ -115,7 +127,8 @@ class GenerateRequest(BaseModel):
 
     def to_draft(self) -> Draft:
         said = {name: getattr(self, name) for name in Draft.__dataclass_fields__}
-        return Draft(**said | {name: said[name] or None for name in ("image", "mask")})  # as answers hold them, empty is none
+        said["outpaint"] = self.outpaint and {side: pixels for side, pixels in self.outpaint if pixels}
+        return Draft(**said | {name: said[name] or None for name in ("image", "mask", "outpaint")})  # as answers hold them, empty is none
 
     def to_terms(self) -> Terms:
         hook = self.webhook

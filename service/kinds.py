@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.job import JobWarning
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 STRENGTH = 0.8  # of image-to-image, as in diffusers
 FEATHER = 8  # pixels: of most VAEs one latent cell
 MAX_FEATHER = 128
-NEEDS_IMAGE = ("mask", "strength", "start", "end", "mask_feather")
+SEAM = 16  # of outpainting, likewise, and as wide as what is drawn anew of the picture
+MAX_SIDE = 4096
+NEEDS_IMAGE = ("mask", "outpaint", "strength", "start", "end", "mask_feather")
 
 
 def kind_of(draft: Draft, card: ModelCard, given: Pictures) -> Kind:
     """What it says, or what follows from its pictures. Raises MissingField, InvalidValue, KindNotSupported."""
-    follows: Kind = "inpaint" if given.mask else "image_to_image" if given.image else "text_to_image"
+    follows: Kind = "image_to_image" if given.image else "text_to_image"
+    follows = "inpaint" if given.mask else "outpaint" if given.image and draft.outpaint else follows
     kind = draft.kind or follows
     if kind != "text_to_image" and not given.image:
         raise MissingField(f"{kind} begins with a picture: send image.", param="image")
     if kind == "text_to_image" and given.image:
         raise InvalidValue("text_to_image begins with no picture; leave kind out, or name another.", param="kind")
-    if kind == "image_to_image" and given.mask:
-        raise InvalidValue("A mask goes with inpaint; leave kind out.", param="mask")
+    if given.mask and (kind != "inpaint" or draft.outpaint):
+        raise InvalidValue("A mask goes with inpaint alone; leave kind and outpaint out.", param="mask")
+    if bool(draft.outpaint) != (kind == "outpaint") and given.image:
+        raise InvalidValue("outpaint says how many pixels are drawn beyond which side; it goes with the kind outpaint.", param="outpaint")
     if kind == "inpaint" and not (given.mask or (given.image and given.image.head.transparent)):
         raise MissingField("inpaint needs a mask, or an image with transparent parts.", param="mask")
     if kind not in card.kinds:
@@ -52,7 +57,8 @@ def of_picture(draft: Draft, card: ModelCard, sampler: SamplerInfo, steps: int, 
         "kind": kind,
         "image": given.image.key,
         "mask": mask.key if mask else "",
-        "mask_feather": _feather(draft, mask),
+        "mask_feather": _feather(draft, kind),
+        "outpaint": dict(draft.outpaint or {}),
         **_part(draft, kind, sampler, steps),
     }
 
@@ -60,11 +66,19 @@ def of_picture(draft: Draft, card: ModelCard, sampler: SamplerInfo, steps: int, 
 def size_of(draft: Draft, given: Given | None) -> tuple[int | None, int | None]:
     """Width and height as the client said, or those of its picture."""
     if given is None or (draft.width is not None and draft.height is not None):
+        if given and draft.outpaint and (draft.width, draft.height) != grown(given, draft.outpaint):
+            raise InvalidSize("outpaint does not resize: leave width and height out, or give those of the whole.", param="width")
         return draft.width, draft.height
-    width, height = given.size
+    width, height = grown(given, draft.outpaint)
     if draft.width is None and draft.height is None:
         return width, height
     raise InvalidValue("Give both width and height, or neither: then the picture's own are taken.", param="width")
+
+
+def grown(given: Given, sides: Mapping[str, int] | None) -> tuple[int, int]:
+    """Width and height of a picture with what is drawn beyond its sides."""
+    more = sides or {}
+    return given.size[0] + more.get("left", 0) + more.get("right", 0), given.size[1] + more.get("top", 0) + more.get("bottom", 0)
 
 
 def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
@@ -74,18 +88,19 @@ def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
 
 def _nothing_said(draft: Draft) -> None:
     """What a text-to-image job has anyway may be said: answers of this service hold it."""
-    plain = {"mask": None, "strength": 1.0, "start": 0.0, "end": 1.0, "mask_feather": 0}
+    plain = {"mask": None, "outpaint": None, "strength": 1.0, "start": 0.0, "end": 1.0, "mask_feather": 0}
     for name in NEEDS_IMAGE:
         if getattr(draft, name) not in (None, plain[name]):
             raise InvalidValue(f"{name} means nothing without an image.", param=name)
 
 
-def _feather(draft: Draft, mask: Given | None) -> int:
-    if mask is None:
+def _feather(draft: Draft, kind: Kind) -> int:
+    if kind not in ("inpaint", "outpaint"):
         if draft.mask_feather:
             raise InvalidValue("mask_feather means nothing without a mask.", param="mask_feather")
         return 0
-    feather = FEATHER if draft.mask_feather is None else draft.mask_feather
+    usual = SEAM if kind == "outpaint" else FEATHER
+    feather = usual if draft.mask_feather is None else draft.mask_feather
     if not 0 <= feather <= MAX_FEATHER:
         raise InvalidValue(f"mask_feather must be from 0 to {MAX_FEATHER}.", param="mask_feather")
     return feather
@@ -93,12 +108,12 @@ def _feather(draft: Draft, mask: Given | None) -> int:
 
 def _part(draft: Draft, kind: Kind, sampler: SamplerInfo, steps: int) -> dict[str, float]:
     start, end = draft.start or 0.0, 1.0 if draft.end is None else draft.end
-    usual = 1.0 if kind == "inpaint" or start else STRENGTH
+    usual = STRENGTH if kind == "image_to_image" and not start else 1.0
     strength = usual if draft.strength is None else draft.strength
     if not 0.0 < strength <= 1.0:
         raise InvalidValue("strength must be above 0, and at most 1.", param="strength")
-    if kind == "inpaint" and end < 1.0:
-        raise InvalidValue("inpaint goes to the last step: what it keeps is clean.", param="end")
+    if kind != "image_to_image" and end < 1.0:
+        raise InvalidValue(f"{kind} goes to the last step: what it keeps is clean.", param="end")
     try:
         first, last = kept_steps(steps, strength=strength, start=start, end=end)
     except ValueError as error:

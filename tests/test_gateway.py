@@ -23,7 +23,7 @@ from live_gateway import Live, assert_error, depth, running
 PROMPT = {"prompt": "a red apple"}
 MODEL = "celadon-test"
 SECRET = "sesame"
-NO_PICTURE = {"image": "", "mask": "", "mask_feather": 0, "strength": 1.0, "start": 0.0, "end": 1.0}
+NO_PICTURE = {"image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0}
 UNDISTURBED = {"pag_scale": 0.0, "seg_scale": 0.0}
 
 

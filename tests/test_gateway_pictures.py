@@ -50,6 +50,14 @@ def test_the_kind_follows_from_what_comes_along(gateway: Live) -> None:
     assert params(gateway, kind="text_to_image")[0]["image"] == ""
 
 
+def test_outpaint_makes_the_picture_larger(gateway: Live) -> None:
+    found, total = params(gateway, image=PICTURE, outpaint={"right": 32, "top": 16})
+    assert (found["kind"], found["width"], found["height"], found["outpaint"]) == ("outpaint", 96, 80, {"right": 32, "top": 16})
+    assert (found["strength"], found["mask_feather"], found["mask"], total) == (1.0, 16, "", 10)
+    assert params(gateway, **found) == (found, total)
+    assert params(gateway, image=PICTURE, outpaint={"left": 0})[0]["kind"] == "image_to_image"
+
+
 def test_predicted_seconds_count_only_the_steps_that_are_taken(gateway: Live) -> None:
     def predicted(**body: Any) -> float:
         return float(gateway.http.post("/generate?dry_run=true", json=GOOD | body).json()["predicted_s"])
@@ -93,6 +101,16 @@ def test_a_picture_of_another_size_is_drawn_in_the_size_that_is_asked_for(gatewa
     ({"image": PICTURE, "strength": 0.5, "start": 0.5}, "invalid_value", "strength"),
     ({"image": PICTURE, "start": 0.6, "end": 0.6}, "invalid_value", "start"),
     ({"image": PICTURE, "mask": MASK, "end": 0.9}, "invalid_value", "end"),
+    ({"outpaint": {"left": 8}}, "invalid_value", "outpaint"),
+    ({"kind": "outpaint", "image": PICTURE}, "invalid_value", "outpaint"),
+    ({"kind": "image_to_image", "image": PICTURE, "outpaint": {"left": 8}}, "invalid_value", "outpaint"),
+    ({"image": PICTURE, "mask": MASK, "outpaint": {"left": 8}}, "invalid_value", "mask"),
+    ({"image": PICTURE, "outpaint": {"left": 7}}, "invalid_size", "width"),
+    ({"image": PICTURE, "outpaint": {"left": 256}}, "invalid_size", "width"),
+    ({"image": PICTURE, "outpaint": {"left": 8}, "width": 64, "height": 64}, "invalid_size", "width"),
+    ({"image": PICTURE, "outpaint": {"left": -8}}, "invalid_value", "outpaint.left"),
+    ({"image": PICTURE, "outpaint": {"front": 8}}, "unknown_field", "outpaint.front"),
+    ({"image": PICTURE, "outpaint": {"left": 8}, "end": 0.5}, "invalid_value", "end"),
     ({"image": PICTURE, "strength": 0.3, "guidance_options": {"scales": [5] * 10}}, "invalid_value", "guidance_options"),
     ({"image": as_url(sample_picture(), "GIF")}, "invalid_picture", "image"),
     ({"image": PICTURE, "mask": "data:image/png;base64,AAAA"}, "invalid_picture", "mask"),

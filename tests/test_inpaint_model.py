@@ -60,8 +60,8 @@ def inpainted(checkpoint: Checkpoint, params: GenerationParams, picture: np.ndar
     return Known(both[0], latent_mask(mask, cells), params.strength == 1, both[1])
 
 
-def test_its_card_says_that_it_only_inpaints_and_other_widths_are_refused(folder: Path, tmp_path: Path) -> None:
-    assert describe(folder).card.kinds == ("inpaint",) and describe(folder).latent_shape(64, 64) == (4, 8, 8)
+def test_its_card_says_that_it_draws_with_masks_only_and_other_widths_are_refused(folder: Path, tmp_path: Path) -> None:
+    assert describe(folder).card.kinds == ("inpaint", "outpaint") and describe(folder).latent_shape(64, 64) == (4, 8, 8)
     odd = with_channels(write_toy(tmp_path / "odd"), 8)
     with pytest.raises(CheckpointError, match="takes 8 channels"):
         describe(odd)

@@ -79,7 +79,7 @@ def test_hash_and_back(job: Job) -> None:
 def test_every_field_of_the_record_is_written_unless_most_jobs_do_without() -> None:
     job = sample_job()
     assert set(job.to_hash()) == {f.name for f in dataclasses.fields(Job)} - SELDOM
-    of_pictures = {"image": "up/1", "mask": "up/2", "mask_feather": 4, "strength": 0.5, "start": 0.25, "end": 0.75}
+    of_pictures = {"image": "up/1", "mask": "up/2", "mask_feather": 4, "outpaint": {"left": 8}, "strength": 0.5, "start": 0.25, "end": 0.75}
     assert json.loads(job.to_hash()["params"]) == {n: v for n, v in job.params.to_dict().items() if n not in of_pictures}
     with_picture = dataclasses.replace(job, params=dataclasses.replace(job.params, **of_pictures))
     assert json.loads(with_picture.to_hash()["params"]) == with_picture.params.to_dict()

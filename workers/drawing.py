@@ -224,7 +224,7 @@ class DrawingThread:
             mask = latent_mask(given.mask, self._stages.latent_shape(params.width, params.height)[1:])
             if not mask.any():
                 self._report(Warned(job, JobWarning("mask_empty", "No part of the mask is large enough to be drawn.")))
-        begins = params.kind == "inpaint" and params.kept[0] == 0
+        begins = params.masked and params.kept[0] == 0
         picture, hidden = self._stages.encode_picture(given.picture), None
         if self._stages.unet_channels > len(picture.mean):  # an inpainting model looks at what is known
             hidden = self._stages.encode_picture(given.picture, given.mask)

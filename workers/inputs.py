@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import JobError
+from pipelines.masks import extended
 from pipelines.params import GenerationParams
 from workers.messages import Inputs, Pixels
 
@@ -37,8 +38,16 @@ async def load(params: GenerationParams, store: ImageStore) -> Inputs:
         raise NoInputs(EXPIRED) from None
     except OSError:
         raise NoInputs(AWAY) from None
-    size = params.width, params.height
-    return Inputs(await asyncio.to_thread(pixels, picture, size), await asyncio.to_thread(mask_pixels, mask, size) if mask else None)
+    return await asyncio.to_thread(_decoded, params, picture, mask)
+
+
+def _decoded(params: GenerationParams, picture: bytes, mask: bytes | None) -> Inputs:
+    more = params.outpaint
+    size = params.width - more.get("left", 0) - more.get("right", 0), params.height - more.get("top", 0) - more.get("bottom", 0)
+    found = pixels(picture, size)
+    if params.kind == "outpaint":
+        return Inputs(*extended(found, more, params.mask_feather))
+    return Inputs(found, mask_pixels(mask, size, of_itself=params.mask == params.image) if mask else None)
 
 
 def pixels(data: bytes, size: tuple[int, int]) -> Pixels:
@@ -46,14 +55,13 @@ def pixels(data: bytes, size: tuple[int, int]) -> Pixels:
     return np.asarray(_sized(_opened(data).convert("RGB"), size))
 
 
-def mask_pixels(data: bytes, size: tuple[int, int]) -> Pixels:
-    """[H, W]: 255 is drawn, 0 stays. Of a mask with transparency the transparent parts are drawn, of others the white ones.
-
-    Raises NoInputs.
+def mask_pixels(data: bytes, size: tuple[int, int], *, of_itself: bool = False) -> Pixels:
+    """[H, W]: 255 is drawn, 0 stays. Of a mask with transparency the transparent parts are drawn, of others the white ones; of a picture
+    that is its own mask the transparent ones in any case. Raises NoInputs.
     """
     image = _opened(data)
     alpha = np.asarray(_sized(image.convert("RGBA").getchannel("A"), size))
-    return 255 - alpha if alpha.min() < 255 else np.asarray(_sized(image.convert("L"), size))
+    return 255 - alpha if of_itself or alpha.min() < 255 else np.asarray(_sized(image.convert("L"), size))
 
 
 def _opened(data: bytes) -> Image.Image:
