@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
+from benchmarks import plots
 from benchmarks.drawing import Result, compare, workload
 from benchmarks.serving import Gateway, Start, measure_gateway, measure_start
 from benchmarks.stamp import commit, machine
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--submits", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, default=plots.PICTURES / "bench.svg")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     card = describe(options.model).card
@@ -42,6 +44,9 @@ def main() -> None:
         start = measure_start(Path(folder) / "start", options.model)
     text = report(options, results, gateway, start)
     options.out.write_text(text)
+    plots.ratios(
+        options.plot, {backend: {work: r.diffusers_s / r.celadon_s for work, r in found.items()} for backend, found in results.items()}
+    )
     console.print(text)
 
 
@@ -83,6 +88,8 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Result]], g
                 f"{r.outside:.1%} | {r.latents:.1e} | {r.relative:.1e} | {r.difference:.4f} | {r.rows} |"
             )
     lines += [
+        "",
+        "![Diffusers' time over Celadon's](../docs/pictures/bench.svg)",
         "",
         "## Gateway and service",
         "",

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from benchmarks import plots
 from benchmarks.serving import free_port, service, wait_for
 from benchmarks.stamp import commit, machine
 from workers.settings import DEFAULT_MODEL
@@ -131,26 +133,56 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--load", type=float, nargs="+", default=[0.5, 0.8], help="shares of the plain server's capacity")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, default=plots.PICTURES / "load.svg")
     options = parser.parse_args()
     found: dict[tuple[float, str], list[Answer]] = {}
+    fill: dict[float, Fill] = {}
     with plain_server(options.model, options.threads) as url:
         most = capacity(url)
         console.print(f"the plain server does {most:.2f} requests a second")
         for load in options.load:
             console.print(f"plain server at {load:.0%} of that ...")
             found[load, "plain server"] = asyncio.run(play(url, arrivals(load * most, options.count), plain=True))
-    with tempfile.TemporaryDirectory() as folder, service(Path(folder), options.model) as (url, _):
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder), options.model, worker_metrics_port=str(port)) as (url, _):
         wait_for(f"{url}/readyz")
         asyncio.run(play(url, arrivals(100.0, 2), plain=False))  # warm
         for load in options.load:
             console.print(f"Celadon at the same {load:.0%} ...")
+            before = Fill.of(port)
             found[load, "Celadon"] = asyncio.run(play(url, arrivals(load * most, options.count), plain=False))
-    text = report(options, most, found)
+            fill[load] = Fill.of(port).since(before)
+    text = report(options, most, found, fill)
     options.out.write_text(text)
+    kinds = {f"{steps} steps": steps for steps in (SHORT, LONG)}
+    plots.latencies(
+        options.plot,
+        {key: {kind: [a.latency for a in answers if a.steps == steps] for kind, steps in kinds.items()} for key, answers in found.items()},
+    )
     console.print(text)
 
 
-def report(options: argparse.Namespace, most: float, found: dict[tuple[float, str], list[Answer]]) -> str:
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What a worker tells of its ticks: how many, how many pictures moved in them, and seconds in them and in all."""
+
+    ticks: float
+    images: float
+    ticking_s: float
+    all_s: float
+
+    @classmethod
+    def of(cls, port: int) -> Fill:
+        families = {f.name: f for f in text_string_to_metric_families(httpx2.get(f"http://127.0.0.1:{port}/metrics").text)}
+        ticks = {s.name.rpartition("_")[2]: s.value for s in families["celadon_worker_tick_images"].samples if "le" not in s.labels}
+        stages = {s.labels["stage"]: s.value for s in families["celadon_worker_stage_seconds"].samples if "stage" in s.labels}
+        return cls(ticks["count"], ticks["sum"], stages.get("tick", 0.0), sum(stages.values()))
+
+    def since(self, before: Fill) -> Fill:
+        return Fill(*(getattr(self, name) - getattr(before, name) for name in self.__slots__))
+
+
+def report(options: argparse.Namespace, most: float, found: dict[tuple[float, str], list[Answer]], fill: dict[float, Fill]) -> str:
     lines = [
         "# Load",
         "",
@@ -169,7 +201,13 @@ def report(options: argparse.Namespace, most: float, found: dict[tuple[float, st
             latencies = [a.latency for a in answers if a.steps == steps]
             cells += [f"{percentile(latencies, share):.2f}" for share in (0.5, 0.95, 0.99)]
         lines.append(f"| {load:.0%} | {server} | {len(answers) / max(a.ended for a in answers):.2f} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    lines += [
+        "",
+        "| load | pictures that moved in one tick of Celadon's worker, on average | share of its time in ticks |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {load:.0%} | {f.images / f.ticks:.1f} | {f.ticking_s / f.all_s:.0%} |" for load, f in fill.items()]
+    return "\n".join([*lines, "", "![Latencies](../docs/pictures/load.svg)", ""])
 
 
 if __name__ == "__main__":

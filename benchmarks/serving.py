@@ -99,12 +99,12 @@ def workers(url: str, folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def service(folder: Path, model: Path) -> Iterator[tuple[str, float]]:
-    """`celadon up` on a free port; its URL and the time it was started."""
+def service(folder: Path, model: Path, **settings: str) -> Iterator[tuple[str, float]]:
+    """`celadon up` on a free port, with more settings as CELADON_ variables; its URL and the time it was started."""
     port = free_port()
     command = [sys.executable, "-m", "celadon", "up", "--port", str(port), "--data-dir", str(folder)]
     started = time.perf_counter()
-    environment = os.environ | {"CELADON_MODEL": str(model)}
+    environment = os.environ | {"CELADON_MODEL": str(model)} | {f"CELADON_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{port}", started
