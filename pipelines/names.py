@@ -7,6 +7,7 @@ The native door understands any of them (`find`); a door that speaks one dialect
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -79,6 +80,12 @@ _OF_CLASSES = tuple(case.id for of in CLASSES.values() for case in of.cases if c
 _CLASSES = {fold(one): name for name in (*CLASSES, *REFUSED) for one in (name, f"{name}{SUFFIX}")}
 
 
+@functools.lru_cache(maxsize=64)  # of so many models
+def _canonical(kind: str, ids: tuple[str, ...]) -> Mapping[str, str]:
+    """Folded name -> id, of these and of all of ours."""
+    return MappingProxyType({fold(id): id for id in (*ids, *IDS[kind])})
+
+
 def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mapping[str, object] = MappingProxyType({})) -> Choice:
     """What a sampler's name means in whichever dialect knows it; our ids (and `ids`) come first, then A1111, ComfyUI, diffusers.
 
@@ -87,7 +94,7 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
     use_karras_sigmas) must agree with `schedule`, unless that is None or automatic.
     Raises UnknownName, UnknownSetting.
     """
-    canonical = {fold(id): id for id in (*ids, *IDS["sampler"])}
+    canonical = _canonical("sampler", tuple(ids))
     if fold(sampler) in canonical:
         return Choice(sampler=canonical[fold(sampler)], sampler_options=options, schedule=schedule)
     if fold(sampler) in _CLASSES:
@@ -107,7 +114,7 @@ def find(sampler: str, schedule: str | None, ids: Iterable[str], options: Mappin
 
 def find_schedule(name: str, ids: Iterable[str]) -> str:
     """The canonical id of a schedule's name in any dialect; our ids (and `ids`) come first. Raises UnknownName."""
-    canonical = {fold(id): id for id in (*ids, *IDS["schedule"])}
+    canonical = _canonical("schedule", tuple(ids))
     if fold(name) in canonical:
         return canonical[fold(name)]
     if fold(name) in AUTOMATIC:

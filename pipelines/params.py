@@ -77,7 +77,8 @@ class GenerationParams:
 
     def brief(self) -> dict[str, Any]:
         """The same without what only jobs with a picture have: as records hold it, and those who know no pictures read it."""
-        return {name: value for name, value in self.to_dict().items() if value != OF_PICTURES.get(name, self)}
+        fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)  # asdict would copy all that is inside
+        return {name: value for name, value in fields if value != OF_PICTURES.get(name, self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:

@@ -6,6 +6,7 @@ or this service cannot do. Pure: no Redis, no HTTP.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -240,8 +241,13 @@ def _drawn_on(params: GenerationParams, card: ModelCard) -> str:
     return sampler.auto if sampler and params.schedule == "auto" else params.schedule
 
 
+@functools.lru_cache(maxsize=16)  # of so many models
+def _vocabulary(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(part.lower() for one in words for part in WORD.findall(one))
+
+
 def _unknown_words(text: str, card: ModelCard) -> list[str]:
-    known = {part.lower() for words in card.words for part in WORD.findall(words)}
+    known = _vocabulary(card.words)
     strange = dict.fromkeys(word for word in map(str.lower, WORD.findall(text)) if word not in known)
     named = [shown(word) for word in list(strange)[:WORDS_NAMED]]
     return [*named, f"and {len(strange) - WORDS_NAMED} more"] if len(strange) > WORDS_NAMED else named

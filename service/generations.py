@@ -84,7 +84,7 @@ class Generations:
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint,
                 deadline_s=terms.deadline_s,
-                reuse_fingerprint=reuse_fingerprint(job.params, card),
+                reuse_fingerprint=reuse_fingerprint(job.params, card) if job.reuse else "",
                 admission=may,
             )
         except JobGone:
