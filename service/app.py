@@ -45,7 +45,6 @@ from service.error_answers import documented, respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
 from service.gateway import Gateway, picture_store
 from service.generations import Generations
-from service.inputs import Inputs
 from service.keyring import Keyring, check_keys
 from service.log import carry_over, make_log
 from service.metrics import Metrics
@@ -184,7 +183,7 @@ def _lifespan(
         batching = Batching(every, generations, store, keyring, settings)
         app.state.gateway = Gateway(
             settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching,
-            Uploads(UploadCount(shards), store, Inputs(store, generations.get), keyring, settings),
+            Uploads(UploadCount(shards), store, generations.inputs, keyring, settings),
         )  # fmt: skip
         await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]

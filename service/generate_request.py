@@ -102,7 +102,8 @@ class GenerateRequest(BaseModel):
     preview: bool = Field(default=False, description="whether progress events carry a small picture of what is forming")
     kind: Kind | None = Field(default=None, description="left out, it follows from image and mask")
     image: str | None = Field(
-        default=None, description="the picture to begin with: a key of GET /jobs/{id}, or a data URL; PNG, JPEG or WebP"
+        default=None,
+        description="the picture to begin with: a key of GET /jobs/{id}, a data URL, or https where the service fetches; PNG, JPEG or WebP",
     )
     mask: str | None = Field(default=None, description="likewise, of the same size: what is white, or transparent, is drawn anew")
     mask_feather: int | None = Field(

@@ -32,6 +32,7 @@ from service.drafts import Draft, resolve
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
 from service.inputs import Inputs, Pictures
 from service.keyring import Keyring
+from service.plain_pictures import PlainPictures
 from service.refusals import deadline_unmeetable, refused
 from service.request_ids import CURRENT
 from service.settings import Settings
@@ -64,7 +65,7 @@ class Generations:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
         self._keyring, self._settings = keyring, settings
-        self._inputs = Inputs(store, self.get)
+        self.inputs = Inputs(store, self.get, PlainPictures(settings))
         self._followers = followers
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
@@ -76,7 +77,7 @@ class Generations:
         anything is queued; PictureNotFound, StorageUnavailable, ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull,
         RateLimited, QuotaSpent, KeyReused, JobExpired (of the key), NoModel."""
         job, card, pictures = await self._job(draft, terms, client, previews)
-        await self._inputs.keep(pictures)
+        await self.inputs.keep(pictures)
         may = await self._keyring.admission(client)
         try:
             return await self._queue.submit(
@@ -95,8 +96,8 @@ class Generations:
     async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str]:
         """The job that submit would queue, and what stands for its pictures; those it begins with are stored. Raises BadRequest and
         its kin, PictureNotFound, StorageUnavailable, NoModel."""
-        job, card, pictures = await self._job(draft, terms, client)
-        await self._inputs.keep(pictures)
+        job, card, pictures = await self._job(draft, terms, client, fetch=False)
+        await self.inputs.keep(pictures)
         return job, reuse_fingerprint(job.params, card) if job.reuse else ""
 
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
@@ -108,9 +109,11 @@ class Generations:
             raise deadline_unmeetable(forecast.eta_s, terms)
         return job, forecast
 
-    async def _job(self, draft: Draft, terms: Terms, client: str, previews: int = 0) -> tuple[Job, ModelCard, Pictures]:
+    async def _job(
+        self, draft: Draft, terms: Terms, client: str, previews: int = 0, *, fetch: bool = True
+    ) -> tuple[Job, ModelCard, Pictures]:
         card = await self._catalog.card(draft.model)
-        given = await self._inputs.look(draft.image, draft.mask, client)
+        given = await self.inputs.look(draft.image, draft.mask, client, fetch=fetch)
         resolved = resolve(draft, card, self._settings, given)
         check(terms, draft, self._settings)
         job = Job(

@@ -18,10 +18,12 @@ from jobs.job import Job
 from service import errors
 from service.picture_errors import InvalidPicture, PictureNotFound
 from service.picture_head import Head, head
+from service.plain_pictures import PlainPictures
 
 BROUGHT = "in-"  # what keys of pictures begin with that came with a request; ids of jobs never do
 MOST_PIXELS = 16_777_216
 DATA_URL = "data:"
+URLS = ("https://", "http://")
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 
 
@@ -49,11 +51,13 @@ class Pictures:
 class Inputs:
     """Methods may raise StorageUnavailable."""
 
-    def __init__(self, store: ImageStore, find_job: Callable[[str, str], Awaitable[Job]]) -> None:
-        self._store, self._find_job = store, find_job
+    def __init__(self, store: ImageStore, find_job: Callable[[str, str], Awaitable[Job]], plain: PlainPictures) -> None:
+        self._store, self._find_job, self.plain = store, find_job, plain
 
-    async def look(self, image: str | bytes | None, mask: str | bytes | None, client: str) -> Pictures:
-        """Raises InvalidPicture, PictureNotFound."""
+    async def look(self, image: str | bytes | None, mask: str | bytes | None, client: str, *, fetch: bool = True) -> Pictures:
+        """Raises InvalidPicture and its kin, PictureNotFound; of URLs NotSupported, PictureUrlRefused, PictureUrlFailed, UploadsBusy."""
+        if not fetch:
+            _refuse_urls(image=image, mask=mask)
         return Pictures(
             None if image is None else await self._look("image", image, client),
             None if mask is None else await self._look("mask", mask, client),
@@ -69,6 +73,9 @@ class Inputs:
                     raise errors.StorageUnavailable() from error
 
     async def _look(self, param: str, said: str | bytes, client: str) -> Given:
+        if isinstance(said, str) and said.lower().startswith(URLS):
+            plain = await self.plain.fetched(said, param)
+            return Given(brought_key(plain.png, client, "png"), Head("png", plain.width, plain.height, plain.transparent), plain.png)
         if isinstance(said, str) and not said.startswith(DATA_URL):
             return Given(said, _head(param, await self._stored(param, said, client)))
         data = said if isinstance(said, bytes) else _decoded(param, said)
@@ -98,6 +105,12 @@ class Inputs:
         if folder.startswith(BROUGHT) and folder != _folder(data, client):
             raise PictureNotFound(param=param)
         return data
+
+
+def _refuse_urls(**said: str | bytes | None) -> None:
+    for param, value in said.items():
+        if isinstance(value, str) and value.lower().startswith(URLS):
+            raise errors.NotSupported("Lines of a batch name no URLs: send the picture to /uploads, and its key here.", param=param)
 
 
 def brought_key(data: bytes, client: str, extension: str) -> str:

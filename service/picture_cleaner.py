@@ -37,24 +37,24 @@ class Cleaner:
     def __init__(self) -> None:
         self._turns, self._inside = asyncio.Semaphore(AT_ONCE), 0
 
-    async def clean(self, data: bytes, most_pixels: int) -> Plain:
-        """Raises InvalidPicture and its kin, UploadsBusy."""
+    async def clean(self, data: bytes, most_pixels: int, param: str) -> Plain:
+        """Raises InvalidPicture and its kin, which name `param`; UploadsBusy."""
         if self._inside >= AT_ONCE + WAITING:
             raise UploadsBusy()
         self._inside += 1
         try:
             async with self._turns:
-                said = await _run(data, most_pixels)
+                said = await _run(data, most_pixels, param)
         finally:
             self._inside -= 1
         about, _, png = said.partition(b"\n")
         told = json.loads(about)
         if "refused" in told:
-            raise REFUSED[told["refused"]](param="file")
+            raise REFUSED[told["refused"]](param=param)
         return Plain(png, told["width"], told["height"], told["transparent"])
 
 
-async def _run(data: bytes, most_pixels: int) -> bytes:
+async def _run(data: bytes, most_pixels: int, param: str) -> bytes:
     """The answer. A process that fails, is killed for what it uses, or is not done in time, says that the picture is no good. It knows
     nothing of this one's environment."""
     pipe = asyncio.subprocess.PIPE
@@ -64,11 +64,11 @@ async def _run(data: bytes, most_pixels: int) -> bytes:
         async with asyncio.timeout(PATIENCE_S):
             said, _ = await process.communicate(data)
     except TimeoutError:
-        raise InvalidPicture("The picture takes too long to be read.", param="file") from None
+        raise InvalidPicture("The picture takes too long to be read.", param=param) from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        raise InvalidPicture("The picture cannot be read with the memory and time that it may take.", param="file")
+        raise InvalidPicture("The picture cannot be read with the memory and time that it may take.", param=param)
     return said

@@ -6,6 +6,8 @@ BadRequest                        400
 │   ├── PictureMoves              400 picture_moves
 │   ├── PictureTooLarge           400 picture_too_large
 │   └── PictureTrailingData       400 picture_trailing_data
+├── PictureUrlRefused             400 picture_url_refused
+├── PictureUrlFailed              400 picture_url_failed
 └── KindNotSupported              400 kind_not_supported
 ApiError                          500 internal_error
 ├── TooManyUploads                429 too_many_uploads
@@ -50,6 +52,16 @@ class PictureTooLarge(InvalidPicture):
 class PictureTrailingData(InvalidPicture):
     code = "picture_trailing_data"
     about = "The file goes on behind the end of the picture. Save the picture anew, as one picture and nothing else."
+
+
+class PictureUrlRefused(BadRequest):
+    code = "picture_url_refused"
+    about = "The picture's URL is none that this service asks."
+
+
+class PictureUrlFailed(BadRequest):
+    code = "picture_url_failed"
+    about = "No picture came from the URL."
 
 
 class TooManyUploads(ApiError):

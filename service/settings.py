@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     max_images: int = Field(default=8, ge=1, le=64)
     max_prompt_chars: int = Field(default=2000, ge=1, le=100_000)
     max_batch_bytes: int = Field(default=16_777_216, ge=1024, description="of the body of POST /batches")
+    picture_urls: Literal["none", "public", "any"] = Field(default="none", description="where pictures of jobs may be fetched from")
     max_uploads: int = Field(default=1000, ge=1, le=1_000_000, description="pictures of one client that are kept at one time")
     max_upload_pixels: int = Field(default=16_777_216, ge=64, le=16_777_216)
     max_picture_bytes: int = Field(default=16_777_216, ge=1024, description="of bodies that hold pictures: /uploads, img2img, edits")

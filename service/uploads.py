@@ -12,26 +12,13 @@ from dataclasses import dataclass
 from jobs.image_store import ImageStore
 from jobs.outcomes import RateLimited
 from jobs.uploads import TooManyKept, UploadCount
-from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from service import errors
 from service.inputs import Inputs, brought_key
 from service.keyring import Keyring
-from service.picture_cleaner import Cleaner
-from service.picture_end import end
-from service.picture_errors import (
-    InvalidPicture,
-    PictureMoves,
-    PictureTooLarge,
-    PictureTrailingData,
-    PictureTruncated,
-    TooManyUploads,
-)
-from service.picture_head import Head, Moves, head
+from service.picture_errors import TooManyUploads
 from service.refusals import refused
 from service.settings import Settings
 from service.terms import Terms
-
-EXTENSION_OF = {MEDIA_TYPES[name]: extension for name, extension in EXTENSIONS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +39,6 @@ class Uploads:
     def __init__(self, count: UploadCount, store: ImageStore, inputs: Inputs, keyring: Keyring, settings: Settings) -> None:
         self._count, self._store, self._inputs = count, store, inputs
         self._keyring, self._settings = keyring, settings
-        self._cleaner = Cleaner()
 
     async def admit(self, client: str) -> None:
         """Before its picture is read. Raises RateLimited, TooManyUploads."""
@@ -66,8 +52,7 @@ class Uploads:
 
     async def take(self, data: bytes, media_type: str, client: str) -> Upload:
         """Raises InvalidPicture and its kin, UploadsBusy."""
-        self._look(data, media_type)
-        plain = await self._cleaner.clean(data, self._settings.max_upload_pixels)
+        plain = await self._inputs.plain.plain(data, media_type, "file")
         key = brought_key(plain.png, client, "png")
         try:
             await self._store.put(key, plain.png)
@@ -88,22 +73,3 @@ class Uploads:
         except OSError as error:
             raise errors.StorageUnavailable() from error
         await self._count.forget(client, key)
-
-    def _look(self, data: bytes, media_type: str) -> Head:
-        """What can be said without decoding anything."""
-        try:
-            found = head(data)
-        except Moves:
-            raise PictureMoves(param="file") from None
-        except ValueError:
-            raise InvalidPicture(param="file") from None
-        if media_type and EXTENSION_OF.get(media_type) != found.extension:
-            raise InvalidPicture(f"The picture is said to be {media_type}, but it is another kind.", param="file")
-        if found.width * found.height > self._settings.max_upload_pixels:
-            raise PictureTooLarge(f"A picture has at most {self._settings.max_upload_pixels} pixels.", param="file")
-        last = end(data, found.extension)
-        if last is None:
-            raise PictureTruncated(param="file")
-        if last != len(data):
-            raise PictureTrailingData(param="file")
-        return found

@@ -116,7 +116,7 @@ def test_a_picture_of_another_size_is_drawn_in_the_size_that_is_asked_for(gatewa
     ({"image": PICTURE, "mask": "data:image/png;base64,AAAA"}, "invalid_picture", "mask"),
     ({"image": "data:image/png;base64,!"}, "invalid_picture", "image"),
     ({"image": "data:image/png,%89PNG"}, "invalid_picture", "image"),
-    ({"image": "https://example.com/cat.png"}, "picture_not_found", "image"),
+    ({"image": "https://example.com/cat.png"}, "not_supported", "image"),
     ({"image": "../../etc/passwd"}, "picture_not_found", "image"),
     ({"image": "in-00/0.png"}, "picture_not_found", "image"),
     ({"image": "no-such-job/1-0.png"}, "picture_not_found", "image"),

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler
 import httpcore2
 import pytest
 
+from jobs.guarded_network import Refused, Unreachable, look_up
 from tests.webhook_receiver import NAME, client_tls, receiving, status
-from workers.hook_post import GuardedPost, Refused, Unreachable, look_up
+from workers.hook_post import GuardedPost
 
 HEADERS = {"webhook-id": "a"}
 

@@ -260,25 +260,25 @@ async def test_a_cleaner_that_hangs_or_dies_is_ended(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(service.picture_cleaner, "CLEANER", "http.server")  # listens, and says nothing
     monkeypatch.setattr(service.picture_cleaner, "PATIENCE_S", 0.5)
     with pytest.raises(InvalidPicture, match="too long"):
-        await Cleaner().clean(PNG, 8000)
+        await Cleaner().clean(PNG, 8000, "file")
     monkeypatch.setattr(service.picture_cleaner, "CLEANER", "this.is.none")
     with pytest.raises(InvalidPicture, match="memory and time"):
-        await Cleaner().clean(PNG, 8000)
+        await Cleaner().clean(PNG, 8000, "file")
 
 
 async def test_so_many_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     go = asyncio.Event()
 
-    async def slow(data: bytes, most: int) -> bytes:
+    async def slow(data: bytes, most: int, param: str) -> bytes:
         await go.wait()
         return b'{"width": 1, "height": 1, "transparent": false}\npng'
 
     monkeypatch.setattr(service.picture_cleaner, "_run", slow)
     cleaner = Cleaner()
-    inside = [asyncio.create_task(cleaner.clean(PNG, 9)) for _ in range(AT_ONCE + WAITING)]
+    inside = [asyncio.create_task(cleaner.clean(PNG, 9, "file")) for _ in range(AT_ONCE + WAITING)]
     await asyncio.sleep(0)
     with pytest.raises(UploadsBusy):
-        await cleaner.clean(PNG, 9)
+        await cleaner.clean(PNG, 9, "file")
     go.set()
     assert {plain.png for plain in await asyncio.gather(*inside)} == {b"png"}
-    assert (await cleaner.clean(PNG, 9)).png == b"png"
+    assert (await cleaner.clean(PNG, 9, "file")).png == b"png"

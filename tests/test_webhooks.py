@@ -17,6 +17,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
+from jobs.guarded_network import Unreachable
 from jobs.hook_signature import show_secret, sign
 from jobs.hooks import Delivery, HookQueue
 from jobs.job import Job, JobError, Webhook
@@ -24,7 +25,6 @@ from jobs.job_queue import JobQueue
 from tests.job_samples import MODEL, Clock, sample_image, sample_job
 from tests.test_docs import ROOT, rows
 from tests.webhook_receiver import receiving, status
-from workers.hook_post import Unreachable
 from workers.webhooks import RETRIES_S, Courier, HookSettings, Outcome, deliver
 
 SECRET = bytes(range(32))

@@ -122,10 +122,12 @@ def _handler(answer: Answer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             assert isinstance(self.server, _Server)
             receiver = self.server.receiver
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
             before = len(receiver.got)
             receiver.got.append(Got(self.path, {name.lower(): value for name, value in self.headers.items()}, body))
             answer(self, before)
+
+        do_GET = do_POST
 
         def log_message(self, *_: object) -> None:
             pass

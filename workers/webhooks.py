@@ -14,10 +14,11 @@ from functools import partial
 
 import structlog
 
+from jobs.guarded_network import Refused, Unreachable
 from jobs.hook_signature import sign
 from jobs.hook_url import parse_url
 from jobs.hooks import Delivery, HookQueue
-from workers.hook_post import GuardedPost, Refused, Unreachable
+from workers.hook_post import GuardedPost
 from workers.insist import insist
 
 Post = Callable[[str, Mapping[str, str], bytes], Awaitable[tuple[int, Mapping[str, str]]]]
