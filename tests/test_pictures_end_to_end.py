@@ -18,7 +18,7 @@ from pipelines.masks import latent_mask, put_back
 from pipelines.params import GenerationParams
 from pipelines.text_to_image import encode_picture, generate
 from tests.fleet import Fleet, shared
-from tests.picture_samples import as_url, sample_mask, sample_picture
+from tests.picture_samples import as_file, as_url, sample_mask, sample_picture
 from training.toy import write_toy
 from workers.encode import read_metadata
 
@@ -74,6 +74,18 @@ def test_a_drawn_picture_can_be_drawn_upon_and_says_nothing_of_its_key(fleet: Fl
     assert one == two
     record = read_metadata(one)["request"]
     assert record["strength"] == 0.5 and "image" not in record and key.encode() not in one
+
+
+def test_an_uploaded_picture_is_drawn_upon_until_it_is_taken_back(fleet: Fleet) -> None:
+    files = {"file": ("a.png", as_file(PICTURE), "image/png")}
+    key = fleet.client.post("/uploads", files=files).json()["key"]
+    wanted: dict[str, Any] = {"mask": as_url(MASK), "steps": 3, "seed": 4}
+    uploaded = fleet.finished(fleet.submit(image=key, **wanted)["id"])
+    assert uploaded["status"] == "succeeded" and uploaded["params"]["image"] == key
+    assert fleet.picture(uploaded) == fleet.picture(fleet.finished(fleet.submit(image=as_url(PICTURE), **wanted)["id"]))
+    fleet.client.delete(f"/uploads/{key}")
+    answer = fleet.client.post("/generate", json={"prompt": "a red apple", "image": key, **wanted})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "picture_not_found")
 
 
 def test_a_picture_that_is_gone_when_its_job_begins(fleet: Fleet) -> None:
