@@ -28,6 +28,7 @@ from jobs.registry import Registry
 from jobs.s3_store import S3ImageStore
 from jobs.stores import check_reachable, open_store
 from live_gateway import Live, assert_error, run_apart, running
+from picture_samples import as_file, sample_picture
 from s3_server import BUCKET, SECRET, S3Server, free_ports
 from service.chores import SHARED_S, SWEEP_EVERY_S, sweep
 from service.settings import Settings
@@ -123,6 +124,20 @@ def test_while_s3_is_away_the_gateway_says_503_and_then_goes_on(redis_url: str, 
             finally:
                 s3.go_on()
             assert other.http.get("/readyz").status_code == 200
+
+
+def test_uploads_lie_on_s3_too(redis_url: str, tmp_path: Path, s3: S3Server, place: str, store: ImageStore) -> None:
+    picture = {"file": as_file(sample_picture())}
+    with gateway(redis_url, tmp_path, s3, place, image_delivery="redirect") as live:
+        key = live.http.post("/uploads", files=picture).json()["key"]
+        assert run_apart(lambda: store.read(key)) == live.http.get(f"/uploads/{key}").content, "to its client alone, and never by a link"
+        assert live.post({"prompt": "a boat", "image": key}).status_code == 202
+        assert live.http.delete(f"/uploads/{key}").status_code == 204
+        assert_error(live.post({"prompt": "a boat", "image": key}), 404, "picture_not_found", "image")
+    (gone,) = free_ports(1)
+    with running(redis_url, tmp_path, card(), storage=place, s3_endpoint=f"http://127.0.0.1:{gone}") as live:
+        assert_error(live.http.post("/uploads", files=picture), 503, "storage_unavailable")
+        assert_error(live.http.get(f"/uploads/{key}"), 503, "storage_unavailable")
 
 
 async def test_a_worker_waits_for_s3(redis: Redis, tmp_path: Path, s3: S3Server, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
