@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint"]
+Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint")
+KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint", "variations")
 SIDES = ("left", "top", "right", "bottom")
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import Job
 from service import errors
-from service.picture_errors import InvalidPicture, PictureNotFound
+from service.picture_end import end
+from service.picture_errors import InvalidPicture, PictureNotFound, PictureTrailingData, PictureTruncated
 from service.picture_head import Head, head
 from service.plain_pictures import PlainPictures
 
@@ -80,6 +81,8 @@ class Inputs:
             return Given(said, _head(param, await self._stored(param, said, client)))
         data = said if isinstance(said, bytes) else _decoded(param, said)
         found = _head(param, data)
+        if (last := end(data, found.extension)) != len(data):
+            raise PictureTruncated(param=param) if last is None else PictureTrailingData(param=param)
         return Given(brought_key(data, client, found.extension), found, data)
 
     async def brought(self, param: str, key: str, client: str) -> bytes:

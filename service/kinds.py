@@ -15,7 +15,7 @@ from service.picture_errors import KindNotSupported
 if TYPE_CHECKING:
     from service.drafts import Draft
 
-STRENGTH = 0.8  # of image-to-image, as in diffusers
+STRENGTH = {"image_to_image": 0.8, "variations": 0.6}  # if none is asked for: the first as in diffusers; of others 1
 FEATHER = 8  # pixels: of most VAEs one latent cell
 MAX_FEATHER = 128
 SEAM = 16  # of outpainting, likewise, and as wide as what is drawn anew of the picture
@@ -82,7 +82,7 @@ def grown(given: Given, sides: Mapping[str, int] | None) -> tuple[int, int]:
 
 
 def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
-    if kind != "text_to_image" and not prompt:
+    if kind not in ("text_to_image", "variations") and not prompt:
         yield JobWarning("prompt_empty", "Without a prompt the model draws anything into the picture.")
 
 
@@ -108,11 +108,11 @@ def _feather(draft: Draft, kind: Kind) -> int:
 
 def _part(draft: Draft, kind: Kind, sampler: SamplerInfo, steps: int) -> dict[str, float]:
     start, end = draft.start or 0.0, 1.0 if draft.end is None else draft.end
-    usual = STRENGTH if kind == "image_to_image" and not start else 1.0
+    usual = 1.0 if start else STRENGTH.get(kind, 1.0)
     strength = usual if draft.strength is None else draft.strength
     if not 0.0 < strength <= 1.0:
         raise InvalidValue("strength must be above 0, and at most 1.", param="strength")
-    if kind != "image_to_image" and end < 1.0:
+    if kind in ("inpaint", "outpaint") and end < 1.0:
         raise InvalidValue(f"{kind} goes to the last step: what it keeps is clean.", param="end")
     try:
         first, last = kept_steps(steps, strength=strength, start=start, end=end)

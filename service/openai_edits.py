@@ -13,7 +13,7 @@ from starlette.requests import Request
 from pipelines.card import ModelCard
 from service.drafts import Draft, fingerprint
 from service.error_answers import from_validation
-from service.errors import InvalidValue, MissingField, NotSupported, shown
+from service.errors import InvalidValue, MissingField, NotSupported, UnknownField, shown
 from service.forms import Part, parse
 from service.openai_images import ImagesRequest
 
@@ -24,19 +24,23 @@ NOT_DONE = ("input_fidelity", "markup", "frame_count", "frame_duration_ms", "com
 FILE = {"type": "string", "format": "binary"}
 
 
-def _form() -> dict[str, Any]:
-    """The body for the OpenAPI document: files, and the fields of generations as the texts of a form."""
+def _form(*only: str) -> dict[str, Any]:
+    """The body for the OpenAPI document: files, and the fields of generations as the texts of a form; or a few of them."""
     fields = ImagesRequest.model_json_schema()["properties"]
     for field in fields.values():  # what may be null is left out of a form
         field.update(next((kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}), {}))
         field.pop("default", None)
     files = {"image": {**FILE, "description": "PNG, JPEG or WebP"}, "mask": {**FILE, "description": "its transparent parts are drawn"}}
-    schema = {"type": "object", "required": ["image", "prompt"], "properties": {**files, **fields}, "additionalProperties": False}
+    known = {name: field for name, field in {**files, **fields}.items() if name in only or not only}
+    needed = [name for name in ("image", "prompt") if name in known]
+    schema = {"type": "object", "required": needed, "properties": known, "additionalProperties": False}
     example = {"prompt": "a green apple", "image": "@picture.png", "size": "128x128"}
+    example = {name: value for name, value in example.items() if name in known}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema, "example": example}}}
 
 
-FORM = _form()
+OF_VARIATIONS = ("image", "model", "n", "size", "response_format", "user")
+FORM, VARIATION = _form(), _form(*OF_VARIATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,32 @@ class Edit:
     image: bytes
     mask: bytes | None
     said: str
+    variation: bool = False
 
     def to_draft(self, card: ModelCard) -> Draft:
         """Raises BadRequest and its kin."""
-        return replace(self.body.to_draft(card), image=self.image, mask=self.mask)
+        draft = self.body.to_draft(card)
+        if self.variation:  # without a prompt there is nothing to be guided to
+            return replace(draft, kind="variations", image=self.image, guidance=1.0)
+        return replace(draft, image=self.image, mask=self.mask)
+
+
+async def read_variation(request: Request) -> Edit:
+    """Of a picture alone. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
+    content_type = request.headers.get("content-type", "")
+    parts = parse(await request.body() if content_type else b"", content_type)
+    if unknown := next((part.name for part in parts if part.name not in OF_VARIATIONS), None):
+        raise UnknownField(f"There is no field {shown(unknown)!r}.", param=shown(unknown))
+    image = _file([part for part in parts if part.name == "image"], "image")
+    body = _body([Part("prompt"), *(part for part in parts if part.name != "image")])
+    if image is None:
+        raise MissingField("A variation begins with a picture: send image.", param="image")
+    said = {"variation": body.model_dump(exclude_unset=True), "files": [hashlib.sha256(image).hexdigest()]}
+    return Edit(body, image, None, fingerprint(said), variation=True)
 
 
 async def read(request: Request) -> Edit:
-    """Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
+    """Of an edit. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
     content_type = request.headers.get("content-type", "")
     parts = parse(await request.body() if content_type else b"", content_type)
     files = {name: _file([part for part in parts if part.name in (name, f"{name}[]")], name) for name in ("image", "mask")}

@@ -29,5 +29,6 @@ def as_file(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def as_url(array: np.ndarray, kind: str = "PNG", **options: Any) -> str:
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(as_file(array, kind, **options)).decode()
+def as_url(array: np.ndarray, kind: str = "PNG", *, more: bytes = b"", **options: Any) -> str:
+    """`more` stands behind the picture."""
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(as_file(array, kind, **options) + more).decode()

@@ -21,10 +21,9 @@ from workers.settings import DEFAULT_MODEL
 PAGE = api_docs.PAGE.read_text()
 TOLD = api_docs.document()
 ROUTES = {f"{method} {path}": api_docs.curl(method, path, operation, TOLD) for method, path, operation in api_docs.operations(TOLD)}
-NOT_OK = {  # of a job that ended well, without webhooks; and variations are not drawn
+NOT_OK = {  # of a job that ended well, without webhooks
     "POST /jobs/{id}/retry": 409,
     "POST /webhooks/deliveries/{id}/redeliver": 404,
-    "POST /v1/images/variations": 400,
 }
 
 

@@ -47,6 +47,8 @@ def test_the_kind_follows_from_what_comes_along(gateway: Live) -> None:
     assert found["mask"] == found["image"] and found["mask_feather"] == 0 and total == 3
     assert params(gateway, image=PICTURE, start=0.5, end=0.8)[1] == 3
     assert params(gateway, image=PICTURE, sampler="heun", strength=0.5)[1] == 9
+    found, total = params(gateway, image=PICTURE, kind="variations")
+    assert (found["kind"], found["strength"], total) == ("variations", 0.6, 6)
     assert params(gateway, kind="text_to_image")[0]["image"] == ""
 
 
@@ -115,6 +117,9 @@ def test_a_picture_of_another_size_is_drawn_in_the_size_that_is_asked_for(gatewa
     ({"image": as_url(sample_picture(), "GIF")}, "invalid_picture", "image"),
     ({"image": PICTURE, "mask": "data:image/png;base64,AAAA"}, "invalid_picture", "mask"),
     ({"image": "data:image/png;base64,!"}, "invalid_picture", "image"),
+    ({"image": PICTURE[:-24]}, "picture_truncated", "image"),
+    ({"image": PICTURE, "mask": as_url(sample_mask(), more=b"<?php")}, "picture_trailing_data", "mask"),
+    ({"kind": "variations", "image": PICTURE, "mask": MASK}, "invalid_value", "mask"),
     ({"image": "data:image/png,%89PNG"}, "invalid_picture", "image"),
     ({"image": "https://example.com/cat.png"}, "not_supported", "image"),
     ({"image": "../../etc/passwd"}, "picture_not_found", "image"),

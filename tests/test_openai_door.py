@@ -122,11 +122,6 @@ def test_what_cannot_be_honoured_is_refused_once(sdk: openai.OpenAI, asked: Any,
     assert refused.value.response.headers["x-should-retry"] == "false" and refused.value.body["request_id"]
 
 
-def test_variations_are_not_there(fleet: Fleet) -> None:
-    answer = fleet.client.post("/v1/images/variations", files={"image": ("a.png", b"\x89PNG", "image/png")})
-    assert answer.status_code == 400 and answer.json()["error"]["code"] == "not_supported"
-
-
 def test_fields_that_change_nothing_say_so(sdk: openai.OpenAI) -> None:
     found = sdk.images.generate(prompt="a zebra", moderation="low", style="vivid", user="u-1", response_format="url")
     assert [w.split(":")[0] for w in found.model_extra["warnings"]][-2:] == ["moderation", "style"]

@@ -82,6 +82,23 @@ def test_a_repeat_joins_the_job_of_the_first_try(sdk: openai.OpenAI) -> None:
     assert len({first, ask("a lost cat", "0"), ask("a lost cat", "1", other), ask("a lost dog", "1")}) == 4
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # there, by OpenAI; here it stays
+def test_variations_are_drawn_from_the_picture_alone(sdk: openai.OpenAI, fleet: Fleet) -> None:
+    found = sdk.images.create_variation(image=IMAGE, n=2, size="64x64", response_format="b64_json")
+    params = params_of(fleet, found)
+    assert (params["kind"], params["strength"], params["guidance"], params["prompt"]) == ("variations", 0.6, 1.0, "")
+    assert pixels(found).shape == (64, 64, 3) and (pixels(found, 0) != pixels(found, 1)).any()
+    assert found.model_extra["warnings"] == []
+    for files, code in (
+        ({"image": IMAGE, "mask": MASK}, "unknown_field"),
+        ({"mask": MASK}, "unknown_field"),
+        ({}, "unsupported_media_type"),
+    ):
+        answer = fleet.client.post("/v1/images/variations", files=files)
+        assert answer.json()["error"]["code"] == code
+    assert fleet.client.post("/v1/images/variations", files={"n": (None, "1")}).json()["error"]["code"] == "missing_field"
+
+
 @pytest.fixture
 def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     with running(redis_url, tmp_path, card(max_width=128), door_wait_s=1, max_body_bytes=1024, max_picture_bytes=60_000) as live:

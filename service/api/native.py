@@ -79,6 +79,8 @@ GENERATE_HEADERS = {
             errors.InvalidHeader,
             picture_errors.InvalidPicture,
             picture_errors.PictureTruncated,
+            picture_errors.PictureTrailingData,
+            picture_errors.PictureTruncated,
             picture_errors.PictureMoves,
             picture_errors.PictureTooLarge,
             picture_errors.PictureTrailingData,

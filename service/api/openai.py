@@ -21,9 +21,9 @@ from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
 from service.headers import IdempotencyKey
-from service.openai_edits import FORM, read
+from service.openai_edits import FORM, VARIATION, read, read_variation
 from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, event_of, partial, whole
-from service.picture_errors import InvalidPicture, KindNotSupported
+from service.picture_errors import InvalidPicture, KindNotSupported, PictureTrailingData, PictureTruncated
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
 
@@ -38,6 +38,7 @@ OF_DRAWING = (
     errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams, errors.QueueUnavailable,
     errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel, errors.JobFailed, errors.StillRunning,
 )  # fmt: skip
+OF_PICTURES = (InvalidPicture, PictureTruncated, PictureTrailingData, KindNotSupported)
 
 router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["openai"])
 
@@ -98,7 +99,7 @@ async def generate_images(
     openapi_extra={"requestBody": FORM},
     responses={
         200: {"content": {"text/event-stream": {}}},
-        **documented(*OF_DRAWING, InvalidPicture, KindNotSupported),
+        **documented(*OF_DRAWING, *OF_PICTURES),
     },
 )
 async def edit_image(
@@ -118,10 +119,29 @@ async def edit_image(
     return await _drawn(gateway, edit.body, edit.to_draft(await _card(gateway, edit.body.model)), asked)
 
 
-@router.post("/images/variations", summary="Not yet", responses=documented(errors.NotSupported), response_model=None)
-async def no_variations() -> None:
-    """Always 400 `not_supported`."""
-    raise errors.NotSupported("Variations are not drawn here; /v1/images/edits with a prompt draws upon a picture.")
+@router.post(
+    "/images/variations",
+    response_model=ImagesAnswer,
+    summary="Vary a picture, in OpenAI's form",
+    response_description="the pictures",
+    openapi_extra={"requestBody": VARIATION},
+    responses=documented(*OF_DRAWING, *OF_PICTURES),
+)
+async def vary_image(
+    request: Request,
+    gateway: Current,
+    client: Client,
+    base: BaseUrl,
+    key: IdempotencyKey,
+    retry_count: RetryCount = "0",
+    read_timeout: ReadTimeout = "",
+) -> Response | ImagesAnswer:
+    """The picture drawn anew from 0.6 noise, without a prompt and without guidance."""
+    edit = await read_variation(request)
+    asked = Asked(
+        client, base, key or await _key(gateway, client, edit.said, retry_count), edit.said, read_timeout, request.scope["request_id"]
+    )
+    return await _drawn(gateway, edit.body, edit.to_draft(await _card(gateway, edit.body.model)), asked)
 
 
 @dataclass(frozen=True, slots=True)
