@@ -64,7 +64,6 @@ class Generations:
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
-        self._keyring, self._settings = keyring, settings
         self.inputs = Inputs(store, self.get, PlainPictures(settings))
         self._followers = followers
         self._streams = 0
