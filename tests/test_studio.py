@@ -19,6 +19,7 @@ from live_gateway import running
 from tests.browser import chromium
 from tests.cards import card
 from tests.fleet import Fleet, shared
+from tests.picture_samples import as_url, sample_picture
 from training.toy import write_toy
 
 expect.set_options(timeout=30_000)  # a machine that does much else is slow
@@ -109,6 +110,16 @@ def test_the_same_again_is_the_same_and_a_variation_is_not(page: Page) -> None:
     expect(page.locator(f"{PICTURES}[alt='a green box']")).to_have_count(3)
     varied, again, first = pixels(page, "a green box")
     assert first == again != varied
+
+
+def test_what_began_with_a_picture_is_drawn_again_from_it(page: Page, fleet: Fleet) -> None:
+    first = fleet.finished(fleet.submit(prompt="a grey boat", image=as_url(sample_picture()), strength=0.5, seed=5)["id"])
+    page.reload()
+    page.locator("#gallery article", has_text="a grey boat").get_by_role("button", name="Same again").click()
+    expect(page.locator(f"{PICTURES}[alt='a grey boat']")).to_have_count(2)
+    again = latest(fleet)
+    assert again["id"] != first["id"] and again["params"] == first["params"] | {"preview": True}
+    assert fleet.picture(again) == fleet.picture(first)
 
 
 def test_curl_and_python_draw_the_same_picture(page: Page, fleet: Fleet, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-// What a request may say of it: no kind, no empty default.
+const OF_PICTURES = ["mask_feather", "strength", "start", "end"]; // they mean something beside an image only
+
+// What a request may say of it: no kind, no empty default but for the prompt, which must be there.
 export function asked(params) {
-  const kept = Object.entries(params).filter(([name, value]) => name !== "kind" && value !== null && value !== "" && !isEmpty(value));
+  const said = (name, value) => name === "prompt" || (name !== "kind" && value !== null && value !== "" && !isEmpty(value));
+  const kept = Object.entries(params).filter(([name, value]) => said(name, value) && (params.image || !OF_PICTURES.includes(name)));
   return Object.fromEntries(kept);
 }
 
