@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
 from benchmarks import study_report
-from benchmarks.study_plan import BUDGETS, Cell, Notes, cells, study
+from benchmarks.study_plan import BUDGETS, SCREEN, SETS, SOLVER, STUDIED, Cell, Notes, cells, study
 from pipelines.ladder import Ladder
+from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
 from tests.fakes import sd_ladder_config
-
-ABOUT = {"model": "m", "scenes": 2}
+from training.compositor import SPRITE, Compositor
+from training.evaluation_sweep import chosen
+from training.scene_sets import scene_sets
+from training.words import STYLES, THINGS
 
 
 def found(cell: Cell) -> dict[str, Any]:
-    return {"steps": cell.steps(), "score": 0.01 * cell.budget, "certainty": 0.5, "distance": None if cell.sampler == "euler_a" else 3.0}
+    """Of two pictures; `heun` is surely worse, by a half, the others are like each other."""
+    right = [0.25, 0.2500001] if cell.sampler == "heun" else [0.75, 0.75]
+    return {"steps": cell.steps(), "right": right, "certainty": [0.4, 0.6], "distance": None if cell.sampler == "euler_a" else [2.0, 4.0]}
 
 
 def test_every_cell_spends_its_budget_and_no_more() -> None:
@@ -26,37 +36,59 @@ def test_every_cell_spends_its_budget_and_no_more() -> None:
         spent = len(compile_table(ladder, cell.sampler, cell.schedule, cell.steps(), {}, dict(cell.options)))
         more = len(compile_table(ladder, cell.sampler, cell.schedule, cell.steps() + 1, {}, dict(cell.options)))
         assert spent <= cell.budget < more, cell
-    assert [cell.budget for cell in cells()] == sorted(cell.budget for cell in cells())
-    assert len({Notes.key(cell) for cell in cells()}) == len(cells())
+    assert {cell.sampler for cell in cells() if cell.panel == "all"} == set(SAMPLERS) and len(set(STUDIED)) == 10
+    budgets = [cell.budget for cell in cells()]
+    assert budgets == sorted(budgets) and set(budgets) == set(BUDGETS)
+    assert len(set(cells())) == len(cells()) and SOLVER in STUDIED
+
+
+def test_every_set_gives_equally_many_scenes() -> None:
+    orange = np.broadcast_to(np.array([230, 120, 20, 255], np.uint8), (len(STYLES), len(THINGS), SPRITE, SPRITE, 4)).copy()
+    orange[2, ..., :3] = 128  # pencil has no colours
+    compositor = Compositor(orange)
+    sets, scenes = scene_sets(compositor, 2 * SETS), chosen(compositor, 2 * SETS)
+    assert len(sets) == SETS and "two things" in sets and "all at once" in sets
+    assert scenes == [scene for some in sets.values() for scene in some[:2]]
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    path, measured = tmp_path / "found.json", []
+    measured: list[Cell] = []
 
     def measure(cell: Cell) -> dict[str, Any]:
         measured.append(cell)
         return found(cell)
 
-    going = study(Notes(path, ABOUT), cells(), measure, until=float("inf"))
+    notes = Notes(tmp_path / "found")
+    going = study(notes, cells(), measure, until=float("inf"))
     for _ in range(3):
         next(going)  # and then it is killed
-    list(study(Notes(path, ABOUT), cells(), measure, until=time.monotonic() - 1))
+    list(study(notes, cells(), measure, until=time.monotonic() - 1))
     assert measured == cells()[:3], "nothing is begun when the time is over"
-    list(study(Notes(path, ABOUT), cells(), measure, until=float("inf")))
-    assert measured == cells()
-    assert len(Notes(path, ABOUT).found) == len(cells())
-    assert Notes(path, {**ABOUT, "model": "another"}).found == {}, "another model is another study"
+    list(study(Notes(tmp_path / "found"), cells(), measure, until=float("inf")))
+    drawn = [replace(cell, panel="") for cell in cells()]
+    assert [replace(cell, panel="") for cell in measured] == list(dict.fromkeys(drawn)), "what two panels share is drawn once"
+    assert Notes(tmp_path / "found").known() == {cell: found(cell) for cell in cells()}
+    assert Notes(tmp_path / "of another model").known() == {}
 
 
 def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
     page.write_text(f"before\n<!-- made by `{study_report.COMMAND}` -->\n<!-- end of `{study_report.COMMAND}` -->\nafter\n")
-    some = [c for c in cells() if c.label in ("euler", "euler_a", "auto", "cosine (start 0.2)")]
-    records = [{"panel": c.panel, "label": c.label, "budget": c.budget, "sampler": c.sampler, **found(c)} for c in some]
-    study_report.write(records, 2, "model", page, plot)
+    some = [c for c in cells() if c.label in ("euler", "euler_a", "heun", "unipc", "auto", "cosine (start 0.2)")]
+    study_report.write({cell: found(cell) for cell in some}, 2, "model", "unipc", page, plot)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
-    line = next(line for line in text.splitlines() if line.startswith("| `euler_a`"))
-    assert line == f"| `euler_a` | {' | '.join(f'**{0.01 * b:.3f}**, 0.50' for b in BUDGETS)} |"
-    assert "| `cosine (start 0.2)` | **0.020**, 0.50, 3.0 | **0.030**, 0.50, 3.0 |" in text
+    lines = text.splitlines()
+    assert "| `cosine (start 0.2)` | **0.750** (0.20–0.97), 0.50 ± 1.27, 3.0 ± 12.7 |" in text
+    assert f"| `euler_a` | {SCREEN} | **0.750** (0.20–0.97) | 0.50 ± 1.27 |  | +0.000 ± 0.000 | +0.000 ± 0.000 |" in lines
+    [worse] = [line for line in lines if line.startswith(f"| `heun` | {SCREEN // 2} |")]
+    assert "| -0.500 ± 0.000 ▼ | +0.000 ± 0.000 |" in worse
+    assert sum("▼" in line for line in lines) == 2 and "▲ |" not in text, "the explanation, and heun"
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+
+
+def test_differences_are_those_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(3)
+    one, other = rng.uniform(size=(2, 30)).tolist()
+    theirs = ttest_rel(one, other).confidence_interval(1 - 0.05 / 9)
+    assert study_report.against(one, other, 9)[1:] == pytest.approx((theirs.low, theirs.high))
