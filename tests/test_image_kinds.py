@@ -31,6 +31,7 @@ from pipelines.params import GenerationParams
 from pipelines.text_to_image import decode, denoise, encode_picture, generate
 from tests.test_pipeline import latents_of, new_engine, request, sample_of
 from training.toy import write_toy
+from workers.settings import DEFAULT_MODEL
 
 TOLERANCE = 1e-3  # on pixels in [0, 1], float32
 SIZE = (64, 96)  # height, width
@@ -142,6 +143,28 @@ def test_inpainting_is_diffusers(
         image=Image.fromarray(picture), mask_image=Image.fromarray(mask), height=SIZE[0], width=SIZE[1],
     )  # fmt: skip
     drawn = pixels(checkpoint, denoise(checkpoint, params, 0, known_of(checkpoint, params, picture, mask)))
+    assert np.abs(drawn - wanted).max() <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return load(DEFAULT_MODEL, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("kind", "sampler", "strength"), [
+    ("image_to_image", "unipc", 0.6), ("image_to_image", "euler_a", 0.8), ("inpaint", "ddim", 1.0), ("inpaint", "dpmpp_2m", 0.7),
+])  # fmt: skip
+def test_the_shipped_model_is_diffusers_too(
+    shipped: Checkpoint, picture: np.ndarray, mask: np.ndarray, kind: Any, sampler: str, strength: float
+) -> None:
+    masked = mask if kind == "inpaint" else None
+    params = asked(shipped, kind=kind, sampler=sampler, strength=strength, steps=6, guidance=3.0)
+    inputs: dict[str, Any] = {"image": Image.fromarray(picture)}
+    if masked is not None:
+        inputs |= {"mask_image": Image.fromarray(mask), "height": SIZE[0], "width": SIZE[1]}
+    pipeline = StableDiffusionImg2ImgPipeline if masked is None else StableDiffusionInpaintPipeline
+    wanted = reference(pipeline, Path(DEFAULT_MODEL), params, **inputs)
+    drawn = pixels(shipped, denoise(shipped, params, 0, known_of(shipped, params, picture, masked)))
     assert np.abs(drawn - wanted).max() <= TOLERANCE
 
 
