@@ -139,7 +139,7 @@ def draw(found: Found, path: Path) -> None:
         for line, (panel, title) in enumerate(TITLES.items()):
             for column, (value, name) in enumerate(names.items()):
                 _lines(axes[line, column], {c: one for c, one in found.items() if c.panel == panel and one[value] is not None}, value)
-                axes[line, column].set(title=title, xlabel="U-Net evaluations", ylabel=name)
+                axes[line, column].set(title=title.partition(",")[0], xlabel="U-Net evaluations", ylabel=name)
                 if value == "distance":
                     axes[line, column].set_yscale("log")
             axes[line, 0].legend(fontsize=7, ncols=2)
