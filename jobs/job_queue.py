@@ -145,7 +145,7 @@ class JobQueue:
         known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *bounds, self._retention_s)
         outcome, *rest = await shard.run("submit", name(job.id), *wanted, *known, "", *record_of(job))
         raise_refusal(outcome, rest)
-        return Submitted(_job(rest[0]), outcome == "created")
+        return Submitted(_job(rest[0]), outcome == "created", _forecast(*rest[1:4]) if len(rest) > 1 else None)
 
     async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:
         """What the job would meet if it were submitted now; nothing is written. With `deadline_s` its `eta_s` is the one
@@ -351,7 +351,7 @@ class JobQueue:
     async def outlook(self, job_id: str) -> Forecast | None:
         """What lies before a queued job: its work, its position, and in how many seconds it will be done; None for others."""
         found = await self._at(job_id).run("outlook", job_id)
-        return Forecast(float(found[0]), int(found[1]), float(found[2])) if found else None
+        return _forecast(*found) if found else None
 
     async def depth(self) -> dict[str, int]:
         """Numbers of jobs queued and running."""
@@ -367,6 +367,10 @@ class JobQueue:
 
     def _at(self, job_id: str) -> Scripts:
         return self._shards.of_job(job_id)
+
+
+def _forecast(predicted: str, position: int, eta: str) -> Forecast:
+    return Forecast(float(predicted), int(position), float(eta))
 
 
 def _dump(error: JobError) -> str:

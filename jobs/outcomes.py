@@ -84,10 +84,11 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The job as it stands; `created` is False where an earlier submit had already made it."""
+    """The job as it stands; `created` is False where an earlier submit had already made it. `outlook` is that of a new one that waits."""
 
     job: Job
     created: bool
+    outlook: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fastapi import Depends
 from pydantic import BaseModel, Field
 
 from jobs.job import Job, JobStatus, ServiceClass, WebhookEvent
-from jobs.job_queue import Page
+from jobs.job_queue import Forecast, Page
 from pipelines.params import GenerationParams
 from service import errors
 from service.gateway import Gateway
@@ -118,10 +118,10 @@ async def _job_id(id: str) -> str:
 JobId = Annotated[str, Depends(_job_id)]
 
 
-async def from_job(job: Job, gateway: Gateway, base: str) -> JobAnswer:
-    """The answer that tells of a job; `base` is how the client reaches us."""
+async def from_job(job: Job, gateway: Gateway, base: str, outlook: Forecast | None = None) -> JobAnswer:
+    """The answer that tells of a job; `base` is how the client reaches us. `outlook` is asked for unless it is known."""
     links = await gateway.links.sign([image.key for image in job.images])
-    outlook = await gateway.generations.outlook(job)
+    outlook = outlook or await gateway.generations.outlook(job)
     return JobAnswer(
         id=job.id,
         status=job.status,

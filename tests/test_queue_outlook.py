@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from jobs.job import Job
 from jobs.job_queue import JobQueue
 from jobs.outcomes import QueueFull
-from tests.job_samples import MODEL, Clock, sample_job
+from tests.job_samples import MODEL, Clock, sample_image, sample_job
 
 WORK_S = 10.0  # of a job of 20 evaluations, once their cost is known
 
@@ -94,3 +94,19 @@ async def test_a_full_queue_says_whose_bound_was_met(redis: Redis) -> None:
         await queue.submit(sample_job("ada"))
     assert own.value.of_client
     await queue.submit(sample_job("bob"))
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+async def test_submit_tells_what_a_question_right_after_it_would(measured: JobQueue, clock: Clock, reuse: bool) -> None:
+    """One call instead of two; also where the job waits for another one's result, or has it at once."""
+    equal = {"reuse": reuse, "service_class": "batch"}
+    jobs = [sample_job("ada"), sample_job("bob"), sample_job("ada", **equal), sample_job("ada", **equal), sample_job("bob", priority=9)]
+    for job in jobs:
+        submitted = await measured.submit(job, reuse_fingerprint="same" if job.reuse else "", deadline_s=100 if job.priority else None)
+        assert submitted.outlook is not None and submitted.outlook == await measured.outlook(job.id)
+        again = await measured.submit(job)
+        assert not again.created and again.outlook is None
+    for job in await measured.claim("w", [MODEL], 9):
+        await measured.finish("w", 1, job.id, [sample_image(job)])
+    done = await measured.submit(sample_job("ada", **equal), reuse_fingerprint="same" if reuse else "")
+    assert (done.outlook is None) == done.job.done == reuse

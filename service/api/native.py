@@ -131,7 +131,7 @@ async def generate(
         return JSONResponse(_dry_run(job, forecast).model_dump(mode="json"))
     said = fingerprint(body.model_dump(exclude_unset=True)) if key else ""
     submitted = await gateway.generations.submit(draft, terms, client=client, idempotency_key=key, fingerprint=said)
-    job = submitted.job
+    job, outlook = submitted.job, submitted.outlook
     if submitted.created:
         gateway.metrics.submitted(job.params.model)
         gateway.log.info("submitted", job=job.id, model=job.params.model, images=job.params.num_images, steps=job.steps_total)
@@ -139,10 +139,10 @@ async def generate(
         response.headers["Idempotency-Replayed"] = "true"
     if wait_s is not None and gateway.generations.has_room:  # a preference, not a demand: the job is queued already
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-        job = await gateway.generations.wait(job, wait_s)
+        job, outlook = await gateway.generations.wait(job, wait_s), None
     response.headers["Location"] = f"{base}/jobs/{job.id}"
     response.status_code = 200 if job.done else 202
-    return await from_job(job, gateway, base)
+    return await from_job(job, gateway, base, outlook)
 
 
 def _dry_run(job: Job, forecast: Forecast) -> DryRunAnswer:
