@@ -160,14 +160,16 @@ def test_a_judge_learns_the_pairs_that_the_model_must_not_see(compositor: Compos
 def test_a_judge_of_other_sprites_is_trained_anew(compositor: Compositor, tmp_path: Path):
     first = judge_for(compositor, tmp_path, total=32)
     written = (tmp_path / "judge.pt").stat().st_mtime_ns
-    again = judge_for(compositor, tmp_path, total=64)
+    again = judge_for(compositor, tmp_path, total=32)
     assert (tmp_path / "judge.pt").stat().st_mtime_ns == written
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
     other = copy.copy(compositor)
     other.sprites = compositor.sprites.copy()
     other.sprites[0, 0, 60:64, 60:64, 0] ^= 255
     judge_for(other, tmp_path, total=32)
-    assert (tmp_path / "judge.pt").stat().st_mtime_ns > written
+    assert (later := (tmp_path / "judge.pt").stat().st_mtime_ns) > written
+    judge_for(other, tmp_path, total=64)  # one that saw less is no judge
+    assert (tmp_path / "judge.pt").stat().st_mtime_ns > later
 
 
 # The command

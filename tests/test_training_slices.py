@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tests.test_training import drawn_icons, run_text, small_vae, stop_after
-from training import evaluate, judge, vae
+from training import evaluate, judge, text, unet, vae
 from training.checkpoint import Clock
 from training.compositor import Compositor
 from training.data import compose
+from training.export import trained
+from training.noise import COSINE, Noise
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,54 @@ def test_latents_are_written_in_slices(sprites: np.ndarray, tmp_path: Path, monk
     assert vae.encode(pictures, model, tmp_path).complete
     whole = tmp_path / "whole"
     whole.mkdir()
+    compose(sprites, 48, 0, whole)
     vae.encode(pictures, model, whole)
     for name in ("latents.npy", "latent_stats.npy"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_unfinished_pictures_are_not_encoded(sprites: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 256)
+        compose(sprites, 300, 0, tmp_path)
+    with pytest.raises(SystemExit, match="compose: 256 of 300; the same command goes on"):
+        vae.encode(np.load(tmp_path / "pictures.npy"), small_vae(), tmp_path)
+    with pytest.raises(SystemExit, match="missing"):
+        vae.encode(np.load(tmp_path / "pictures.npy"), small_vae(), tmp_path / "elsewhere")
+
+
+def test_latents_of_other_pictures_begin_anew(sprites: np.ndarray, tmp_path: Path) -> None:
+    latents = []
+    for seed in (0, 1):
+        compose(sprites, 16, seed, tmp_path)
+        vae.encode(np.load(tmp_path / "pictures.npy"), small_vae(), tmp_path)
+        latents.append((tmp_path / "latents.npy").read_bytes())
+    assert latents[0] != latents[1]
+
+
+def test_a_refined_decoder_belongs_to_its_encoder(sprites: np.ndarray, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    compose(sprites, 16, 0, data)
+    pictures, model = np.load(data / "pictures.npy"), small_vae()
+    vae.encode(pictures, model, data)
+    vae.refine(pictures, data, vae.Settings(total=4, batch=2), model)
+    assert vae.averaged(tmp_path, small_vae())
+    other = small_vae()
+    with torch.no_grad():
+        other.encoder.conv_in.weight[0] *= -1
+    with pytest.raises(SystemExit, match="decoder of another autoencoder"):
+        vae.averaged(tmp_path, other)
+
+
+def test_weights_are_not_exported_with_other_noise(tmp_path: Path) -> None:
+    tokenizer = text.build_tokenizer()
+    text.save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    run = unet.Run(tmp_path, unet.Settings(), unet.build_unet(), text.build_text_encoder(tokenizer), noise=Noise(input_scale=0.5))
+    run.save()
+    assert trained(tmp_path, Noise(input_scale=0.5))[3] == 0
+    with pytest.raises(SystemExit, match=r"begun with input_scale 0\.5, not 1\.0"):
+        trained(tmp_path, COSINE)
 
 
 def test_latents_of_another_autoencoder_begin_anew(sprites: np.ndarray, tmp_path: Path) -> None:
@@ -67,7 +114,7 @@ def test_latents_of_another_autoencoder_begin_anew(sprites: np.ndarray, tmp_path
 def test_the_judge_resumes_as_the_same_run(sprites: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compositor = Compositor(sprites)
     whole = judge.train_judge(compositor, tmp_path / "whole", total=32, batch=8).state_dict()
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="16 of 32 renders; the same command"):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="judge: 16 of 32; the same command"):
         stop_after(patch, 16)
         judge.train_judge(compositor, tmp_path / "parts", total=32, batch=8)
     assert not (tmp_path / "parts" / "judge.pt").exists()

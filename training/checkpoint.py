@@ -87,10 +87,16 @@ def told(*settings: Any) -> dict[str, Any]:
 
 def same_run(path: Path, state: dict, now: dict[str, Any]) -> None:
     """Raises SystemExit where a checkpoint was begun with other settings: going on would be no run that anybody could repeat."""
-    begun = state.get("settings")
-    other = [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in now.items() if begun and begun.get(name) != value]
+    begun = state.get("settings", {})
+    other = [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in now.items() if begun.get(name) != value]
     if other:
         raise SystemExit(f"{path} was begun with {', '.join(other)}: ask for the same, or for another --root")
+
+
+def to_the_end(stage: str, done: int, total: int) -> None:
+    """Raises SystemExit, with the line that says how far a stage came, where it has not ended: what comes next must not begin."""
+    if done < total:
+        raise SystemExit(f"{stage}: {done:,} of {total:,}; the same command goes on from there")
 
 
 class Clock:

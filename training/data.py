@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from training.checkpoint import to_the_end
 from training.compositor import SIZE, SPRITE, Compositor, Scene
 from training.pencil import pencil_drawing
 from training.slices import Slices
@@ -140,8 +141,7 @@ def main() -> None:
         pack(sprites, args.pack)
     np.save(folder / "sprites.npy", sprites)
     slices = compose(sprites, args.count, args.seed, folder, args.minutes)
-    if not slices.complete:
-        raise SystemExit(slices.stopped())
+    to_the_end("data", slices.done, slices.total)
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.npy"))}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import vocabulary
-from training.checkpoint import Average, load
+from training.checkpoint import Average, load, same_run, told
 from training.noise import COSINE, Noise, add_arguments, noise_of
 from training.sources import attribution
 from training.text import build_text_encoder, save_tokenizer
@@ -94,9 +94,10 @@ def write_checkpoint(
     (folder / "celadon.json").write_text(json.dumps(celadon | noise.on_card(), indent=1) + "\n")
 
 
-def trained(root: Path) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, int]:
-    """U-Net and text encoder with averaged weights, and the pictures seen."""
+def trained(root: Path, noise: Noise) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, int]:
+    """U-Net and text encoder with averaged weights, and the pictures seen. Raises SystemExit where they were trained with other noise."""
     state, tokenizer = load(root / "unet.pt"), CLIPTokenizer.from_pretrained(root / "tokenizer")
+    same_run(root / "unet.pt", state, told(noise))
     unet, text = build_unet(), build_text_encoder(tokenizer)
     put(state["average"], unet, text)
     return unet, text, tokenizer, state["images"]
@@ -116,7 +117,7 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     name, title, changes = "celadon-mini", "Celadon mini", {}
-    unet, text, tokenizer, images = trained(args.root)
+    unet, text, tokenizer, images = trained(args.root, noise_of(args))
     if args.few_steps:
         put(load(args.root / "lcm.pt")["average"], unet)
         name, title, changes = "celadon-mini-lcm", "Celadon mini, few steps", {"defaults": FEW_STEPS}

@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
-from training.checkpoint import Clock, descend, generator, learning_rate, load, save
+from training.checkpoint import Clock, descend, generator, learning_rate, load, save, to_the_end
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, hue_distance, to_hsv
 from training.words import BACKGROUNDS, COLOURS, STYLES, THINGS
 
@@ -73,7 +73,7 @@ def train_judge(
     torch.manual_seed(0)
     judge = Judge().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
-    images, path, of = 0, folder / "judge.training.pt", f"{fingerprint(compositor.sprites)}-{total}-{batch}"
+    images, path, of = 0, folder / "judge.training.pt", identity(compositor, total)
     if path.exists() and (state := load(path))["of"] == of:
         judge.load_state_dict(state["judge"])
         optimiser.load_state_dict(state["optimiser"])
@@ -95,16 +95,15 @@ def train_judge(
             if images < total and (images - saved_at >= SAVE_EVERY or clock.out_of_time):
                 save(path, judge=judge.state_dict(), optimiser=optimiser.state_dict(), images=images, of=of)
                 saved_at = images
-    if images < total:
-        raise SystemExit(f"judge: {images:,} of {total:,} renders; the same command goes on from there")
+    to_the_end("judge", images, total)
     path.unlink(missing_ok=True)
-    save(folder / "judge.pt", judge=judge.state_dict(), of=fingerprint(compositor.sprites))
+    save(folder / "judge.pt", judge=judge.state_dict(), of=of)
     return judge.eval().requires_grad_(False)
 
 
-def fingerprint(sprites: np.ndarray) -> str:
-    """What a judge must have been trained on to judge pictures of these sprites."""
-    return hashlib.sha256(np.ascontiguousarray(sprites[: len(STYLES)]).tobytes()).hexdigest()
+def identity(compositor: Compositor, total: int) -> str:
+    """What a judge must have been trained on to judge pictures of these sprites, and for how long."""
+    return f"{hashlib.sha256(np.ascontiguousarray(compositor.sprites[: len(STYLES)]).tobytes()).hexdigest()}-{total}"
 
 
 def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: int = TOTAL, minutes: float = 1e9) -> Judge:
@@ -113,7 +112,7 @@ def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: 
     Raises SystemExit when the minutes are over before it is trained.
     """
     path = folder / "judge.pt"
-    if not path.exists() or load(path).get("of") != fingerprint(compositor.sprites):
+    if not path.exists() or load(path).get("of") != identity(compositor, total):
         return train_judge(compositor, folder, total, device=device, minutes=minutes)
     judge = Judge().to(device)
     judge.load_state_dict(load(path)["judge"])

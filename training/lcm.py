@@ -18,14 +18,16 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import caption
-from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, told
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, to_the_end, told
 from training.compositor import Scene
 from training.export import trained
 from training.machine import CPU, Machine, add_arguments, machine_of
 from training.noise import COSINE, STEPS, Noise, noise_of
 from training.noise import add_arguments as add_noise
+from training.slices import finished
 from training.text import tokenize
 from training.unet import stratified_timesteps
+from training.vae import fingerprint
 
 SIGMA_DATA = 0.5  # of the boundary condition; LCMScheduler's
 TIMESTEP_SCALING = 10.0
@@ -64,6 +66,7 @@ class Run:
         noise: Noise = COSINE,
     ) -> None:
         self.folder, self.settings, self.machine, self.noise, self.images = folder, settings, machine, noise, 0
+        self.begun = told(settings, noise) | {"teacher": fingerprint(unet)}
         self.text = text.to(machine.device).requires_grad_(False)
         self.teacher = machine.place(copy.deepcopy(unet)).requires_grad_(False)
         self.target = machine.place(copy.deepcopy(unet)).requires_grad_(False)
@@ -75,7 +78,7 @@ class Run:
         path = self.folder / "lcm.pt"
         if path.exists():
             state = load(path)
-            same_run(path, state, told(self.settings, self.noise))
+            same_run(path, state, self.begun)
             self.student.load_state_dict(state["unet"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.restore(state["average"])
@@ -83,7 +86,7 @@ class Run:
 
     def save(self) -> None:
         parts = {"unet": self.student.state_dict(), "optimiser": self.optimiser.state_dict(), "average": self.average.shadow}
-        save(self.folder / "lcm.pt", **parts, images=self.images, settings=told(self.settings, self.noise))
+        save(self.folder / "lcm.pt", **parts, images=self.images, settings=self.begun)
 
     def denoised(self, network: UNet2DConditionModel, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """f(x, t) of the consistency model [B, 4, h, w]."""
@@ -127,6 +130,7 @@ class Run:
 def train(run: Run, tokenizer: CLIPTokenizer, data: Path, minutes: float = 1e9) -> None:
     latents, scenes = (np.load(data / f"{name}.npy") for name in ("latents", "scenes"))
     settings, machine = run.settings, run.machine
+    run.begun |= {"latents": finished(data / "encode.json")}
     run.restore()
     run.follow()
     saved_at = run.images
@@ -159,9 +163,11 @@ def main() -> None:
     add_noise(parser)
     parser.add_argument("--batch", type=int, default=Settings.batch)
     args = parser.parse_args()
-    unet, text, tokenizer, _ = trained(args.root)
+    unet, text, tokenizer, _ = trained(args.root, noise_of(args))
     settings = replace(Settings(), total=args.total or Settings.total, batch=args.batch)
-    train(Run(args.root, settings, unet, text, machine_of(args), noise_of(args)), tokenizer, args.root / "data", args.minutes)
+    run = Run(args.root, settings, unet, text, machine_of(args), noise_of(args))
+    train(run, tokenizer, args.root / "data", args.minutes)
+    to_the_end("lcm", run.images, settings.total)
 
 
 if __name__ == "__main__":

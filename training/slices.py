@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Clock
+from training.checkpoint import Clock, to_the_end
 
 
 class Slices:
@@ -39,11 +39,16 @@ class Slices:
                 self._note()
                 clock.tick(self.done)
 
-    def stopped(self) -> str:
-        """What to tell who waits for the rest."""
-        return f"{self.path.stem}: {self.done:,} of {self.total:,}; the same command goes on from there"
-
     def _note(self) -> None:
         part = self.path.with_suffix(".tmp")
-        part.write_text(json.dumps({"of": self.of, "done": self.done}) + "\n")
+        part.write_text(json.dumps({"of": self.of, "done": self.done, "total": self.total}) + "\n")
         os.replace(part, self.path)
+
+
+def finished(path: Path) -> dict[str, Any]:
+    """What a pass that is complete was a pass over. Raises SystemExit where it was never begun or has not ended."""
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: what it tells of has not been made yet")
+    found = json.loads(path.read_text())
+    to_the_end(path.stem, found["done"], found["total"])
+    return dict(found["of"])

@@ -7,6 +7,7 @@ picture among those of the batch, as CLIP's does. It learns further with the U-N
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections import Counter
@@ -23,9 +24,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.captions import all_texts, caption
-from training.checkpoint import Clock, descend, generator, learning_rate, load, same_run, save, told
+from training.checkpoint import Clock, descend, generator, learning_rate, load, same_run, save, to_the_end, told
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Scene
 from training.machine import CPU, Machine, add_arguments, machine_of
+from training.slices import finished
 from training.words import STYLES, THINGS
 
 CONTEXT = 32  # tokens of a prompt, start and end included
@@ -175,14 +177,15 @@ def train(
     params = [*text.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(params, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images, path = 0, folder / "text.pt"
+    begun = told(settings) | {"scenes": hashlib.sha256(np.ascontiguousarray(scenes).tobytes()).hexdigest()}
 
     def keep() -> None:
         parts = {"text": text.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
-        save(path, **parts, images=images, settings=told(settings))
+        save(path, **parts, images=images, settings=begun)
 
     if path.exists():
         state = load(path)
-        same_run(path, state, told(settings))
+        same_run(path, state, begun)
         text.load_state_dict(state["text"])
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
@@ -214,7 +217,9 @@ def main() -> None:
     parser.add_argument("--contrastive", type=float, default=Settings.contrastive, help="weight of the contrastive loss; 1 is CLIP's")
     args = parser.parse_args()
     data, settings = args.root / "data", Settings(total=args.total or Settings.total, contrastive=args.contrastive)
+    finished(data / "compose.json")
     train(np.load(data / "pictures.npy", mmap_mode="r"), np.load(data / "scenes.npy"), args.root, settings, args.minutes, machine_of(args))
+    to_the_end("text", load(args.root / "text.pt")["images"], settings.total)
 
 
 if __name__ == "__main__":

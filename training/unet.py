@@ -17,13 +17,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.captions import caption
-from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, told
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, to_the_end, told
 from training.compositor import Scene
 from training.machine import CPU, Machine, add_arguments, machine_of
 from training.noise import COSINE, STEPS, Noise, noise_of
 from training.noise import add_arguments as add_noise
+from training.slices import finished
 from training.text import build_text_encoder, build_tokenizer, inherit, save_tokenizer, tokenize
-from training.vae import averaged, to_pictures
+from training.vae import averaged, fingerprint, to_pictures
 
 GRID_PROMPTS = (
     "a red apple", "a car", "a cat", "a dog on a blue background", "a frog", "a banana on a pink background", "pizza", "a castle",
@@ -100,6 +101,7 @@ class Run:
         noise: Noise = COSINE,
     ) -> None:  # fmt: skip
         self.folder, self.settings, self.machine, self.noise, self.images = folder, settings, machine, noise, 0
+        self.begun = told(settings, noise)  # and what of the data and the first weights, as `train` and `start` know it
         self.unet, self.text = machine.place(unet), text.to(machine.device)
         self.network = machine.compile(unet)
         groups = [
@@ -113,7 +115,7 @@ class Run:
         path = self.folder / "unet.pt"
         if path.exists():
             state = load(path)
-            same_run(path, state, told(self.settings, self.noise))
+            same_run(path, state, self.begun)
             self.unet.load_state_dict(state["unet"])
             self.text.load_state_dict(state["text"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -122,7 +124,7 @@ class Run:
 
     def save(self) -> None:
         parts = {"unet": self.unet.state_dict(), "text": self.text.state_dict(), "optimiser": self.optimiser.state_dict()}
-        save(self.folder / "unet.pt", **parts, average=self.average.shadow, images=self.images, settings=told(self.settings, self.noise))
+        save(self.folder / "unet.pt", **parts, average=self.average.shadow, images=self.images, settings=self.begun)
 
     def step(self, loss: torch.Tensor) -> None:
         descend(self.optimiser, loss, partial(learning_rate, self.images / self.settings.total))
@@ -147,6 +149,7 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, mi
     latents, scenes, stats = (np.load(data / f"{name}.npy") for name in ("latents", "scenes", "latent_stats"))
     settings, machine = run.settings, run.machine
     vae = vae.to(machine.device)
+    run.begun |= {"latents": finished(data / "encode.json")}
     run.restore()
     saved_at = run.images
     with Clock("unet", settings.total, run.images, minutes) as clock:
@@ -184,7 +187,10 @@ def start(folder: Path, settings: Settings, machine: Machine, noise: Noise, init
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         unet, text = build_unet(), build_text_encoder(tokenizer)
         text.load_state_dict(load(folder / "text.pt")["text"])
-    return Run(folder, settings, unet, text, machine, noise), tokenizer
+    first = fingerprint(unet) if init else ""
+    run = Run(folder, settings, unet, text, machine, noise)
+    run.begun |= {"init": first}
+    return run, tokenizer
 
 
 def main() -> None:
@@ -199,6 +205,7 @@ def main() -> None:
     settings = replace(Settings(), total=args.total or Settings.total, batch=args.batch, peak=args.peak)
     run, tokenizer = start(args.root, settings, machine_of(args), noise_of(args), args.init)
     train(run, tokenizer, averaged(args.root), args.root / "data", args.minutes)
+    to_the_end("unet", run.images, settings.total)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, told
+from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, save_grid, to_the_end, told
 from training.machine import CPU, Machine, add_arguments, machine_of
-from training.slices import Slices
+from training.slices import Slices, finished
 
 CHANNELS = (16, 32, 64, 128)
 
@@ -115,9 +115,12 @@ class Run:
     """What a checkpoint holds, and the loop both stages share. Only `parts` are trained."""
 
     def __init__(
-        self, path: Path, settings: Settings, vae: AutoencoderKL, parts: list[torch.nn.Module], pictures: np.ndarray, machine: Machine
-    ) -> None:
+        self, path: Path, settings: Settings, vae: AutoencoderKL, parts: list[torch.nn.Module], pictures: np.ndarray, machine: Machine,
+        **origin: object,
+    ) -> None:  # fmt: skip
+        """`origin` is what beside the settings makes the run what it is."""
         self.path, self.settings, self.pictures, self.machine, self.images = path, settings, pictures, machine, 0
+        self.begun = told(settings) | origin
         self.vae = machine.place(vae, own_norm=True)
         self.encoder = machine.compile(Encoder(vae))
         self.decoder = machine.compile(Decoder(vae))
@@ -125,7 +128,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(self.average.params, lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         if path.exists():
             state = load(path)
-            same_run(path, state, told(settings))
+            same_run(path, state, self.begun)
             vae.load_state_dict(state["vae"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.average.restore(state["average"])
@@ -134,7 +137,7 @@ class Run:
     def save(self) -> None:
         """Also a grid: pictures and what the averaged weights make of them."""
         parts = {"optimiser": self.optimiser.state_dict(), "average": self.average.shadow, "images": self.images}
-        parts["settings"] = told(self.settings)
+        parts["settings"] = self.begun
         save(self.path, vae=self.vae.state_dict(), **parts)
         self.average.swap()
         with torch.no_grad():
@@ -164,8 +167,9 @@ def train(
 ) -> AutoencoderKL:
     """The whole autoencoder, new or (given one) trained on."""
     torch.manual_seed(settings.seed)
+    first = fingerprint(vae) if vae else ""
     vae = vae or build_vae()
-    run = Run(folder / "vae.pt", settings, vae, [vae], pictures, machine)
+    run = Run(folder / "vae.pt", settings, vae, [vae], pictures, machine, init=first, pictures_of=fingerprint_of(pictures))
 
     def loss_at(images: int) -> tuple[torch.Tensor, float]:
         return loss_of(run, machine.on(draw_batch(pictures, settings, images)), torch.Generator().manual_seed(images))
@@ -181,7 +185,8 @@ def refine(
     latents, stats = np.load(data / "latents.npy", mmap_mode="r"), np.load(data / "latent_stats.npy")
     mean, std = (torch.from_numpy(s).view(1, 4, 1, 1) for s in stats)
     vae.requires_grad_(True)
-    run = Run(data.parent / "decoder.pt", settings, vae, [vae.post_quant_conv, vae.decoder], pictures, machine)
+    parts = [vae.post_quant_conv, vae.decoder]
+    run = Run(data.parent / "decoder.pt", settings, vae, parts, pictures, machine, encoder=fingerprint(vae.encoder))
 
     def loss_at(images: int) -> tuple[torch.Tensor, float]:
         rng = generator(settings.seed, images)
@@ -197,12 +202,18 @@ def refine(
 
 
 def averaged(folder: Path, vae: AutoencoderKL | None = None) -> AutoencoderKL:
-    """The trained autoencoder with averaged weights, frozen; with the refined decoder if there is one."""
+    """The trained autoencoder with averaged weights, frozen; with the refined decoder if there is one.
+
+    Raises SystemExit where that decoder belongs to another encoder.
+    """
     vae = vae or build_vae()
     for path, parts in ((folder / "vae.pt", [vae]), (folder / "decoder.pt", [vae.post_quant_conv, vae.decoder])):
         if path.exists():
+            state = load(path)
+            if path.stem == "decoder" and state["settings"]["encoder"] != fingerprint(vae.encoder):
+                raise SystemExit(f"{path} refines the decoder of another autoencoder: delete it, and refine again")
             average = Average(parts, 0.0)
-            average.restore(load(path)["average"])
+            average.restore(state["average"])
             average.swap()
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -210,10 +221,11 @@ def averaged(folder: Path, vae: AutoencoderKL | None = None) -> AutoencoderKL:
 def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 16, machine: Machine = CPU, minutes: float = 1e9) -> Slices:
     """Write latents.npy [n, 4, h/8, w/8] float16, normalised per channel, and latent_stats.npy [2, 4]: mean and deviation.
 
-    As they come the means lie in encoded.npy, in single precision; the statistics of all of them come last.
+    As they come the means lie in encoded.npy, in single precision; the statistics of all of them come last. Raises SystemExit for
+    pictures that are not all composed.
     """
-    weights, vae = fingerprint(vae), machine.place(vae)
-    of = {"weights": weights, "pictures": len(pictures), "first": hashlib.sha256(pictures[:64].tobytes()).hexdigest()}
+    of = {"weights": fingerprint(vae), "pictures": finished(folder / "compose.json")}
+    vae = machine.place(vae)
     slices = Slices(folder / "encode.json", of, len(pictures), minutes, batch)
     shape = (len(pictures), 4, *(side // 8 for side in pictures.shape[1:3]))
     z = np.lib.format.open_memmap(folder / "encoded.npy", "w+" if slices.new else "r+", np.float32, shape)
@@ -232,8 +244,13 @@ def fingerprint(module: torch.nn.Module) -> str:
     """Of a module's weights."""
     found = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        found.update(name.encode() + value.contiguous().numpy().tobytes())
+        found.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def fingerprint_of(pictures: np.ndarray) -> str:
+    """Of how many there are, and of some of them."""
+    return hashlib.sha256(str(pictures.shape).encode() + pictures[:: max(1, len(pictures) // 64)].tobytes()).hexdigest()
 
 
 def main() -> None:
@@ -246,11 +263,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="full pictures a step; more on a GPU")
     args = parser.parse_args()
     machine, data = machine_of(args), args.root / "data"
+    finished(data / "compose.json")
     pictures = np.load(data / "pictures.npy", mmap_mode="r")
     if args.encode:
         slices = encode(pictures, averaged(args.root), data, machine=machine, minutes=args.minutes)
-        if not slices.complete:
-            raise SystemExit(slices.stopped())
+        to_the_end("encode", slices.done, slices.total)
         return
     settings = REFINE if args.refine else Settings()
     settings = replace(settings, total=args.total or settings.total, batch=args.batch or settings.batch)
@@ -259,6 +276,8 @@ def main() -> None:
     else:
         start = AutoencoderKL.from_pretrained(args.init / "vae") if args.init else None
         train(pictures, args.root, settings, args.minutes, start, machine)
+    stage = "decoder" if args.refine else "vae"
+    to_the_end(stage, load(args.root / f"{stage}.pt")["images"], settings.total)
 
 
 if __name__ == "__main__":
