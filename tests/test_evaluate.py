@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
+import re
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ from training.artist import Artist
 from training.captions import STYLED
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, allowed, held_out
 from training.evaluation_attributes import attributes, trusted
+from training.evaluation_kept import Kept
+from training.evaluation_report import Bar, measure_lines
 from training.features import EfficientNet
 from training.judge import Judge, answers, any_scene, count_of, judge_for
 from training.lpips import ALEXNET, Lpips
@@ -130,16 +136,27 @@ class Renders:
         return np.stack([np.full((128, 128, 3), self.wanted.get(p, 0), np.uint8) for p in prompts])
 
 
-def test_answers_are_counted_by_set_and_seed(compositor: Compositor):
+def test_answers_are_counted_by_set_and_seed(compositor: Compositor, tmp_path: Path):
     sets = {"a": [Scene(1, t) for t in range(5, 9)], "b, held out": [Scene(0, 5, colour=1, count=2), Scene(1, 6, background=1)]}
     studio = Renders({plain_wording(s): s.thing for scenes in sets.values() for s in scenes if s.thing != 7})
-    found = attributes(studio, compositor, Oracle(), sets, seeds=2)
+    found = attributes(studio, compositor, Oracle(), sets, 2, Kept(tmp_path, Bar("evaluate", 1)))
     a, b = found["sets"]["a"], found["sets"]["b, held out"]
     assert (found["sets"]["*all that training showed*"], found["sets"]["*all held out*"]) == (a, b)
     assert (a["scenes"], a["pictures"], a["thing"][0], a["style"][0], a["count"][0]) == (4, 8, 0.75, 1, 1)
     assert (b["thing"][0], b["style"][0], b["count"][0], b["background"][0], b["colour"][0]) == (1, 0.5, 0.5, 0.5, 0)
     assert "colour" not in a and a["background"][0] == 0, "black is not white"
     assert found["floor"]["thing"][0] < 0.9
+
+
+def test_sets_are_weighed_equally_too(compositor: Compositor, tmp_path: Path):
+    sets = {"a": [Scene(1, 5)], "b, held out": [Scene(1, t) for t in range(5, 9)], "c, held out": [Scene(1, 8, background=1)]}
+    studio = Renders({plain_wording(s): s.thing for scenes in sets.values() for s in scenes if s.background < 0})
+    found = attributes(studio, compositor, Oracle(), sets, 2, Kept(tmp_path, Bar("evaluate", 1)))
+    row = found["sets"]["*all held out, sets weighed equally*"]
+    assert (row["scenes"], row["pictures"], row["thing"][0]) == (5, 10, 0.5)
+    assert found["sets"]["*all held out*"]["thing"][0] == 0.8, "four of five scenes"
+    assert found["sets"]["*all that training showed, sets weighed equally*"]["thing"] == pytest.approx(found["sets"]["a"]["thing"])
+    assert "*all held out, sets weighed equally*" in found["ceiling of each set"] and "colour" not in row
 
 
 def test_a_picture_is_asked_only_what_its_scene_says(compositor: Compositor):
@@ -196,7 +213,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict:
     paths = (f"--root={root}", f"--model={root / 'toy'}", f"--sheet={root / 'sheet.png'}")
     monkeypatch.setattr(sys, "argv", ["evaluate", *paths, *small, *more])
     evaluate.main()
-    return json.loads((root / "evaluation.json").read_text())
+    return json.loads((root / "other" / "evaluation.json").read_text())
 
 
 @pytest.mark.timeout(300)
@@ -224,7 +241,8 @@ def test_the_whole_command_and_that_it_goes_on_where_it_stopped(root: Path, monk
     assert figures["distribution"]["frechet"] > figures["distribution"]["frechet floor"] > 0
     assert figures["memorisation"]["training pictures"] == 20
     assert (root / "sheet.png").exists() and (root / "evaluation" / "nearest.png").exists()
-    page = (root / "toy" / "EVALUATION.md").read_text()
+    assert not (root / "toy" / "EVALUATION.md").exists() and not (root / "evaluation.json").exists(), "other settings than the usual ones"
+    page = (root / "other" / "EVALUATION.md").read_text()
     assert all(f"| {name} | {row['scenes']} |" in page for name, row in sets.items()) and "Relations are not asked for" in page
 
 
@@ -234,4 +252,121 @@ def test_the_sweep_marks_the_cards_own_setting(root: Path, monkeypatch: pytest.M
     assert [row["steps"] for row in rows if row["default"]] == [3]
     assert {(r["steps"], r["guidance"], r["guidance_rescale"]) for r in rows} >= {(2, 1.0, 0.0), (2, 3.0, 0.7)}
     assert all(0 <= r["certainty"] <= 1 and r["right"][1] <= r["right"][0] <= r["right"][2] for r in rows)
-    assert "| **3** | **3** | **0.7** |" in (root / "toy" / "EVALUATION.md").read_text()
+    assert "| **3** | **3** | **0.7** |" in (root / "other" / "EVALUATION.md").read_text()
+
+
+class Dauber:
+    """An artist without a network: noise of its own for each prompt."""
+
+    key, weights, defaults, device = "weights-unipc", "weights", {}, "cpu"
+
+    def draw(self, prompts: list[str], seed: int, drawn: object) -> np.ndarray:
+        return np.stack([np.random.default_rng(seed + i).integers(0, 256, (128, 128, 3), np.uint8) for i in range(len(prompts))])
+
+    def reconstruct(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures ^ 3
+
+
+@pytest.mark.timeout(120)
+def test_every_slice_goes_on_however_short(compositor: Compositor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge_of_noise: Judge):
+    monkeypatch.setattr(
+        evaluate, "load_features", lambda root, device: lambda pictures: pictures[:, ::16, ::16, 0].reshape(len(pictures), -1) / 1
+    )
+    monkeypatch.setattr(evaluate, "load_lpips", lambda root, device: lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    scene = next(iter(scene_sets(compositor, 1).values()))
+    monkeypatch.setattr(evaluate, "scene_sets", lambda compositor, size: {"thing": scene, "thing, held out": scene})
+
+    def run(root: Path, deadline: float) -> dict[str, object]:
+        args = argparse.Namespace(
+            root=root, sheet=root / "s.png", size=1, seeds=1, pictures=20, training=9, reconstructions=21, device="cpu"
+        )
+        return evaluate.evaluate(args, Dauber(), compositor, judge_of_noise, deadline)
+
+    for root in (tmp_path / "whole", tmp_path / "slices"):
+        (root / "data").mkdir(parents=True)
+        np.save(root / "data" / "pictures.npy", renders(compositor, random_scenes(compositor, 9, 0), 0))
+    whole, slices, told = run(tmp_path / "whole", float("inf")), 0, []
+    kept = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "evaluation").rglob("*.npy"))
+    assert {path.parts[1] for path in kept} == {"weights", "weights-unipc", "answers", "features", "nearest"}
+    while True:
+        slices += 1
+        try:
+            found = run(tmp_path / "slices", time.monotonic() - 1)
+        except SystemExit as stop:
+            told.append(str(stop))
+            assert len(list((tmp_path / "slices").rglob("evaluation/*/*.npy"))) == slices, "one part in each"
+            continue
+        break
+    assert found == whole and slices == len(kept)
+    assert sorted(path.relative_to(tmp_path / "slices") for path in (tmp_path / "slices" / "evaluation").rglob("*.npy")) == kept
+    assert all(re.fullmatch(r"evaluate: \d+%; the same command goes on from there", line) for line in told)
+
+
+@pytest.fixture
+def judge_of_noise() -> Judge:
+    torch.manual_seed(0)
+    return Judge(8).eval()
+
+
+@pytest.mark.parametrize(("minutes", "left"), [(2, 0.5), (1, evaluate.LEAST)])
+def test_the_judge_gets_what_is_left_of_the_time(root: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, left: float):
+    now, given = [1000.0], []
+
+    def slow(sprites: np.ndarray) -> None:
+        now[0] += 90
+
+    def asked(compositor: None, folder: Path, device: str, total: int, minutes: float) -> Judge:
+        given.append(minutes)
+        raise SystemExit("judge")
+
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(evaluate, "Compositor", slow)
+    monkeypatch.setattr(evaluate, "judge_for", asked)
+    with pytest.raises(SystemExit, match="judge"):
+        run(root, monkeypatch, f"--minutes={minutes}")
+    assert given == [left] and left > 0
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    return evaluate.arguments()
+
+
+def test_only_the_usual_settings_write_what_is_shipped(monkeypatch: pytest.MonkeyPatch):
+    shipped = (Path(".training/evaluation.json"), Path("models/celadon-mini/EVALUATION.md"), Path("docs/pictures/celadon-mini.png"))
+    other = tuple(Path(".training/other") / name for name in ("evaluation.json", "EVALUATION.md", "sheet.png"))
+
+    def places(*words: str) -> tuple[Path, ...]:
+        args = parsed(monkeypatch, *words)
+        return args.out, args.table, args.sheet
+
+    assert places() == places("--minutes=5", "--device=cuda", "--sweep") == places("--size=100") == shipped
+    for name in evaluate.SETTINGS:
+        assert places(f"--{name.replace('_', '-')}=7") == other, name
+    assert places("--size=7", "--table=a.md", "--sheet=b.png") == (other[0], Path("a.md"), Path("b.png"))
+    assert places("--model=mine") == (shipped[0], Path("mine/EVALUATION.md"), other[2]), "the sheet in the docs shows the model in the box"
+
+
+@pytest.mark.parametrize("name", ["weights", "defaults", "settings"])
+def test_figures_of_other_settings_do_not_stand_under_one_heading(tmp_path: Path, name: str):
+    about = {"weights": "a", "defaults": {"steps": 10}, "settings": {"size": 100}, "date": "today"}
+    path = tmp_path / "evaluation.json"
+    assert evaluate.earlier(path, about) == {}
+    path.write_text(json.dumps({"sweep": [1], "about": about | {"date": "yesterday"}}))
+    assert evaluate.earlier(path, about)["sweep"] == [1]
+    assert evaluate.earlier(path, about | {name: "other"}) == {}
+    path.write_text(json.dumps({"sweep": [1], "about": {k: v for k, v in about.items() if k != name}}))
+    assert evaluate.earlier(path, about) == {}, "an older file"
+
+
+def test_measures_stand_beside_what_they_cannot_tell():
+    near = {"median": 1.0, "1 %": 0.5, "1 % of renders": 0.4, "nearer than 1 % of renders": 0.0}
+    names = ("frechet", "frechet floor", "precision", "precision of renders", "recall", "recall of renders")
+    figures = {
+        "autoencoder": {}, "distribution": dict.fromkeys(names, 2.0) | {"pictures": 77},
+        "memorisation": {"training pictures": 9, "of": 10, "features": near, "pixels": near},
+    }  # fmt: skip
+    ratio, _, features, pixels = measure_lines(figures)
+    assert re.search(r"ratio 1\.0 at n = 77 pictures\. The ratio grows with n\b", ratio)
+    assert "in features" in features and "does not find copies that went through the autoencoder" in features and "0.7 %" in features
+    assert "in pixels" in pixels and "finds copies" in pixels and "100 %" in pixels and "does not" not in pixels

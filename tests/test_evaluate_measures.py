@@ -13,7 +13,7 @@ from scipy import linalg, signal, stats
 
 from training.features import STRIDES, EfficientNet, folded, same_conv
 from training.lpips import ALEXNET, VGG16, Lpips
-from training.measures import covered, frechet, interval, mean_interval, nearest, precision_recall, psnr
+from training.measures import covered, equal_weights, frechet, interval, mean_interval, nearest, precision_recall, psnr
 from training.packages import LPIPS, ArraysOnly, fetch_package
 
 RNG = np.random.default_rng
@@ -112,6 +112,21 @@ def test_answers_to_the_same_question_count_once_if_they_always_agree():
     assert interval(np.repeat(once, 3, axis=1)) == pytest.approx(interval(once), abs=0.002)
     apart = (RNG(6).random((60, 3)) < 0.8).astype(float)
     assert interval(apart)[2] - interval(apart)[1] < 0.75 * (interval(once)[2] - interval(once)[1])
+
+
+def test_sets_weighed_equally_have_the_mean_of_their_shares():
+    assert equal_weights([(0.5, 0.4, 0.7)]) == pytest.approx((0.5, 0.4, 0.7))
+    assert equal_weights([(0.5, 0.4, 0.7)] * 4) == pytest.approx((0.5, 0.45, 0.6)), "four such sets halve the interval"
+    assert equal_weights([(0.8, 0.5, 0.9), (1, 0.6, 1)]) == pytest.approx((0.9, 0.65, 0.95)), "hypotenuse of 0.3 and 0.4 below"
+
+
+def test_the_interval_of_sets_weighed_equally_covers_as_often_as_it_says():
+    rng, chances, sizes = RNG(14), (0.6, 0.9, 0.98), (20, 60, 100)
+    inside = 0
+    for _ in range(1000):
+        _, low, high = equal_weights([interval((rng.random((n, 1)) < p).astype(float)) for p, n in zip(chances, sizes, strict=True)])
+        inside += low <= np.mean(chances) <= high
+    assert 925 < inside < 985
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():

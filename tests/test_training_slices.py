@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,10 +158,16 @@ def test_an_evaluation_draws_in_slices(tmp_path: Path) -> None:
         return np.full((len(prompts), 1, 1, 3), seed, np.uint8)
 
     artist = SimpleNamespace(draw=draw, key="weights")
-    bar = evaluate.Bar("evaluate", 4)
-    evaluate.Studio(artist, tmp_path, bar, part=2).draw(["a", "b"], seed=0)
-    late = evaluate.Studio(artist, tmp_path, evaluate.Bar("evaluate", 6), part=2, minutes=-1)
-    assert len(late.draw(["a", "b"], seed=0)) == 2  # drawn before, which costs nothing
-    with pytest.raises(SystemExit, match="67%; the same command goes on"):
-        late.draw(["a", "b", "c", "d"], seed=0)
-    assert asked == ["a", "b"]
+
+    def slice_of(deadline: float) -> np.ndarray:
+        """A run of its own."""
+        studio = evaluate.Studio(artist, tmp_path, evaluate.Bar("evaluate", 6), part=2, deadline=deadline)
+        return studio.draw(["a", "b", "c", "d", "e", "f"], seed=0)
+
+    over = time.monotonic() - 1
+    for share in (33, 67):  # one part in each, though there is no time at all
+        with pytest.raises(SystemExit, match=f"evaluate: {share}%; the same command goes on from there"):
+            slice_of(over)
+    assert slice_of(over)[:, 0, 0, 0].tolist() == [0, 0, 2, 2, 4, 4]
+    assert asked == ["a", "b", "c", "d", "e", "f"]
+    assert evaluate.Studio(artist, tmp_path, evaluate.Bar("evaluate", 6)).part <= 20

@@ -1,15 +1,16 @@
 """Measure a checkpoint: `python -m training.evaluate` writes one JSON, one page of tables and one contact sheet.
 
 Each set of scenes is asked for in one plain wording and drawn three times, with the defaults of the model's card. What is drawn is
-kept under `<root>/evaluation`, so an interrupted run goes on where it stopped. `--sweep` compares other steps and guidance instead.
+kept under `<root>/evaluation`, as is all that is found on the way, so an interrupted run goes on where it stopped, and a run of other
+settings than the defaults writes under `<root>/other`. `--sweep` compares other steps and guidance instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from training.captions import STYLED
 from training.checkpoint import save_grid
 from training.compositor import SIZE, Compositor
 from training.evaluation_attributes import attributes
-from training.evaluation_report import Bar, about, page, sheet_of_pairs
+from training.evaluation_kept import Kept
+from training.evaluation_report import DRAWN, Bar, about, page, sheet_of_pairs
 from training.evaluation_sets import autoencoder, distribution, memorisation
 from training.evaluation_sweep import chosen, settings, sweep
 from training.features import load_features
@@ -29,6 +31,12 @@ from training.lpips import load_lpips
 from training.scene_sets import scene_sets
 from training.words import STYLES
 
+PART = 16  # pictures drawn at a time: one batch
+LEAST = 0.1  # minutes that the judge gets, so that it goes on in each run, however short
+MODEL, PICTURE = Path("models/celadon-mini"), Path("docs/pictures/celadon-mini.png")
+SETTINGS = (
+    "size", "seeds", "pictures", "training", "reconstructions", "judge_total", "steps", "guidance", "rescale", "sweep_scenes",
+)  # fmt: skip
 SHEET = (
     "a red apple", "a car", "a cat", "a dog on a blue background", "a frog on a pink background", "a banana", "pizza", "a castle",
     "a purple octopus", "a tree", "a house on a yellow background", "two green hearts", "a penguin", "a bicycle on a green background",
@@ -47,12 +55,11 @@ def sheet_prompts() -> list[str]:
 class Studio:
     """An artist who remembers: what was drawn before with the same weights, settings, prompts and seeds is read from the disk.
 
-    Draws nothing new once the time is over, and raises SystemExit instead.
+    After the deadline (of time.monotonic) one part at most is drawn, and then SystemExit raised.
     """
 
-    def __init__(self, artist: Artist, folder: Path, bar: Bar, part: int = 100, minutes: float = 1e9) -> None:
-        self.artist, self.folder, self.bar, self.part = artist, folder, bar, part
-        self.deadline = time.monotonic() + 60 * minutes
+    def __init__(self, artist: Artist, folder: Path, bar: Bar, part: int = PART, deadline: float = float("inf")) -> None:
+        self.artist, self.part, self.kept = artist, part, Kept(folder, bar, deadline)
 
     def draw(self, prompts: list[str], seed: int) -> np.ndarray:
         """[n, h, w, 3] uint8; picture i has seed `seed + i`."""
@@ -60,18 +67,8 @@ class Studio:
         return np.concatenate(parts)
 
     def _part(self, prompts: list[str], seed: int) -> np.ndarray:
-        name = hashlib.sha256(json.dumps([seed, prompts]).encode()).hexdigest()[:20]
-        path = self.folder / self.artist.key / f"{name}.npy"
-        if path.exists():
-            self.bar.skip(len(prompts))
-            return np.load(path)
-        if time.monotonic() > self.deadline:
-            raise SystemExit(f"evaluate: {self.bar.share:.0%}; the same command goes on from there")
-        pictures = self.artist.draw(prompts, seed, drawn=self.bar.advance)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path.with_suffix(".tmp.npy"), pictures)
-        path.with_suffix(".tmp.npy").rename(path)
-        return pictures
+        draw = partial(self.artist.draw, prompts, seed, drawn=self.kept.bar.advance)
+        return self.kept.array(self.artist.key, [seed, prompts], DRAWN * len(prompts), draw)
 
 
 def arguments() -> argparse.Namespace:
@@ -79,67 +76,88 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--root", type=Path, default=Path(".training"), help="sprites, training pictures, judge; what is drawn is kept there"
     )
-    parser.add_argument("--model", type=Path, default=Path("models/celadon-mini"))
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--size", type=int, default=100, help="scenes of each set")
     parser.add_argument("--seeds", type=int, default=3, help="pictures of each scene")
     parser.add_argument("--pictures", type=int, default=1000, help="drawn pictures for the Frechet distance, precision and recall")
     parser.add_argument("--training", type=int, default=12_000, help="training pictures among which the nearest is looked for")
     parser.add_argument("--reconstructions", type=int, default=200, help="pictures of each style for the autoencoder")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end cleanly after this time of drawing; the same command goes on")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end cleanly after this time; the same command goes on")
     parser.add_argument("--judge-total", type=int, default=TOTAL, help="renders the judge is trained on, if it must be trained")
     parser.add_argument("--steps", type=int, help="instead of the card's default")
     parser.add_argument("--guidance", type=float, help="instead of the card's default")
     parser.add_argument("--rescale", type=float, help="instead of the card's default")
     parser.add_argument("--sweep", action="store_true", help="steps, guidance and rescale against each other on fewer scenes")
     parser.add_argument("--sweep-scenes", type=int, default=48)
-    parser.add_argument("--out", type=Path, help="the figures; default <root>/evaluation.json")
-    parser.add_argument("--table", type=Path, help="the page of tables; default EVALUATION.md in the model's folder")
-    parser.add_argument("--sheet", type=Path, default=Path("docs/pictures/celadon-mini.png"))
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="the figures; default <root>/evaluation.json, or <root>/other/evaluation.json")
+    parser.add_argument("--table", type=Path, help="the page of tables; default EVALUATION.md in the model's folder, or in <root>/other")
+    parser.add_argument("--sheet", type=Path, help=f"the contact sheet; default {PICTURE}, or <root>/other/sheet.png")
+    args = parser.parse_args()
+    places(args, usual=all(getattr(args, name) == parser.get_default(name) for name in SETTINGS))
+    return args
 
 
-def evaluate(args: argparse.Namespace, artist: Artist, compositor: Compositor, judge: torch.nn.Module) -> dict[str, object]:
-    """Every figure; draws the sheets on the way."""
+def places(args: argparse.Namespace, usual: bool) -> None:
+    """Where the results go, unless it was said: beside the model and into the docs only with the usual settings."""
+    other = args.root / "other"
+    args.out = args.out or (args.root if usual else other) / "evaluation.json"
+    args.table = args.table or (args.model if usual else other) / "EVALUATION.md"
+    args.sheet = args.sheet or (PICTURE if usual and args.model.resolve() == MODEL.resolve() else other / "sheet.png")
+
+
+def evaluate(
+    args: argparse.Namespace, artist: Artist, compositor: Compositor, judge: torch.nn.Module, deadline: float
+) -> dict[str, object]:
+    """Every figure; draws the sheets on the way. Raises SystemExit when the time is over, and goes on from there when called again."""
     folder = args.root / "evaluation"
     sets = scene_sets(compositor, args.size)
     drawn = args.seeds * sum(map(len, sets.values())) + args.pictures + len(SHEET)
-    with Bar("evaluate", drawn, args.pictures * 3 + args.training, args.reconstructions * len(STYLES)) as bar:
-        studio, features = Studio(artist, folder, bar, minutes=args.minutes), load_features(args.root, args.device)
+    training = np.load(args.root / "data" / "pictures.npy", mmap_mode="r")
+    seen = args.pictures * 3 + min(args.training, len(training))
+    with Bar("evaluate", drawn, seen, args.reconstructions * len(STYLES)) as bar:
+        studio, features = Studio(artist, folder, bar, deadline=deadline), load_features(args.root, args.device)
+        kept, lpips = studio.kept, load_lpips(args.root, device=args.device)
         save_grid(args.sheet, studio.draw(sheet_prompts(), seed=0), 8)
-        found: dict[str, object] = {"autoencoder": autoencoder(artist, compositor, load_lpips(args.root, device=args.device), args, bar)}
-        found |= attributes(studio, compositor, judge, sets, args.seeds)
-        figures, clouds = distribution(studio, compositor, features, args.pictures, bar)
-        found["distribution"] = figures
-        training = np.load(args.root / "data" / "pictures.npy", mmap_mode="r")
-        found["memorisation"], pairs = memorisation(clouds, training, features, folder, args.training, bar)
+        found: dict[str, object] = {"autoencoder": autoencoder(artist, compositor, lpips, args.reconstructions, kept)}
+        found |= attributes(studio, compositor, judge, sets, args.seeds, kept)
+        found["distribution"], clouds = distribution(studio, compositor, features, args.pictures, kept)
+        found["memorisation"], pairs = memorisation(clouds, training, features, args.training, kept)
         sheet_of_pairs(folder / "nearest.png", pairs)
     return found
 
 
-def compare(args: argparse.Namespace, artist: Artist, compositor: Compositor, judge: torch.nn.Module) -> list[dict]:
+def compare(args: argparse.Namespace, artist: Artist, compositor: Compositor, judge: torch.nn.Module, deadline: float) -> list[dict]:
     """The sweep."""
     scenes = chosen(compositor, args.sweep_scenes)
     with Bar("sweep", len(scenes) * len(settings(artist.defaults))) as bar:
-        return sweep(Studio(artist, args.root / "evaluation", bar, minutes=args.minutes), artist, judge, scenes)
+        return sweep(Studio(artist, args.root / "evaluation", bar, deadline=deadline), artist, judge, scenes)
+
+
+def earlier(path: Path, now: dict[str, object]) -> dict[str, object]:
+    """Figures that may stand under one heading with those of now: of the same weights, defaults of the card and settings."""
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    same = all(figures.get("about", {}).get(name) == now[name] for name in ("weights", "defaults", "settings"))
+    return figures if same else {}
 
 
 def main() -> None:
     args = arguments()
-    out, table = args.out or args.root / "evaluation.json", args.table or args.model / "EVALUATION.md"
+    deadline = time.monotonic() + 60 * args.minutes
     compositor = Compositor(np.load(args.root / "data" / "sprites.npy"))
-    judge = judge_for(compositor, args.root, args.device, args.judge_total, args.minutes)
+    left = (deadline - time.monotonic()) / 60
+    judge = judge_for(compositor, args.root, args.device, args.judge_total, max(LEAST, left))
     artist = Artist(args.model, args.device, steps=args.steps, guidance=args.guidance, guidance_rescale=args.rescale)
-    figures = json.loads(out.read_text()) if out.exists() else {}
-    if figures.get("about", {}).get("weights") != artist.weights:
-        figures = {}
+    now = about(args.model, artist, SIZE) | {"settings": {name: getattr(args, name) for name in SETTINGS}}
+    figures = earlier(args.out, now)
     if args.sweep:
-        figures["sweep"] = compare(args, artist, compositor, judge)
+        figures["sweep"] = compare(args, artist, compositor, judge, deadline)
     else:
-        figures |= evaluate(args, artist, compositor, judge)
-    figures["about"] = about(args.model, artist, SIZE)
-    out.write_text(json.dumps(figures, indent=1) + "\n")
-    table.write_text(page(figures), encoding="utf-8")
+        figures |= evaluate(args, artist, compositor, judge, deadline)
+    figures["about"] = now
+    for path, text in ((args.out, json.dumps(figures, indent=1) + "\n"), (args.table, page(figures))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     print(page(figures))
 
 

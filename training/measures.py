@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Z = 1.959964  # of the normal distribution at 97.5 %
@@ -74,6 +76,16 @@ def interval(correct: np.ndarray) -> tuple[float, float, float]:
     middle, half = p + Z**2 / (2 * n), Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     low, high = ((middle + sign * half) / (1 + Z**2 / n) for sign in (-1, 1))
     return p, min(p, max(0.0, float(low))), max(p, min(1.0, float(high)))  # rounding may leave them a hair outside
+
+
+def equal_weights(shares: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of independent shares (share, low, high), each as heavy as any other.
+
+    The distances to the bounds add up as standard errors do: Zou, Huang and Zhang 2009, a linear function of binomial proportions.
+    """
+    p, low, high = np.asarray(shares, dtype=np.float64).T
+    mean = float(p.mean())
+    return mean, mean - float(np.linalg.norm(p - low)) / len(p), mean + float(np.linalg.norm(high - p)) / len(p)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
