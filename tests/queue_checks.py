@@ -44,7 +44,7 @@ def check_server(found: Found, jobs: dict[str, Expected]) -> None:
 def _check_record(job: Job, expected: Expected) -> None:
     told = (job.status, job.worker, job.attempt, job.failures, job.steps_done, job.cancel_requested, job.pauses)
     known = (expected.status, expected.worker, expected.attempt, expected.failures, expected.steps, expected.wish, expected.pauses)
-    assert told == known
+    assert told == known, f"{job.id}: {told}, not {known}"
     assert len(job.images) == (job.status is SUCCEEDED)
     assert (job.finished_at is not None) == job.done
 

@@ -71,7 +71,11 @@ class QueueMachine(RuleBasedStateMachine):
         return found[pick % len(found)]
 
     def requeue(self, job: Expected) -> None:
-        job.status, job.worker, job.steps = (CANCELED, job.worker, job.steps) if job.wish else (QUEUED, None, job.saved)
+        if job.wish:
+            job.status = CANCELED
+            self.turns.give_back(job)
+        else:
+            job.status, job.worker, job.steps = QUEUED, None, job.saved
 
     @initialize(clients=st.lists(clients, min_size=2, max_size=8), model=models)
     def begin_with_some(self, clients: list[str], model: str) -> None:
@@ -172,7 +176,7 @@ class QueueMachine(RuleBasedStateMachine):
             follower.follows = told[i]
         for heir in heirs:
             self.same[job.client, job.model] = heir
-            self.jobs[heir].saved = self.jobs[heir].steps = job.saved
+            self.jobs[heir].saved = self.jobs[heir].steps = self.jobs[heir].inherited = job.saved
             self.saw(f"a follower took over{', with a checkpoint' if job.saved else ''}")
         if not group and self.same.get((job.client, job.model)) == id_:
             del self.same[job.client, job.model]
@@ -268,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
         elif allowed:
             job.status = {"finish": SUCCEEDED, "fail": FAILED, "cancel_running": CANCELED}[move]
             job.steps = 20 if move == "finish" else job.steps
-            self.turns.charge(job, job.steps - 20)
+            self.turns.give_back(job)
         self.settle_groups()
 
     @precondition(some_run)
@@ -310,7 +314,9 @@ class QueueMachine(RuleBasedStateMachine):
         answer = self.run(self.queue.cancel(id_))
         self.saw(f"cancel of a job that {'runs' if job.status is RUNNING else 'waits' if job.status is QUEUED else 'has ended'}")
         job.wish = job.wish or job.status not in TERMINAL
-        job.status = CANCELED if job.status is QUEUED else job.status
+        if job.status is QUEUED:
+            job.status = CANCELED
+            self.turns.give_back(job)  # it may have been charged in an attempt that came to nothing
         assert answer is not None and answer.status is job.status
         self.settle_groups()
 
@@ -347,9 +353,10 @@ class QueueMachine(RuleBasedStateMachine):
                 job.status, job.steps, job.follows = FAILED, leader.steps, None
         late = [j for j in self.jobs.values() if j.status is QUEUED and j.deadline <= self.clock.now and not self.in_a_run(j)]
         for id_, job in [(i, j) for i, j in self.jobs.items() if j in late]:
-            if job.follows and self.jobs[job.follows] in late:  # it may have taken over first, and what was saved with it
+            leader = self.jobs.get(job.follows or "")
+            if leader and (leader in late or leader.status is CANCELED):  # it may have taken over first, and what was saved with it
                 job.steps = int(self.run(self.redis.hget("{q0}:j:" + id_, "steps_done")))
-                assert job.steps in (0, self.jobs[job.follows].saved)
+                assert job.steps in (0, leader.saved)
             job.status, job.worker, job.expired = FAILED, None, True
             self.saw("deadline passed")
         assert moved == len(overdue) + len(late)

@@ -40,6 +40,7 @@ class Expected:
     service_class: ServiceClass = "normal"
     saved: int = 0  # steps behind the checkpoint
     saved_by: int = 0  # the attempt that made it
+    inherited: int = 0  # steps that a canceled leader was charged for
     pauses: int = 0
     follows: str | None = None  # the equal job that runs for this one too
     expired: bool = False  # failed by its deadline
@@ -92,7 +93,7 @@ class Turns:
     def look(self, jobs: dict[str, Expected]) -> None:
         """Notes who waits now."""
         waiting = {(lane(j), j.client) for j in jobs.values() if j.ready}
-        self.since = {w: self.since.get(w) or Counter(self.here) for w in waiting}
+        self.since = {w: self.since[w] if w in self.since else Counter(self.here) for w in waiting}
 
     def serve(self, job: Expected, *, in_turn: bool) -> None:
         if in_turn:
@@ -103,7 +104,12 @@ class Turns:
                     self.compared += ahead > 0
         if not job.charged:
             job.charged = True
-            self.charge(job, 20)
+            self.charge(job, 20 - job.inherited)
+
+    def give_back(self, job: Expected) -> None:
+        """A job ends, and its client gets back what was charged for and not done."""
+        if job.charged:
+            self.charge(job, job.steps - 20)
 
     def charge(self, job: Expected, evaluations: int) -> None:
         """Evaluations of a job that is charged, or got some back."""
