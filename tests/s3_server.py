@@ -21,6 +21,7 @@ from obstore.store import S3Store
 WEED = Path(sys.executable).with_name("weed")
 BUCKET, KEY_ID, SECRET = "celadon-test", "celadon", "a-secret-that-no-log-may-hold"
 START_S = 40.0
+TRIES = 3
 OWNER_ID = "owner"  # who may make buckets; the same secret
 
 
@@ -45,9 +46,27 @@ def free_ports(count: int) -> list[int]:
         return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
+class ServerEnded(RuntimeError):
+    """It ended while it started."""
+
+
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """A server with an empty bucket. It is killed at the end: an orderly stop would take it a dozen seconds."""
+    with ExitStack() as stack:
+        for attempt in range(TRIES):
+            try:
+                server = stack.enter_context(_started(folder / str(attempt)))
+                break
+            except ServerEnded:  # somebody took one of its ports between asking for it and listening
+                if attempt + 1 == TRIES:
+                    raise
+        yield server
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[S3Server]:
+    folder.mkdir()
     people = [_identity("owner", OWNER_ID, ["Admin"]), _identity("celadon", KEY_ID, ["Read", "Write", "List"])]
     (folder / "s3.json").write_text(json.dumps({"identities": people}))
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
@@ -65,7 +84,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         _make_bucket(endpoint, process)
         yield S3Server(endpoint, process, keys)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -81,7 +101,8 @@ def _make_bucket(endpoint: str, process: subprocess.Popen[bytes]) -> None:
     )  # fmt: skip
     until = time.monotonic() + START_S
     while True:
-        assert process.poll() is None, "the S3 server ended"
+        if process.poll() is not None:
+            raise ServerEnded(f"the S3 server ended with status {process.returncode}")
         try:
             with suppress(AlreadyExistsError):
                 obstore.put(store, "", b"", use_multipart=False)

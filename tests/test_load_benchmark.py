@@ -46,5 +46,3 @@ def test_the_servers_answer_with_pictures(plain: bool, tmp_path: Path) -> None:
     with plain_server(model, 1) if plain else celadon(tmp_path / "data", model) as url:
         answers: list[Answer] = asyncio.run(play(url, plan, plain=plain))
     assert [a.steps for a in answers] == [SHORT, LONG, SHORT] and all(0 < a.latency <= a.ended for a in answers)
-    if plain:  # the lock: what came later ends later
-        assert [a.ended for a in answers] == sorted(a.ended for a in answers)
