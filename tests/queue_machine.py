@@ -83,14 +83,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.submit(client, model, 0, None, None, "normal", False)
 
     @rule(
-        client=clients,
-        model=models,
-        priority=st.integers(-2, 2),
-        key=st.sampled_from([None, "k1", "k2"]),
-        deadline_s=deadlines,
-        service_class=classes,
-        reuse=st.booleans(),
-    )
+        client=clients, model=models, priority=st.integers(-2, 2), key=st.sampled_from([None, "k1", "k2"]), deadline_s=deadlines,
+        service_class=classes, reuse=st.booleans(),
+    )  # fmt: skip
     def submit(
         self, client: str, model: str, priority: int, key: str | None, deadline_s: float | None, service_class: ServiceClass, reuse: bool
     ) -> None:
@@ -123,11 +118,9 @@ class QueueMachine(RuleBasedStateMachine):
                 self.keys[client, key] = job.id
 
     @rule(
-        client=clients,
-        model=models,
-        others=st.lists(deadlines, min_size=1, max_size=3),
+        client=clients, model=models, others=st.lists(deadlines, min_size=1, max_size=3),
         fate=st.sampled_from(["", "claim", "cancel", "cancel early", "finish"]),
-    )
+    )  # fmt: skip
     def ask_for_the_same(self, client: str, model: str, others: list[float | None], fate: str) -> None:
         """Equal requests, and something happens to the one that leads."""
         for deadline_s in (None, *others):
