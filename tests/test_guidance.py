@@ -151,6 +151,10 @@ def test_the_interval_takes_the_steps_that_diffusers_takes(start: float, end: fl
         assert made.guided(step) == (guider.num_conditions == 2)
 
 
+def test_no_step_is_zeroed_unless_it_is_asked_for() -> None:
+    assert "zero" not in plan(5.0, 0.7, {"variant": "cfg_zero_star"}, np.arange(4)).variants
+
+
 def test_zero_init_takes_the_first_steps_of_the_reference() -> None:
     guider = guiders.ClassifierFreeZeroStarGuidance(5.0, zero_init_steps=2)
     made = plan(5.0, 0.7, {"variant": "cfg_zero_star", "zero_init": 2}, np.array([0, 0, 1, 1, 2, 2, 3]))

@@ -179,6 +179,15 @@ def test_schedule_is_the_formula_of_its_project(schedule: str, name: str) -> Non
             np.testing.assert_allclose(found, FORMULAS[schedule](ladder, n), rtol=1e-6, err_msg=str(n))
 
 
+@pytest.mark.parametrize("name", LADDERS)
+def test_schedules_take_their_options_each_for_what_it_is(name: str) -> None:
+    ladder, shape = LADDERS[name], {"alpha": 0.5, "beta": 2.0}
+    for n in COUNTS[1:]:
+        for schedule in (beta, beta_sigma):
+            np.testing.assert_allclose(sigmas(ladder, schedule.__name__, n, shape), schedule(ladder, n, 0.5, 2.0), rtol=1e-6)
+        np.testing.assert_allclose(sigmas(ladder, "laplace", n, {"mu": 0.7, "beta": 0.4}), laplace(ladder, n, 0.7, 0.4), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("name", LADDERS)
 @pytest.mark.parametrize("schedule", K_DIFFUSION)
@@ -223,19 +232,6 @@ def test_align_your_steps_is_diffusers() -> None:
             for schedule, replaced in (("align_your_steps", True), ("align_your_steps_11", False)):
                 wanted = table(whole, n, replaced=replaced)
                 np.testing.assert_allclose(sigmas(LADDERS["sd"], schedule, n, {"table": name}), wanted, rtol=1e-9)
-
-
-@pytest.mark.parametrize(("schedule", "size", "last"), [("align_your_steps_32", 32, 0.015), ("gits", 11, 0.029)])
-def test_tables_are_interpolated_in_their_logarithm(schedule: str, size: int, last: float) -> None:
-    for name in ("sd", "sdxl"):
-        whole = sigmas(LADDERS["sd"], schedule, size, {"table": name})
-        assert whole[0] == pytest.approx(14.615) and whole[-2] == pytest.approx(last) and whole[-1] == 0.0
-        for n in COUNTS[1:]:
-            np.testing.assert_allclose(
-                sigmas(LADDERS["sd"], schedule, n, {"table": name}), table(whole[:-1].tolist(), n, replaced=False), rtol=1e-9
-            )
-    assert sigmas(LADDERS["sd"], "gits", 11)[1:4].tolist() == pytest.approx([4.617, 2.507, 1.236])
-    assert sigmas(LADDERS["sd"], "align_your_steps_32", 32, {"table": "sdxl"})[1] == pytest.approx(11.1491618)
 
 
 def test_a_table_that_begins_above_the_ladder_is_scaled_in_its_logarithm() -> None:
