@@ -1,7 +1,7 @@
 """The CPU backend without torch: a checkpoint's U-Net, VAE decoder and text encoder compiled by OpenVINO from its safetensors.
 
-What was compiled is kept in a cache folder, so that the next start reads no weights. U-Net and VAE run in the precision that is asked
-for, the text encoder, whose time does not matter, in float32.
+What was compiled is kept in a cache folder, so that the next start reads no weights. U-Net and VAE decoder run in the precision that is
+asked for, the encoders of text and pictures, whose time does not matter, in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
 CACHE_FORMAT = 2  # raised when a graph is built in another way
 FOLDERS = {"vae_encoder": "vae"}  # of parts that are not named as their folder
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
-CACHE_FORMAT = 1  # raised when a graph is built in another way
 
 
 def fastest_precision(core: openvino.Core | None = None) -> str:
@@ -139,14 +138,13 @@ class OpenVinoStages:
     """The stages of a checkpoint around its U-Net, as a worker asks for them."""
 
     def __init__(self, said: Described, compiler: Compiler, precision: str = "float32") -> None:
-        """`precision` is that of the VAE. Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
+        """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32. Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
         self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
         self._decoder = compiler.compile("vae", precision).create_infer_request()
-        self._decoder = compiler.compile("vae", "float32").create_infer_request()
         self._compiler = compiler
         self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone
 

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpcore2
 import pytest
 from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
 import jobs.valkey
 from jobs.job_queue import JobQueue, connect
+from tests.fleet import Fleet, shared
 from tests.job_samples import Clock
 from tests.s3_server import S3Server, s3_server
 
@@ -69,3 +71,27 @@ def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_of_session.environment.items():
         monkeypatch.setenv(name, value)
     return s3_of_session
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A real gateway and a real worker with a toy model."""
+    from training.toy import write_toy  # and with it torch, which most tests can do without
+
+    folder = tmp_path_factory.mktemp("fleet")
+    with shared(folder, write_toy(folder / "toy")) as service:
+        yield service
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that are connected to; whatever the address, the connection ends at this machine."""
+    made: list[str] = []
+    connect = httpcore2.AnyIOBackend.connect_tcp
+
+    async def at_home(self: httpcore2.AnyIOBackend, host: str, *args: object) -> httpcore2.AsyncNetworkStream:
+        made.append(host)
+        return await connect(self, "127.0.0.1", *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(httpcore2.AnyIOBackend, "connect_tcp", at_home)
+    return made

@@ -22,10 +22,10 @@ TIMEOUT_S = 120.0  # a worker that starts beside others on a busy machine takes 
 
 
 @contextlib.contextmanager
-def shared(folder: Path, model: Path) -> Iterator[Fleet]:
+def shared(folder: Path, model: Path, **environment: str) -> Iterator[Fleet]:
     """A gateway and one worker that gentle tests share, on a server of their own: other tests empty theirs."""
     server = jobs.valkey.start(folder)
-    fleet = Fleet(jobs.valkey.url(folder), folder, model)
+    fleet = Fleet(jobs.valkey.url(folder), folder, model, **environment)
     try:
         fleet.gateway()
         fleet.worker()

@@ -16,20 +16,12 @@ import pytest
 import webuiapi
 from PIL import Image, PngImagePlugin
 
-from fleet import Fleet, shared
+from fleet import Fleet
 from live_gateway import Live, depth, running
 from pipelines.infotext import infotext, parse
 from pipelines.params import GenerationParams
 from service.png_text import texts
 from tests.cards import card
-from training.toy import write_toy
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("a1111")
-    with shared(folder, write_toy(folder / "toy")) as service:
-        yield service
 
 
 @pytest.fixture

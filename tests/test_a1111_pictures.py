@@ -12,20 +12,12 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from fleet import Fleet, shared
+from fleet import Fleet
 from live_gateway import Live, depth, running
 from picture_samples import as_file, as_url, sample_mask, sample_picture
 from tests.cards import card
-from training.toy import write_toy
 
 PICTURE, MASK = sample_picture(), sample_mask()
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("a1111")
-    with shared(folder, write_toy(folder / "toy")) as service:
-        yield service
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,12 @@ def pins() -> dict[str, Version]:
 
 
 def rows(page: str) -> dict[str, list[str]]:
-    """First cell -> further cells of every table row of a page."""
+    """First cell -> further cells of every table row of a page, each of which is there once."""
     found = {}
-    for line in (ROOT / "docs" / page).read_text().splitlines():
+    for line, below in pairwise([*(ROOT / "docs" / page).read_text().splitlines(), ""]):
         if line.startswith("|") and not line.startswith("|---"):
             first, *rest = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+            assert first not in found or below.startswith("|---"), f"{page} tells of {first} twice"
             found[first] = rest
     return found
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
 
-import httpcore2
 import pytest
 
 from jobs.guarded_network import Refused, Unreachable, look_up
@@ -27,20 +26,6 @@ class NameServer:
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         self.asked += 1
         return self.answers[min(self.asked, len(self.answers)) - 1]
-
-
-@pytest.fixture
-def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that are connected to; whatever the address, the connection ends at this machine."""
-    made: list[str] = []
-    connect = httpcore2.AnyIOBackend.connect_tcp
-
-    async def at_home(self: httpcore2.AnyIOBackend, host: str, *args: object) -> httpcore2.AsyncNetworkStream:
-        made.append(host)
-        return await connect(self, "127.0.0.1", *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(httpcore2.AnyIOBackend, "connect_tcp", at_home)
-    return made
 
 
 async def test_name_and_certificate_stay_those_of_the_url(connections: list[str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,23 @@ def test_functions_and_files_stay_short() -> None:
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > limit:
                     broken.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {length} lines; {limit} is the limit")
+    assert not broken, "\n".join(broken)
+
+
+def test_no_value_is_replaced_before_anybody_reads_it() -> None:
+    """Constants of a module have one value, and no statement undoes the one before it: what merging two changes may leave behind."""
+    broken = []
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        constants = [ast.unparse(t) for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+        broken += [f"{module}: {name} has two values" for name, count in Counter(constants).items() if count > 1]
+        for body in (getattr(node, "body", None) for node in ast.walk(tree)):
+            for first, second in pairwise(body if isinstance(body, list) else []):
+                if isinstance(first, ast.Assign) and isinstance(second, ast.Assign):
+                    name = ast.unparse(first.targets[0])
+                    parts, read = ({ast.unparse(node) for node in ast.walk(tree)} for tree in (first.targets[0], second.value))
+                    if name == ast.unparse(second.targets[0]) and not parts & read - {"self"}:
+                        broken.append(f"{path.relative_to(ROOT)}:{second.lineno} {name} is replaced at once")
     assert not broken, "\n".join(broken)
 
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
-from fleet import Fleet, shared
+from fleet import Fleet
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from live_gateway import Live, depth, running
@@ -23,15 +23,6 @@ from service.api.openai import with_pings
 from service.steps import even_parts
 from tests.cards import card
 from tests.job_samples import sample_image
-from training.toy import write_toy
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A real gateway and a real worker with a toy model."""
-    folder = tmp_path_factory.mktemp("openai")
-    with shared(folder, write_toy(folder / "toy")) as service:
-        yield service
 
 
 @pytest.fixture

@@ -13,22 +13,14 @@ import openai
 import pytest
 from PIL import Image
 
-from fleet import Fleet, shared
+from fleet import Fleet
 from live_gateway import Live, depth, running
 from picture_samples import as_file, sample_mask, sample_picture
 from tests.cards import card
-from training.toy import write_toy
 
 PICTURE = sample_picture(96, 64)
 CLEAR = np.dstack([np.zeros_like(PICTURE), 255 - sample_mask(96, 64)])  # the right half is transparent
 IMAGE, MASK = ("a.png", as_file(PICTURE), "image/png"), ("m.png", as_file(CLEAR), "image/png")
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("openai")
-    with shared(folder, write_toy(folder / "toy")) as service:
-        yield service
 
 
 @pytest.fixture

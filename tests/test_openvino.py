@@ -42,7 +42,8 @@ def opened(
 ) -> tuple[OpenVinoStages, OpenVinoDenoiser]:
     said = describe(folder)
     compiler = Compiler(said, cache, threads=streams)
-    return OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
+    stages = OpenVinoStages(said, compiler, precision)
+    return stages, OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
 
 
 def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[GenerationParams], **engine: Any) -> list[np.ndarray]:
@@ -116,6 +117,18 @@ def test_bfloat16_on_the_shipped_model_stays_within_a_hundredth() -> None:
     x, t, context = draws(said.configs["unet"] | {"cross_attention_dim": 192}, 8, (16, 16))
     for wanted, found in zip(full(x, t, context), low(x, t, context), strict=True):
         assert relative(found, wanted) < 1.5e-2
+
+
+def test_each_part_is_compiled_once_and_in_its_precision(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, compile = [], Compiler.compile
+
+    def noted(self: Compiler, part: str, precision: str, streams: int = 1) -> Any:
+        made.append((part, precision))
+        return compile(self, part, precision, streams)
+
+    monkeypatch.setattr(Compiler, "compile", noted)
+    opened(toy, "bfloat16", cache=tmp_path)
+    assert made == [("text_encoder", "float32"), ("vae", "bfloat16"), ("unet", "bfloat16")]
 
 
 def test_a_second_start_reads_no_weights(tmp_path: Path) -> None:

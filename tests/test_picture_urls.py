@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-import httpcore2
 import numpy as np
 import pytest
 
@@ -25,20 +24,6 @@ PIXELS = sample_picture()
 PNG = as_file(PIXELS)
 MOST = 100_000
 PUBLIC = "1.1.1.1"
-
-
-@pytest.fixture
-def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The addresses that are connected to; whatever the address, the connection ends at this machine."""
-    made: list[str] = []
-    connect = httpcore2.AnyIOBackend.connect_tcp
-
-    async def at_home(self: httpcore2.AnyIOBackend, host: str, *args: object) -> httpcore2.AsyncNetworkStream:
-        made.append(host)
-        return await connect(self, "127.0.0.1", *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(httpcore2.AnyIOBackend, "connect_tcp", at_home)
-    return made
 
 
 def names(**known: str) -> object:

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-import jobs.valkey
 from jobs.tracing import Tracing, open_tracing
-from tests.fleet import Fleet
+from tests.fleet import Fleet, shared
 from tests.test_docs import ROOT
 from training.toy import write_toy
 
@@ -89,17 +88,9 @@ def receiver() -> Iterator[Receiver]:
 def fleet(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder, model = tmp_path_factory.mktemp("traces"), tmp_path_factory.mktemp("model") / "toy"
     write_toy(model, prediction="v_prediction", seed=1)
-    server = jobs.valkey.start(folder)
     told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.server_port}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    fleet = Fleet(jobs.valkey.url(folder), folder, model, **told)
-    try:
-        fleet.gateway()
-        fleet.worker()
-        yield fleet
-    finally:
-        fleet.close()
-        server.terminate()
-        server.wait()
+    with shared(folder, model, **told) as service:
+        yield service
 
 
 def test_one_trace_leads_from_the_request_to_the_picture(fleet: Fleet, receiver: Receiver) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
@@ -43,6 +43,33 @@ OF_PICTURES = (InvalidPicture, PictureTruncated, PictureTrailingData, KindNotSup
 router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["openai"])
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for pictures, under which key, and how long it will wait."""
+
+    request: Request
+    gateway: Current
+    client: Client
+    base: BaseUrl
+    key: IdempotencyKey
+    retry_count: RetryCount = "0"
+    read_timeout: ReadTimeout = ""
+
+    @property
+    def request_id(self) -> str:
+        return str(self.request.scope["request_id"])
+
+    async def key_of(self, said: str) -> str:
+        """Its key; of a client that names none, a repeat by the SDK has that of its first try."""
+        if self.key:
+            return self.key
+        repeat = self.retry_count.isdigit() and int(self.retry_count) > 0
+        return f"openai:{said}:{await self.gateway.tries.number(self.client, said, repeat=repeat)}"
+
+
+Asking = Annotated[Caller, Depends()]
+
+
 class ModelAnswer(BaseModel):
     id: str
     object: str = "model"
@@ -75,20 +102,10 @@ async def get_model(model: str, gateway: Current) -> ModelAnswer:
         **documented(errors.InvalidJson, *OF_DRAWING),
     },
 )
-async def generate_images(
-    body: ImagesRequest,
-    request: Request,
-    gateway: Current,
-    client: Client,
-    base: BaseUrl,
-    key: IdempotencyKey,
-    retry_count: RetryCount = "0",
-    read_timeout: ReadTimeout = "",
-) -> Response | ImagesAnswer:
+async def generate_images(body: ImagesRequest, caller: Asking) -> Response | ImagesAnswer:
     """Queue a job and wait for it. A repeat by the SDK joins the job of its first try, whatever became of the answer."""
     said = fingerprint(body.model_dump(exclude_unset=True))
-    asked = Asked(client, base, key or await _key(gateway, client, said, retry_count), said, read_timeout, request.scope["request_id"])
-    return await _drawn(gateway, body, body.to_draft(await _card(gateway, body.model)), asked)
+    return await _drawn(caller, body, body.to_draft(await _card(caller.gateway, body.model)), said)
 
 
 @router.post(
@@ -102,21 +119,10 @@ async def generate_images(
         **documented(*OF_DRAWING, *OF_PICTURES),
     },
 )
-async def edit_image(
-    request: Request,
-    gateway: Current,
-    client: Client,
-    base: BaseUrl,
-    key: IdempotencyKey,
-    retry_count: RetryCount = "0",
-    read_timeout: ReadTimeout = "",
-) -> Response | ImagesAnswer:
+async def edit_image(request: Request, caller: Asking) -> Response | ImagesAnswer:
     """With a mask its transparent parts are drawn and the rest stays; without one the whole picture is drawn anew, from 0.8 noise."""
     edit = await read(request)
-    asked = Asked(
-        client, base, key or await _key(gateway, client, edit.said, retry_count), edit.said, read_timeout, request.scope["request_id"]
-    )
-    return await _drawn(gateway, edit.body, edit.to_draft(await _card(gateway, edit.body.model)), asked)
+    return await _drawn(caller, edit.body, edit.to_draft(await _card(caller.gateway, edit.body.model)), edit.said)
 
 
 @router.post(
@@ -127,52 +133,24 @@ async def edit_image(
     openapi_extra={"requestBody": VARIATION},
     responses=documented(*OF_DRAWING, *OF_PICTURES),
 )
-async def vary_image(
-    request: Request,
-    gateway: Current,
-    client: Client,
-    base: BaseUrl,
-    key: IdempotencyKey,
-    retry_count: RetryCount = "0",
-    read_timeout: ReadTimeout = "",
-) -> Response | ImagesAnswer:
+async def vary_image(request: Request, caller: Asking) -> Response | ImagesAnswer:
     """The picture drawn anew from 0.6 noise, without a prompt and without guidance."""
     edit = await read_variation(request)
-    asked = Asked(
-        client, base, key or await _key(gateway, client, edit.said, retry_count), edit.said, read_timeout, request.scope["request_id"]
-    )
-    return await _drawn(gateway, edit.body, edit.to_draft(await _card(gateway, edit.body.model)), asked)
+    return await _drawn(caller, edit.body, edit.to_draft(await _card(caller.gateway, edit.body.model)), edit.said)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asks, under which key, and how long it will wait."""
-
-    client: str
-    base: str
-    key: str
-    fingerprint: str
-    read_timeout: str
-    request_id: str
-
-
-async def _key(gateway: Gateway, client: str, said: str, retry_count: str) -> str:
-    """Of a client that names none: a repeat by the SDK has that of its first try."""
-    number = await gateway.tries.number(client, said, repeat=retry_count.isdigit() and int(retry_count) > 0)
-    return f"openai:{said}:{number}"
-
-
-async def _drawn(gateway: Gateway, body: ImagesRequest, draft: Draft, asked: Asked) -> Response | ImagesAnswer:
-    """Queue a job and wait for it, or stream what becomes of it."""
+async def _drawn(caller: Caller, body: ImagesRequest, draft: Draft, said: str) -> Response | ImagesAnswer:
+    """Queue a job and wait for it, or stream what becomes of it. `said` is the fingerprint of the request."""
+    gateway = caller.gateway
     if body.stream and not gateway.generations.has_room:
         raise errors.TooManyStreams()  # before anything is queued
     try:
         submitted = await gateway.generations.submit(
             draft,
             Terms(),
-            client=asked.client,
-            idempotency_key=asked.key,
-            fingerprint=asked.fingerprint,
+            client=caller.client,
+            idempotency_key=await caller.key_of(said),
+            fingerprint=said,
             previews=body.partial_images or 0,
         )
     except errors.InvalidSize as error:
@@ -183,12 +161,12 @@ async def _drawn(gateway: Gateway, body: ImagesRequest, draft: Draft, asked: Ask
         user = errors.shown(body.safety_identifier or body.user or "")
         gateway.log.info("submitted", door="openai", job=job.id, model=job.params.model, images=job.params.num_images, user=user)
     if body.stream:
-        return StreamingResponse(_stream(gateway, job, body, asked.request_id), media_type="text/event-stream")
-    job = await gateway.generations.wait(job, _patience(asked.read_timeout, gateway.settings.door_wait_s))
+        return StreamingResponse(_stream(gateway, job, body, caller.request_id), media_type="text/event-stream")
+    job = await gateway.generations.wait(job, _patience(caller.read_timeout, gateway.settings.door_wait_s))
     raise_unless_succeeded(job)
     links = await gateway.links.sign([i.key for i in job.images]) if body.response_format != "b64_json" else []
     pictures = await pictures_of(job, gateway) if body.response_format != "url" else []
-    return answer(job, body, [asked.base + link for link in links], pictures)
+    return answer(job, body, [caller.base + link for link in links], pictures)
 
 
 async def _card(gateway: Gateway, model: str | None) -> Any:
