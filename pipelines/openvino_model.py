@@ -138,7 +138,9 @@ class OpenVinoStages:
     """The stages of a checkpoint around its U-Net, as a worker asks for them."""
 
     def __init__(self, said: Described, compiler: Compiler, precision: str = "float32") -> None:
-        """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32. Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
+        """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32.
+
+        Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
         self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
