@@ -86,7 +86,7 @@ class Pictures:
                     return await self._store.put(key, data)
                 except OSError as error:
                     if tries == 0:
-                        log.warning("store_unavailable", job=held.job.id, error=type(error).__name__)
+                        log.warning("store_unavailable", **of(held.job), error=type(error).__name__)
                 await asyncio.sleep(BACK_OFF_S[min(tries, len(BACK_OFF_S) - 1)])
                 tries += 1
 

@@ -176,7 +176,7 @@ class Worker:
         try:
             loaded = await inputs.load(held.job.params, self._store)
         except inputs.NoInputs as refusal:
-            log.warning("no_inputs", job=held.job.id, code=refusal.error.code)
+            log.warning("no_inputs", **of(held.job), code=refusal.error.code)
             await self._ends.fail(held, refusal.error)
             return
         if not self._held.has(held) or held.settling:
