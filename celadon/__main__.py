@@ -113,6 +113,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
     output: Annotated[str, typer.Option("--output", "-o", help="File or folder; - writes to standard output.")] = "",
     negative: Annotated[str | None, typer.Option(help="What it should not show.", show_default=False)] = None,
+    prompt_syntax: Annotated[
+        str | None, typer.Option("--prompt-syntax", help="a1111 knows (weights:1.3), [less] and BREAK. [plain]", show_default=False)
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="More steps, finer and slower.", show_default=False)] = None,
@@ -146,6 +149,7 @@ def generate(
         options = {name: options_of(written) for name, written in given.items() if written}
     params = {
         "negative_prompt": negative,
+        "prompt_syntax": prompt_syntax,
         "width": width,
         "height": height,
         "steps": steps,

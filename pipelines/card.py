@@ -125,6 +125,7 @@ class ModelCard:
     guidances: tuple[GuidanceInfo, ...] = ()  # empty on cards of workers that know guidance alone
     words: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("text_to_image",)  # of jobs that the model can draw
+    prompt_syntaxes: tuple[str, ...] = ("plain",)  # that its workers read
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -139,6 +140,7 @@ class ModelCard:
         fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
         fields["kinds"] = tuple(fields.get("kinds", ("text_to_image",)))  # cards of workers that know no other say nothing
+        fields["prompt_syntaxes"] = tuple(fields.get("prompt_syntaxes", ("plain",)))  # likewise
         return cls(**fields)
 
     def sampler(self, name: str) -> SamplerInfo | None:

@@ -20,6 +20,7 @@ from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
 from pipelines.ladder import Ladder
 from pipelines.params import KINDS
+from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 
 LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
@@ -159,6 +160,7 @@ def build_card(
         schedules=schedules.catalog(ladder),
         guidances=guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable(unet)),
         words=tuple(extra.get("words", ())),
+        prompt_syntaxes=SYNTAXES,
     )
 
 

@@ -24,13 +24,15 @@ from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Weights
 from pipelines.known import Pixels, Posterior
 from pipelines.planning import from_pixels, to_pixels
+from pipelines.prompt_chunks import chunks, weighted
+from pipelines.prompts import PLAIN, Reading, read
 from pipelines.tokens import Tokenizer
 
 Array = Any
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
-CACHE_FORMAT = 2  # raised when a graph is built in another way
+CACHE_FORMAT = 3  # raised when a graph is built in another way, or what is noted of it means something else
 FOLDERS = {"vae_encoder": "vae"}  # of parts that are not named as their folder
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
@@ -156,9 +158,15 @@ class OpenVinoStages:
     def tokens(self, prompt: str) -> int:
         return self._tokenizer.count(prompt)
 
-    def encode(self, prompt: str) -> NDArray[np.float32]:
-        """[L, E]."""
-        return np.array(self._text.infer({0: self._tokenizer.ids(prompt)})[0][0])
+    def encode(self, prompt: str, reading: Reading = PLAIN) -> NDArray[np.float32]:
+        if reading.syntax == "plain":
+            return self._states(self._tokenizer.ids(prompt))
+        told = chunks(read(prompt), self._tokenizer.pieces, self._tokenizer.marks)
+        return np.concatenate([weighted(self._states(np.array([c.ids], np.int32)), np.array(c.weights, np.float32)) for c in told])
+
+    def _states(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[1, L] -> [L, E]."""
+        return np.array(self._text.infer({0: ids})[0][0])
 
     def decode(self, latents: Array) -> Pixels:
         """Raises FloatingPointError where the VAE overflows."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipelines.prompts import Reading, Syntax
+
 Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -16,8 +18,8 @@ KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpai
 SIDES = ("left", "top", "right", "bottom")
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
-OF_PICTURES: Mapping[str, Any] = {  # their defaults
-    "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0,
+UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
+    "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
 }  # fmt: skip
 
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
@@ -56,6 +58,12 @@ class GenerationParams:
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    prompt_syntax: Syntax = "plain"
+
+    @property
+    def reading(self) -> Reading:
+        """How both prompts are read."""
+        return Reading(self.prompt_syntax)
 
     @property
     def masked(self) -> bool:
@@ -76,9 +84,9 @@ class GenerationParams:
         return dataclasses.asdict(self)
 
     def brief(self) -> dict[str, Any]:
-        """The same without what only jobs with a picture have: as records hold it, and those who know no pictures read it."""
+        """The same without what most jobs do not have: as records hold it, and those read it who know nothing of that."""
         fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)  # asdict would copy all that is inside
-        return {name: value for name, value in fields if value != OF_PICTURES.get(name, self)}
+        return {name: value for name, value in fields if value != UNSAID.get(name, self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:

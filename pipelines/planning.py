@@ -14,6 +14,7 @@ from pipelines.known import Pixels, Posterior
 from pipelines.ladder import Ladder
 from pipelines.masks import DRAWN
 from pipelines.params import GenerationParams
+from pipelines.prompts import PLAIN, Reading
 from pipelines.samplers import compile_table
 from pipelines.solver_files import Solver
 from pipelines.step_table import StepTable
@@ -47,8 +48,8 @@ class Stages(Known, Protocol):
         """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
         ...
 
-    def encode(self, prompt: str) -> Array:
-        """The text encoder's states [L, E] float32. Longer prompts are cut."""
+    def encode(self, prompt: str, reading: Reading = PLAIN) -> Array:
+        """The text encoder's states [L, E] float32. Longer prompts are cut, or in A1111's syntax continued: [n L, E]."""
         ...
 
     def decode(self, latents: Array) -> Pixels:

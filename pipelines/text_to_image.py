@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import CLIPTokenizer
 
 from pipelines import plain_guidance
 from pipelines.known import Known, Pixels, Posterior, begin
@@ -15,24 +16,41 @@ from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
 from pipelines.planning import from_pixels, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
+from pipelines.prompt_chunks import Marks, chunks, weighted
+from pipelines.prompts import PLAIN, Reading, read
 from pipelines.step_table import MEMORIES
+from pipelines.tokens import COMMA
 
 Array = Any
 
 
 @torch.inference_mode()
-def encode_prompt(checkpoint: Checkpoint, prompt: str) -> torch.Tensor:
-    """The text encoder's states of one prompt: [L, E] float32 on the model's device. Longer prompts are cut at L - 2 tokens.
+def encode_prompt(checkpoint: Checkpoint, prompt: str, reading: Reading = PLAIN) -> torch.Tensor:
+    """The text encoder's states of one prompt: [L, E] float32 on the model's device. Longer prompts are cut at L - 2 tokens, or in
+    A1111's syntax continued in further chunks: [n L, E].
 
     One prompt a call: the result must not depend on which prompts came along.
     """
-    ids = checkpoint.tokenizer(
-        prompt, padding="max_length", max_length=checkpoint.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
+    tokenizer = checkpoint.tokenizer
+    if reading.syntax == "plain":
+        ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+        return _states(checkpoint, ids.input_ids, ids.attention_mask)
+    marks = Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _comma(tokenizer), tokenizer.model_max_length)
+    told = chunks(read(prompt), lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids, marks)
+    states = (_states(checkpoint, c.ids, [int(i <= c.ids.index(marks.end)) for i in range(marks.length)]) for c in told)
+    return torch.cat([weighted(s, torch.tensor(c.weights, device=s.device)) for s, c in zip(states, told, strict=True)])
+
+
+def _states(checkpoint: Checkpoint, ids: list[int], mask: list[int]) -> torch.Tensor:
+    """[L, E] of L ids; few encoders look at the mask."""
+    on_device = [torch.tensor([numbers], device=checkpoint.device) for numbers in (ids, mask)]
     masked = getattr(checkpoint.text_encoder.config, "use_attention_mask", False)
-    mask = ids.attention_mask.to(checkpoint.device) if masked else None
-    states = checkpoint.text_encoder(ids.input_ids.to(checkpoint.device), attention_mask=mask)[0]
-    return states[0].float()  # [L, E]
+    return checkpoint.text_encoder(on_device[0], attention_mask=on_device[1] if masked else None)[0][0].float()
+
+
+def _comma(tokenizer: CLIPTokenizer) -> int | None:
+    found: int | None = tokenizer.get_vocab().get(COMMA)
+    return found
 
 
 def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
@@ -71,7 +89,7 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
     guidance = plan_for(checkpoint, params, table)
     stream = NormalStream(params.image_seed(index))
     shape = checkpoint.latent_shape(params.width, params.height)
-    cond, uncond = encode_prompt(checkpoint, params.prompt), encode_prompt(checkpoint, params.negative_prompt)
+    cond, uncond = (encode_prompt(checkpoint, text, params.reading) for text in (params.prompt, params.negative_prompt))
     start = begin(known, table, stream, shape)
     blend, beside = start.blend, [] if start.beside is None else [torch.from_numpy(start.beside).to(checkpoint.device)]
     registers = {"x": start.x, "anchor": np.zeros(shape, np.float32)}
@@ -116,9 +134,9 @@ class TorchStages:
     def tokens(self, prompt: str) -> int:
         return prompt_tokens(self._checkpoint, prompt)
 
-    def encode(self, prompt: str) -> Array:
-        """[L, E], numpy on a CPU as the registers are."""
-        states = encode_prompt(self._checkpoint, prompt)
+    def encode(self, prompt: str, reading: Reading = PLAIN) -> Array:
+        """Numpy on a CPU as the registers are."""
+        states = encode_prompt(self._checkpoint, prompt, reading)
         return states.numpy() if self._checkpoint.device.type == "cpu" else states
 
     def decode(self, latents: Array) -> Pixels:
@@ -135,6 +153,9 @@ def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, k
 
 def _evaluate(checkpoint: Checkpoint, x: torch.Tensor, timestep: float, contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw outputs [C, h, w] of the first and the last context, which may be one."""
+    if len(contexts[0]) != len(contexts[-1]):
+        first, last = (_evaluate(checkpoint, x, timestep, [context])[0] for context in contexts)
+        return first, last
     batch = x[None].repeat(len(contexts), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
     times = torch.full((len(contexts),), float(timestep), device=checkpoint.device)
     out = checkpoint.unet(batch, times, encoder_hidden_states=torch.stack(contexts).to(checkpoint.dtype), return_dict=False)[0].float()

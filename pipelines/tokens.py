@@ -12,7 +12,9 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from tokenizers import Tokenizer as Pieces
 from tokenizers.models import BPE
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+from pipelines.prompt_chunks import Marks
+
+START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 PARTS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -25,8 +27,7 @@ class Tokenizer:
         self._pieces = Pieces.from_file(str(whole)) if whole.exists() else _from_merges(folder)
         self._pieces.no_truncation()
         self._pieces.no_padding()
-        self.length = length
-        self._end, self._pad = self._id(END), self._id(_pad_token(folder))
+        self.marks = Marks(self._id(START), self._id(END), self._id(_pad_token(folder)), self._pieces.token_to_id(COMMA), length)
 
     def _id(self, token: str) -> int:
         found = self._pieces.token_to_id(token)
@@ -38,12 +39,17 @@ class Tokenizer:
         """Tokens of the prompt itself, however many."""
         return len(self._pieces.encode(prompt).ids) - 2
 
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text's tokens, without start and end."""
+        found: list[int] = self._pieces.encode(text, add_special_tokens=False).ids
+        return found
+
     def ids(self, prompt: str) -> NDArray[np.int32]:
         """[1, length]; longer prompts are cut, shorter ones padded."""
-        found = self._pieces.encode(prompt).ids
-        if len(found) > self.length:
-            found = [*found[: self.length - 1], self._end]
-        return np.array([found + [self._pad] * (self.length - len(found))], np.int32)
+        found, marks = self._pieces.encode(prompt).ids, self.marks
+        if len(found) > marks.length:
+            found = [*found[: marks.length - 1], marks.end]
+        return np.array([found + [marks.pad] * (marks.length - len(found))], np.int32)
 
 
 def _from_merges(folder: Path) -> Pieces:

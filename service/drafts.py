@@ -19,7 +19,8 @@ from jobs.job import JobWarning
 from pipelines import names
 from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
 from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, OutputFormat, kept_steps
-from service.errors import InvalidSize, InvalidValue, UnknownSampler, UnknownSchedule, shown
+from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
+from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
 from service.inputs import Pictures
 from service.kinds import kind_warnings, of_picture, size_of
@@ -44,6 +45,7 @@ class Draft:
 
     prompt: str
     negative_prompt: str = ""
+    prompt_syntax: Syntax = "plain"
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -86,8 +88,10 @@ def fingerprint(body: Mapping[str, Any]) -> str:
 
 def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = NO_PICTURES) -> Resolved:
     """Fill and check a draft; `given` is what its pictures are. Raises the BadRequest that names the field at fault."""
-    _check_text("prompt", draft.prompt, settings)
-    _check_text("negative_prompt", draft.negative_prompt, settings)
+    for name in ("prompt", "negative_prompt"):
+        _check_text(name, getattr(draft, name), draft.prompt_syntax, settings)
+    if draft.prompt_syntax not in card.prompt_syntaxes:
+        raise NotSupported(f"{card.id} reads {' and '.join(card.prompt_syntaxes)} prompts alone.", param="prompt_syntax")
     width, height = _size(*size_of(draft, given.image), card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
@@ -113,17 +117,24 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
         output_format=_format(draft.output_format),
         output_quality=_quality(draft),
         preview=draft.preview,
+        prompt_syntax=draft.prompt_syntax,
         **picture,
     )
     evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
 
 
-def _check_text(name: str, text: str, settings: Settings) -> None:
+def _check_text(name: str, text: str, syntax: Syntax, settings: Settings) -> None:
     if len(text) > settings.max_prompt_chars:
         raise InvalidValue(f"{name} has {len(text)} characters; at most {settings.max_prompt_chars} are taken.", param=name)
     if UNPRINTABLE.search(text):
         raise InvalidValue(f"{name} holds control characters or halves of surrogate pairs.", param=name)
+    try:
+        words(text, syntax)
+    except PromptUnsupported as error:
+        raise NotSupported(f"{error}.", param=name) from error
+    except PromptError as error:
+        raise InvalidValue(f"{name} cannot be read: {error}.", param=name) from error
 
 
 def _within(name: str, value: int, low: int, high: int) -> int:
@@ -231,7 +242,8 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
             f"With {params.steps} steps on linspace, {params.sampler} leaves noise in the picture, as in diffusers: its steps land above "
             "the next level. On trailing or sgm_uniform they do not.",
         )
-    if card.words and (unknown := _unknown_words(f"{params.prompt}\n{params.negative_prompt}", card)):
+    said = "\n".join(words(text, params.prompt_syntax) for text in (params.prompt, params.negative_prompt))
+    if card.words and (unknown := _unknown_words(said, card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
 from pipelines.params import Kind, OutputFormat
+from pipelines.prompts import Syntax
 from service.drafts import Draft
 from service.kinds import MAX_FEATHER, MAX_SIDE
 from service.terms import Terms
@@ -79,6 +80,9 @@ class GenerateRequest(BaseModel):
 
     prompt: str = Field(description="what the picture shows; empty draws anything")
     negative_prompt: str = Field(default="", description="what it should not show")
+    prompt_syntax: Syntax = Field(
+        default="plain", description="plain takes every sign of both as text, a1111 knows (weights:1.3), [less] and BREAK; docs/prompts.md"
+    )
     width: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")

@@ -102,6 +102,7 @@ class Txt2ImgRequest(BaseModel):
         return Draft(
             prompt=self.prompt or "",
             negative_prompt=self.negative_prompt or "",
+            prompt_syntax="a1111",
             width=self.width,
             height=self.height,
             steps=self.steps,

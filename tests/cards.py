@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.card import Defaults, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
 from pipelines.guidance_list import catalog
 from pipelines.params import KINDS
+from pipelines.prompts import SYNTAXES
 
 SAMPLERS = (
     SamplerInfo(id="ddim", name="DDIM", aliases=("DDIMScheduler",), options={"eta": OptionInfo(default=0.0, minimum=0.0, maximum=1.0)}),
@@ -58,6 +59,7 @@ def card(**changes: Any) -> ModelCard:
         schedules=SCHEDULES,
         guidances=catalog(0.7),
         kinds=KINDS,
+        prompt_syntaxes=SYNTAXES,
         words=("a", "on", "background", "red", "blue", "apple", "car"),
     )
     return dataclasses.replace(base, **changes)

@@ -56,6 +56,25 @@ def test_labels_mean_what_they_mean_there(api: webuiapi.WebUIApi, fleet: Fleet, 
     assert (params["sampler"], params["schedule"]) == pair
 
 
+def test_prompts_have_their_signs(api: webuiapi.WebUIApi, fleet: Fleet) -> None:
+    asked = {"width": 128, "height": 128, "seed": 7, "steps": 4, "cfg_scale": 3, "sampler_name": "Euler"}
+    weighted = api.txt2img(prompt="a (red:1.5) apple, " * 12 + "BREAK [on] a background", **asked)
+    job = fleet.client.get(f"/jobs/{weighted.info['job_id']}").json()
+    assert job["params"]["prompt_syntax"] == "a1111" and job["warnings"] == [], "nothing is left out, and signs are no unknown words"
+    native = {
+        name: job["params"][name]
+        for name in ("prompt", "prompt_syntax", "sampler", "schedule", "steps", "guidance", "seed", "width", "height")
+    }
+    again = fleet.finished(fleet.submit(**native)["id"])
+    assert fleet.picture(again) == fleet.picture(job), "no feature lives in a door"
+    plain = fleet.finished(fleet.submit(**native | {"prompt_syntax": "plain"})["id"])
+    assert fleet.picture(plain) != fleet.picture(job) and "prompt_truncated" in {w["code"] for w in plain["warnings"]}
+    same = fleet.finished(fleet.submit(**native | {"prompt": "a red apple"})["id"])
+    literal = fleet.finished(fleet.submit(**native | {"prompt": "a red apple", "prompt_syntax": "plain"})["id"])
+    pixels = [Image.open(io.BytesIO(fleet.picture(drawn))).tobytes() for drawn in (same, literal)]
+    assert pixels[0] == pixels[1], "without signs both syntaxes say the same"
+
+
 def test_what_a_client_looks_for_first(api: webuiapi.WebUIApi) -> None:
     assert api.get_sd_models()[0]["model_name"] == "toy" == api.util_get_current_model().partition(" [")[0]
     assert {"Euler a", "DPM++ 2M", "Heun"} <= set(api.util_get_sampler_names()) and "DPM adaptive" not in api.util_get_sampler_names()
@@ -134,6 +153,11 @@ def ask(live: Live, **body: Any) -> httpx2.Response:
     ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "not_supported", "override_settings"),
     ({"override_settings": {"sd_model_checkpoint": "nothing [00]"}}, "unknown_model", "model"),
     ({"override_settings": {"samples_format": "gif"}}, "invalid_value", "override_settings"),
+    ({"prompt": "a [cat:dog:0.5]"}, "not_supported", "prompt"),
+    ({"negative_prompt": "a [cat|dog]"}, "not_supported", "negative_prompt"),
+    ({"prompt": "a cat AND a dog"}, "not_supported", "prompt"),
+    ({"prompt": "a cat <hypernet:fur:1>"}, "not_supported", "prompt"),
+    ({"prompt": "a (cat:1.2.3)"}, "invalid_value", "prompt"),
     ({"cfg": 3}, "unknown_field", "cfg"),
     ({"sampler_name": "DPM adaptive"}, "unknown_sampler", "sampler_name"),
     ({"sampler_name": "Eular"}, "unknown_sampler", "sampler_name"),

@@ -23,7 +23,9 @@ from live_gateway import Live, assert_error, depth, running
 PROMPT = {"prompt": "a red apple"}
 MODEL = "celadon-test"
 SECRET = "sesame"
-NO_PICTURE = {"image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0}
+UNSAID = {
+    "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
+}  # fmt: skip
 UNDISTURBED = {"pag_scale": 0.0, "seg_scale": 0.0}
 
 
@@ -83,7 +85,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(gateway: Live) -> None:
         "output_quality": None,
         "preview": False,
         "kind": "text_to_image",
-        **NO_PICTURE,
+        **UNSAID,
     }
     assert gateway.http.get(f"/jobs/{job['id']}").json() == job
 
@@ -109,7 +111,7 @@ def test_every_field_is_honoured_and_names_may_be_aliases(gateway: Live) -> None
         "preview": True,
     }
     job = gateway.post(body).json()
-    resolved = {"guidance": 3.0, "sampler": "euler_a", "schedule": "karras", "kind": "text_to_image"} | NO_PICTURE
+    resolved = {"guidance": 3.0, "sampler": "euler_a", "schedule": "karras", "kind": "text_to_image"} | UNSAID
     options = {
         "sampler_options": {"eta": 0.5, "s_noise": 1.0},
         "schedule_options": {"rho": 5.0},

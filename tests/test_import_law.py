@@ -15,8 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("service", "jobs", "pipelines", "workers", "celadon", "training", "benchmarks", "tests")
 BORDER = frozenset(  # standard library only; everybody may know them
-    {"pipelines.params", "pipelines.card", "pipelines.infotext", "pipelines.names", "pipelines.name_tables", "pipelines.name_diffusers"}
-)
+    {
+        "pipelines.params", "pipelines.prompts", "pipelines.card", "pipelines.infotext",
+        "pipelines.names", "pipelines.name_tables", "pipelines.name_diffusers",
+    }
+)  # fmt: skip
 
 # Whose modules may be imported, besides one's own and the border. Benchmarks and tests may import everything.
 ALLOWED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,11 +80,14 @@ def test_hash_and_back(job: Job) -> None:
 def test_every_field_of_the_record_is_written_unless_most_jobs_do_without() -> None:
     job = sample_job()
     assert set(job.to_hash()) == {f.name for f in dataclasses.fields(Job)} - SELDOM
-    of_pictures = {"image": "up/1", "mask": "up/2", "mask_feather": 4, "outpaint": {"left": 8}, "strength": 0.5, "start": 0.25, "end": 0.75}
-    assert json.loads(job.to_hash()["params"]) == {n: v for n, v in job.params.to_dict().items() if n not in of_pictures}
-    with_picture = dataclasses.replace(job, params=dataclasses.replace(job.params, **of_pictures))
-    assert json.loads(with_picture.to_hash()["params"]) == with_picture.params.to_dict()
-    assert Job.from_hash(with_picture.to_hash()) == with_picture and Job.from_hash(job.to_hash()) == job
+    seldom: dict[str, Any] = {
+        "image": "up/1", "mask": "up/2", "mask_feather": 4, "outpaint": {"left": 8}, "strength": 0.5, "start": 0.25, "end": 0.75,
+        "prompt_syntax": "a1111",
+    }  # fmt: skip
+    assert json.loads(job.to_hash()["params"]) == {n: v for n, v in job.params.to_dict().items() if n not in seldom}
+    whole = dataclasses.replace(job, params=dataclasses.replace(job.params, **seldom))
+    assert json.loads(whole.to_hash()["params"]) == whole.params.to_dict()
+    assert Job.from_hash(whole.to_hash()) == whole and Job.from_hash(job.to_hash()) == job
 
 
 def test_a_record_of_before_guidance_had_options_is_still_read() -> None:

@@ -51,11 +51,12 @@ def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[Genera
     machine = Engine(denoiser, slots=len(asked), **engine)
     for i, params in enumerate(asked):
         table = table_for(stages, params)
-        guided = stages.encode(params.negative_prompt) if params.guidance > 1 else None
+        guided = stages.encode(params.negative_prompt, params.reading) if params.guidance > 1 else None
         shape = stages.latent_shape(params.width, params.height)
         rescale = stages.card.defaults.guidance_rescale
         machine.add(Sample(
-            id=str(i), table=table, shape=shape, seed=params.image_seed(0), cond=stages.encode(params.prompt), uncond=guided,
+            id=str(i), table=table, shape=shape, seed=params.image_seed(0),
+            cond=stages.encode(params.prompt, params.reading), uncond=guided,
             guidance=params.guidance, guidance_rescale=rescale, guidance_options=params.guidance_options, preview=False,
         ))  # fmt: skip
     found: dict[str, np.ndarray] = {}

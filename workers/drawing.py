@@ -21,6 +21,7 @@ from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask, put_back
 from pipelines.planning import Stages, on_host, plan_for, preview, table_for
+from pipelines.prompts import Reading
 from workers.messages import (
     Advanced,
     Broken,
@@ -44,7 +45,7 @@ from workers.watch import Piece
 
 Array = Any
 
-CACHED_PROMPTS = 256
+CACHED_TOKENS = 20_000  # of prompts that are kept encoded
 STOP_S = 0.1  # for the thread to end: it is a daemon, nobody needs what it is at, and it may hang
 COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
@@ -60,7 +61,7 @@ class DrawingThread:
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
-        self._prompts: OrderedDict[str, Array] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, Reading], Array] = OrderedDict()
         self._encodings = 0
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
@@ -192,10 +193,8 @@ class DrawingThread:
 
     def _sample(self, job: Job, index: int) -> Sample:
         params, stages = job.params, self._stages
-        tokens = max(stages.tokens(params.prompt), stages.tokens(params.negative_prompt))
-        if index == 0 and tokens > stages.card.max_prompt_tokens:
-            message = f"The model reads {stages.card.max_prompt_tokens} tokens; the rest of the {tokens} was left out."
-            self._report(Warned(job, JobWarning("prompt_truncated", message)))
+        if index == 0 and params.prompt_syntax == "plain":
+            self._warn_of_length(job)
         table = table_for(stages, params)
         guided = plan_for(stages, params, table).ever_guided
         return Sample(
@@ -203,8 +202,8 @@ class DrawingThread:
             table=table,
             shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),
-            cond=self._encode(params.prompt),
-            uncond=self._encode(params.negative_prompt) if guided else None,
+            cond=self._encode(params.prompt, params.reading),
+            uncond=self._encode(params.negative_prompt, params.reading) if guided else None,
             guidance=params.guidance,
             guidance_rescale=stages.card.defaults.guidance_rescale,
             guidance_options=params.guidance_options,
@@ -231,16 +230,23 @@ class DrawingThread:
         self._known[job.id] = Known(picture, mask, begins, hidden)
         return self._known[job.id]
 
-    def _encode(self, prompt: str) -> Array:
-        """Text states [L, E], from the cache of recent prompts where they are there."""
-        if prompt in self._prompts:
-            self._prompts.move_to_end(prompt)
-            return self._prompts[prompt]
+    def _warn_of_length(self, job: Job) -> None:
+        read, tokens = self._stages.card.max_prompt_tokens, max(map(self._stages.tokens, (job.params.prompt, job.params.negative_prompt)))
+        if tokens > read:
+            message = f"The model reads {read} tokens; the rest of the {tokens} was left out."
+            self._report(Warned(job, JobWarning("prompt_truncated", message)))
+
+    def _encode(self, prompt: str, reading: Reading) -> Array:
+        """Text states, from the cache of recent prompts where they are there."""
+        key = prompt, reading
+        if key in self._prompts:
+            self._prompts.move_to_end(key)
+            return self._prompts[key]
         self._encodings += 1
-        self._prompts[prompt] = self._stages.encode(prompt)
-        if len(self._prompts) > CACHED_PROMPTS:
+        self._prompts[key] = self._stages.encode(prompt, reading)
+        while len(self._prompts) > 1 and sum(map(len, self._prompts.values())) > CACHED_TOKENS:
             self._prompts.popitem(last=False)
-        return self._prompts[prompt]
+        return self._prompts[key]
 
     def _measure(self, events: list[Event], seconds: float) -> None:
         """Keep the mean cost of an evaluation by size, and tell it after every second of them. A tick serves one size."""

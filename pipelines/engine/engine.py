@@ -7,6 +7,7 @@ schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class Engine:
         context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided] + [batch[i].sample.cond for i in marked]
         marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
         latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
-        out = self._call(latents, timestep, xp.stack(context), marks)  # [R, D]
+        out = self._call(latents, timestep, context, marks)  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
@@ -178,8 +179,26 @@ class Engine:
         full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
         return full
 
-    def _call(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
-        """The model over R rows -> [R, D]: at once, or in calls of exactly `rows` rows."""
+    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str]) -> Array:
+        """The model over R rows -> [R, D]. Rows whose prompts are of one length share a call: nothing is padded to another's."""
+        xp = self._xp
+        lengths = [len(states) for states in context]
+        if len(set(lengths)) == 1:
+            return self._together(x, timestep, xp.stack(context), marks)
+        found = []
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        for _, group in groupby(order, key=lambda row: lengths[row]):
+            rows = list(group)
+            index = xp.asarray(rows, dtype=xp.int64, device=self._denoiser.device)
+            told = [marks[row] for row in rows]
+            found.append(
+                self._together(xp.take(x, index, axis=0), xp.take(timestep, index, axis=0), xp.stack([context[r] for r in rows]), told)
+            )
+        back = xp.asarray(np.argsort(order), dtype=xp.int64, device=self._denoiser.device)
+        return xp.take(xp.concat(found, axis=0), back, axis=0)
+
+    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
+        """The model over R rows with contexts [R, L, E] -> [R, D]: at once, or in calls of exactly `rows` rows."""
         xp, count = self._xp, x.shape[0]
         if self._rows is None:
             return xp.reshape(self._ask(x, timestep, context, marks), (count, -1))

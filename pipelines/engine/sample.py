@@ -23,8 +23,8 @@ Array = Any
 class Sample:
     """One image to draw: its table, its seed, and its conditioning.
 
-    `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device; `uncond` may be None
-    where no row is guided. `known` is the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row
+    `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device, of any lengths; `uncond` may
+    be None where no row is guided. `known` is the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row
     instead of two. `guidance_rescale` is taken where the options do not say. Raises ValueError for guidance that the options
     contradict.
     """

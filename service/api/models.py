@@ -44,6 +44,7 @@ class ModelAnswer(BaseModel):
     max_prompt_tokens: int
     defaults: Defaults
     kinds: tuple[str, ...] = Field(description="of jobs that it can draw")
+    prompt_syntaxes: tuple[str, ...] = Field(description="values of `prompt_syntax`")
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 
