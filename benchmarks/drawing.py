@@ -94,7 +94,7 @@ def compare(stages: Stages, denoiser: Denoiser, pipe: StableDiffusionPipeline, j
     """Both sides by turns; the best of the repeats counts for each, since a neighbour can only slow a run down."""
     theirs = ours = float("inf")
     shape = stages.latent_shape(jobs[0].width, jobs[0].height)
-    rows = None if batch_invariant(denoiser, shape, stages.encode("")) else 2
+    rows = None if batch_invariant(denoiser, shape, stages.encode("").states) else 2
     shares, pictures, references = Shares(), Pictures(), Pictures()
     for _ in range(repeats):
         seconds, references = timed(lambda: diffusers_pictures(pipe, stages, jobs))
@@ -143,7 +143,7 @@ def engine_pictures(stages: Stages, denoiser: Stopwatch, jobs: list[GenerationPa
     """All jobs through one engine, text encoding and decoding included."""
     engine = Engine(denoiser, slots=len(jobs), max_rows=2 * len(jobs), rows=rows)
     start = time.perf_counter()
-    prompts = {text: stages.encode(text) for text in {"", *(j.prompt for j in jobs)}}
+    prompts = {text: stages.encode(text).states for text in {"", *(j.prompt for j in jobs)}}
     spent.text += time.perf_counter() - start
     for i, job in enumerate(jobs):
         engine.add(

@@ -126,6 +126,8 @@ class ModelCard:
     words: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("text_to_image",)  # of jobs that the model can draw
     prompt_syntaxes: tuple[str, ...] = ("plain",)  # that its workers read
+    size_conditioning: bool = False  # it is told sizes, as SDXL is
+    distilled_guidance: bool = False  # it is told the scale, and asked once a row
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,4 +1,5 @@
-"""A checkpoint folder in diffusers layout (Stable Diffusion 1.x and 2.x), read without torch: configs, card, ladder, solvers.
+"""A checkpoint folder in diffusers layout (Stable Diffusion 1.x, 2.x, XL and what was distilled from them), read without torch: configs,
+card, ladder, solvers.
 
 A `celadon.json` beside `model_index.json` adds what diffusers has no place for: sizes, defaults, words, and the latent-to-RGB map of
 previews.
@@ -18,15 +19,17 @@ from numpy.typing import NDArray
 
 from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
+from pipelines.conditioning import Told
 from pipelines.ladder import Ladder
 from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 
-LIMIT_PX = 1024  # of a checkpoint that does not say how far beyond its training size it may go
+LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
 HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]
 HASHED = {".safetensors", ".json", ".txt"}
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
+OF_SD = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
+OF_SDXL = ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline")
 PARTS = ("unet", "vae", "text_encoder")
 
 # Least-squares map from SD 1.x latents to RGB in [0, 1], for checkpoints that bring none of their own.
@@ -49,6 +52,8 @@ class Described:
     configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder
     vae_factor: int  # pixels per latent cell and side
     tokens: int  # of a prompt, start and end included
+    told: Told  # what the U-Net takes beside timestep and text
+    zero_negative: bool  # an empty negative prompt is no text at all
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""
@@ -58,24 +63,49 @@ class Described:
 def describe(source: str | Path, solvers: Path | None = None) -> Described:
     """Read a local folder or a hub id, with solvers from its folder `solvers` and from that one.
 
-    Raises CheckpointError where it is no SD 1.x or 2.x checkpoint in diffusers layout, or a solver cannot run on it.
+    Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
     folder = resolve(source)
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
-        kind = index.get("_class_name", "unknown")
-        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {' and '.join(PIPELINES)} run here")
+    parts = _parts(folder, index)
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     ladder = read_ladder(folder, extra)
-    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    configs = {part: read_json(folder / part / "config.json") for part in parts}
+    told = _told(folder, configs)
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     tokens = _tokens(folder, configs["text_encoder"])
     card = build_card(folder, extra, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
-    card = replace(card, kinds=_kinds(folder, configs))
+    card = replace(card, kinds=_kinds(folder, configs), size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
+    zero_negative = parts != PARTS and bool(index.get("force_zeros_for_empty_prompt", True))
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     known = _solvers(folder, solvers, ladder)
-    return Described(folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens)
+    return Described(folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens, told, zero_negative)
+
+
+def _parts(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules of the pipeline that the index names. Raises CheckpointError where it is none of ours."""
+    kind = index.get("_class_name", "unknown")
+    if kind in OF_SD:
+        return PARTS
+    if kind not in OF_SDXL and not str(kind).startswith("StableDiffusionXL"):
+        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here")
+    if (index.get("text_encoder") or [None])[0] is None or index.get("requires_aesthetics_score"):
+        raise CheckpointError(f"{folder.name} is SDXL's refiner, which goes on where a base model ends; only base models run here")
+    if kind not in OF_SDXL:
+        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here")
+    return (*PARTS, "text_encoder_2")
+
+
+def _told(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Told:
+    try:
+        told = Told.from_config(configs["unet"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder.name} cannot run here: {error}") from error
+    pools = configs["text_encoder_2"].get("projection_dim", 512) if "text_encoder_2" in configs else 0
+    if told.pooled != pools:
+        raise CheckpointError(f"the U-Net of {folder.name} takes a pooled text of {told.pooled} numbers; its text encoders make {pools}")
+    return told
 
 
 def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
@@ -139,7 +169,7 @@ def build_card(
     """The card of a checkpoint: `celadon.json` where it speaks, the configs where it does not."""
     if extra.get("schema", 1) != 1:
         raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
-    defaults = Defaults(**extra.get("defaults", {}))
+    defaults = Defaults(**_usual(folder, unet) | extra.get("defaults", {}))
     width, height = extra.get("width", trained_px), extra.get("height", trained_px)
     return ModelCard(
         id=extra.get("id", folder.resolve().name),
@@ -150,18 +180,30 @@ def build_card(
         prediction_type=ladder.prediction_type,
         width=width,
         height=height,
-        max_width=extra.get("max_width", max(LIMIT_PX, width)),
-        max_height=extra.get("max_height", max(LIMIT_PX, height)),
+        max_width=extra.get("max_width", max(LIMIT_PX, 2 * width)),
+        max_height=extra.get("max_height", max(LIMIT_PX, 2 * height)),
         size_multiple=factor,
         max_steps=1000,
         max_prompt_tokens=prompt_tokens,
         defaults=defaults,
         samplers=samplers.catalog(ladder),
         schedules=schedules.catalog(ladder),
-        guidances=guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable(unet)),
+        guidances=() if unet.get("time_cond_proj_dim") else guidance_list.catalog(defaults.guidance_rescale, perturbable=perturbable(unet)),
         words=tuple(extra.get("words", ())),
         prompt_syntaxes=SYNTAXES,
     )
+
+
+def _usual(folder: Path, unet: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of distilled models, which their configs give away: latent consistency (LCMScheduler), and turbo and lightning
+    (an Euler sampler on trailing timesteps).
+    """
+    noise = read_json(folder / "scheduler" / "scheduler_config.json")
+    if noise.get("_class_name") == "LCMScheduler" or unet.get("time_cond_proj_dim"):
+        return {"sampler": "lcm", "schedule": "lcm", "steps": 4, "guidance": 8.5 if unet.get("time_cond_proj_dim") else 1.0}
+    if str(noise.get("_class_name")).startswith("Euler") and noise.get("timestep_spacing") == "trailing":
+        return {"sampler": "euler_a" if "Ancestral" in noise["_class_name"] else "euler", "steps": 4, "guidance": 1.0}
+    return {}
 
 
 def perturbable(unet: Mapping[str, Any]) -> bool:

@@ -2,16 +2,18 @@
 
 A backend takes x [R, C, h, w] float32, timestep [R] float32 (may be fractional) and context [R, L, E], and returns the raw
 output [R, C, h, w] in float32, all as arrays of its namespace `xp`. Where rows are to be disturbed (PAG, SEG) it is also given
-`marks`, one word a row (pag, seg, or empty). This file needs no torch; `denoiser_torch` is a backend.
+`marks`, one word a row (pag, seg, or empty); a model that is told more than the text, `told` [R, V] (`pipelines.conditioning`).
+This file needs no torch; `denoiser_torch` is a backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 Array = Any
 
@@ -24,36 +26,43 @@ class Denoiser(Protocol):
     xp: ModuleType
     device: Any
 
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), /) -> Array: ...
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /) -> Array: ...
 
 
-def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array) -> bool:
+def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:
     """Does a row's output stay bit for bit the same whatever the batch? Measured with random rows at sizes 1 to 8, with prompts of one
     length and of twice that.
 
-    `shape` is a latent's (C, h, w); context [L, E].
+    `shape` is a latent's (C, h, w); context [L, E]; `width` that of what the model is told beside them.
     """
-    return all(_invariant(denoiser, shape, told) for told in (context, denoiser.xp.concat([context, context], axis=0)))
+    return all(_invariant(denoiser, shape, text, width) for text in (context, denoiser.xp.concat([context, context], axis=0)))
 
 
-def _invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array) -> bool:
+def _invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int) -> bool:
     xp = denoiser.xp
     rng = np.random.default_rng(0)
     most = max(PROBE_ROWS)
     x = xp.asarray(rng.standard_normal((most, *shape), dtype=np.float32), device=denoiser.device)  # [8, C, h, w]
     t = xp.asarray(np.linspace(1, 999, most, dtype=np.float32), device=denoiser.device)  # [8]
     c = xp.stack([context] * most)  # [8, L, E]
-    alone = [denoiser(x[i : i + 1], t[i : i + 1], c[i : i + 1]) for i in range(most)]
+    told = _told(denoiser, rng.random((most, width), dtype=np.float32))
+    alone = [denoiser(x[i : i + 1], t[i : i + 1], c[i : i + 1], *told(slice(i, i + 1))) for i in range(most)]
     for rows in PROBE_ROWS:
-        together = denoiser(x[:rows], t[:rows], c[:rows])
+        together = denoiser(x[:rows], t[:rows], c[:rows], *told(slice(rows)))
         if any(not bool(xp.all(together[i] == alone[i][0])) for i in range(rows)):
             return False
     return True
 
 
-def warm_up(denoiser: Denoiser, shape: tuple[int, int, int], context: Array) -> None:
-    """One call of a guided picture's two rows, so that the first job does not wait for kernels. `shape` is (C, h, w); context [L, E]."""
+def warm_up(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int = 0) -> None:
+    """One call of a guided picture's two rows, so that the first job does not wait for kernels. Arguments as above."""
     xp = denoiser.xp
     x = xp.zeros((2, *shape), dtype=xp.float32, device=denoiser.device)  # [2, C, h, w]
     t = xp.asarray(np.full(2, 500, np.float32), device=denoiser.device)  # [2]
-    denoiser(x, t, xp.stack([context] * 2))
+    denoiser(x, t, xp.stack([context] * 2), *_told(denoiser, np.zeros((2, width), np.float32))(slice(2)))
+
+
+def _told(denoiser: Denoiser, rows: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
+    """The further arguments of a call for some of these rows [R, V]: none where the model is told nothing."""
+    array = denoiser.xp.asarray(rows, device=denoiser.device)
+    return lambda part: ((), array[part]) if rows.shape[1] else ()

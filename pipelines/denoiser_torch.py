@@ -11,6 +11,7 @@ import array_api_compat.numpy
 import array_api_compat.torch
 import torch
 
+from pipelines.conditioning import Told
 from pipelines.perturbation import disturbed
 
 Array = Any
@@ -19,16 +20,27 @@ Array = Any
 class TorchDenoiser:
     """A diffusers U-Net. On a CPU the registers are numpy arrays (shared memory, no copy), on a GPU torch tensors."""
 
-    def __init__(self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype, told: Told | None = None) -> None:
         self._unet, self._dtype, self._torch_device = unet, dtype, device
+        self._told = told or Told()
         on_cpu = device.type == "cpu"
         self.xp: ModuleType = array_api_compat.numpy if on_cpu else array_api_compat.torch
         self.device: Any = "cpu" if on_cpu else device
 
     @torch.inference_mode()
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = ()) -> Array:
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None) -> Array:
         x, timestep, context = (torch.as_tensor(a, device=self._torch_device) for a in (x, timestep, context))
         with disturbed(self._unet, marks) if any(marks) else nullcontext():
-            out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False)[0]
+            further = told_unet(self._told, torch.as_tensor(told, device=self._torch_device), self._dtype) if self._told.width else {}
+            out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False, **further)[0]
         out = out.float()
         return out.numpy() if self.xp is array_api_compat.numpy else out
+
+
+def told_unet(parts: Told, told: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Vectors [R, V] as arguments of diffusers' U-Net. Sizes stay in single precision: bfloat16 would round them."""
+    scale, pooled, sizes = told.split([parts.scale, parts.pooled, parts.sizes], dim=1)
+    further: dict[str, Any] = {"timestep_cond": scale.to(dtype)} if parts.scale else {}
+    if parts.sizes:
+        further["added_cond_kwargs"] = {"text_embeds": pooled.to(dtype), "time_ids": sizes}
+    return further

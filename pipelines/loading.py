@@ -13,12 +13,21 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.card import ModelCard
-from pipelines.checkpoint_folder import describe
+from pipelines.checkpoint_folder import Described, describe
+from pipelines.conditioning import Told
 from pipelines.ladder import Ladder
 from pipelines.solver_files import Solver
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondEncoder:
+    """SDXL's other text encoder, which also pools the prompt into one vector."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModelWithProjection
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +44,9 @@ class Checkpoint:
     dtype: torch.dtype  # of the U-Net; text encoder and VAE stay float32 on a CPU
     latent_rgb: tuple[NDArray[np.float32], NDArray[np.float32]]  # matrix [C, 3], bias [3]
     solvers: Mapping[str, Solver] = field(default_factory=dict)  # from files, by id
+    second: SecondEncoder | None = None  # of SDXL
+    told: Told = field(default_factory=Told)
+    zero_negative: bool = False  # an empty negative prompt is no text at all, as SDXL was trained
 
     @property
     def unet_channels(self) -> int:
@@ -53,15 +65,25 @@ class Checkpoint:
 def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, solvers: Path | None = None) -> Checkpoint:
     """Load a local folder or a hub id, and solvers from its folder `solvers` and from that one.
 
-    Raises CheckpointError where it is no SD 1.x or 2.x checkpoint in diffusers layout, or a solver cannot run on it.
+    Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
     said = describe(source, solvers)
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
-    vae = _module(AutoencoderKL, said.folder / "vae", device, rest)
+    vae = _module(AutoencoderKL, said.folder / "vae", device, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
     text_encoder = _module(CLIPTextModel, said.folder / "text_encoder", device, rest)
     tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
-    return Checkpoint(said.card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers)
+    return Checkpoint(
+        said.card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
+        _second(said, device, rest), said.told, said.zero_negative,
+    )  # fmt: skip
+
+
+def _second(said: Described, device: torch.device, dtype: torch.dtype) -> SecondEncoder | None:
+    if "text_encoder_2" not in said.configs:
+        return None
+    text_encoder = _module(CLIPTextModelWithProjection, said.folder / "text_encoder_2", device, dtype)
+    return SecondEncoder(CLIPTokenizer.from_pretrained(said.folder / "tokenizer_2"), text_encoder)
 
 
 def _module(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint_folder import Described
+from pipelines.conditioning import Text, Told
 from pipelines.graphs import clip, unet, vae
 from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Weights
@@ -113,8 +114,9 @@ class OpenVinoDenoiser:
         self._config = config
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = ()) -> Array:
-        """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32."""
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None) -> Array:
+        """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32. There is no graph of a model that is told more."""
+        assert told is None, "there is no graph of a model that is told more"
         rows = len(x)
         told = list(marks) or [""] * rows
         inputs = {
@@ -146,6 +148,7 @@ class OpenVinoStages:
         self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
+        self.told, self.zero_negative = Told(), False  # what is told more has no graph
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
         self._decoder = compiler.compile("vae", precision).create_infer_request()
@@ -158,11 +161,12 @@ class OpenVinoStages:
     def tokens(self, prompt: str) -> int:
         return self._tokenizer.count(prompt)
 
-    def encode(self, prompt: str, reading: Reading = PLAIN) -> NDArray[np.float32]:
+    def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         if reading.syntax == "plain":
-            return self._states(self._tokenizer.ids(prompt))
-        told = chunks(read(prompt), self._tokenizer.pieces, self._tokenizer.marks)
-        return np.concatenate([weighted(self._states(np.array([c.ids], np.int32)), np.array(c.weights, np.float32)) for c in told])
+            return Text(self._states(self._tokenizer.ids(prompt or "")))
+        told = chunks(read(prompt or ""), self._tokenizer.pieces, self._tokenizer.marks)
+        states = (weighted(self._states(np.array([c.ids], np.int32)), np.array(c.weights, np.float32)) for c in told)
+        return Text(np.concatenate(list(states)))
 
     def _states(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """[1, L] -> [L, E]."""

@@ -20,6 +20,7 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
+    "size_conditioning": {},
 }  # fmt: skip
 
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
@@ -59,6 +60,7 @@ class GenerationParams:
     start: float = 0.0
     end: float = 1.0
     prompt_syntax: Syntax = "plain"
+    size_conditioning: Mapping[str, Any] = field(default_factory=dict)  # what SDXL is told: original_size, crop, target_size; pairs
 
     @property
     def reading(self) -> Reading:

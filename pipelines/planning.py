@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.card import ModelCard
+from pipelines.conditioning import Text, Told
 from pipelines.guidance_plan import Plan, plan
 from pipelines.known import Pixels, Posterior
 from pipelines.ladder import Ladder
@@ -35,6 +36,10 @@ class Known(Protocol):
     def solvers(self) -> Mapping[str, Solver]: ...
     @property
     def unet_channels(self) -> int: ...
+    @property
+    def told(self) -> Told: ...
+    @property
+    def zero_negative(self) -> bool: ...
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
 
 
@@ -48,8 +53,10 @@ class Stages(Known, Protocol):
         """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
         ...
 
-    def encode(self, prompt: str, reading: Reading = PLAIN) -> Array:
-        """The text encoder's states [L, E] float32. Longer prompts are cut, or in A1111's syntax continued: [n L, E]."""
+    def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
+        """What the text encoders say in float32, states [L, E]; zeros of None. Longer prompts are cut, or in A1111's syntax continued:
+        [n L, E].
+        """
         ...
 
     def decode(self, latents: Array) -> Pixels:
@@ -76,7 +83,17 @@ def table_for(model: Known, params: GenerationParams) -> StepTable:
 
 def plan_for(model: Known, params: GenerationParams, table: StepTable) -> Plan:
     """The guidance of these parameters at each row of their table. Raises ValueError on an impossible combination."""
-    return plan(params.guidance, model.card.defaults.guidance_rescale, params.guidance_options, table.step)
+    return plan(scale_for(model, params), model.card.defaults.guidance_rescale, params.guidance_options, table.step)
+
+
+def scale_for(model: Known, params: GenerationParams) -> float:
+    """The scale that the engine guides with: none where the model is told it."""
+    return 1.0 if model.told.scale else params.guidance
+
+
+def negative_of(model: Known, params: GenerationParams) -> str | None:
+    """The negative prompt; None where an empty one is no text at all, as diffusers has it for SDXL."""
+    return params.negative_prompt or (None if model.zero_negative else "")
 
 
 def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:

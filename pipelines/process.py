@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.conditioning import vector
 from pipelines.denoiser import Denoiser
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Failed, Finished, Preview
 from pipelines.engine.sample import Sample
 from pipelines.noise import NormalStream
-from pipelines.planning import Stages
+from pipelines.params import GenerationParams
+from pipelines.planning import Stages, negative_of, scale_for
 from pipelines.step_table import StepTable
 
 Float32 = NDArray[np.float32]
@@ -46,14 +48,16 @@ def backward(
     """
     card = stages.card
     engine = Engine(denoiser, slots=1, preview_interval_s=0.0)
-    cond, uncond = (stages.encode(text) for text in (prompt, ""))
-    shape = stages.latent_shape(card.width, card.height)
-    rescale = card.defaults.guidance_rescale
-    engine.add(
-        Sample(
-            id="p", table=table, shape=shape, seed=seed, cond=cond, uncond=uncond, guidance=guidance, guidance_rescale=rescale, preview=True
-        )
-    )
+    params = GenerationParams(
+        prompt=prompt, model=card.id, width=card.width, height=card.height, steps=int(table.step[-1]) + 1, guidance=guidance, sampler="",
+        schedule="", seed=seed,
+    )  # fmt: skip
+    cond, uncond = (stages.encode(text) for text in (prompt, negative_of(stages, params)))
+    engine.add(Sample(
+        id="p", table=table, shape=stages.latent_shape(card.width, card.height), seed=seed, cond=cond.states, uncond=uncond.states,
+        told=vector(stages.told, params, cond), uncond_told=vector(stages.told, params, uncond), guidance=scale_for(stages, params),
+        guidance_rescale=card.defaults.guidance_rescale, preview=True,
+    ))  # fmt: skip
     found: list[Forming] = []
     for row in range(len(table)):
         saved = engine.export("p")

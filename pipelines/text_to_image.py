@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
 from pipelines import plain_guidance
+from pipelines.conditioning import Text, vector
+from pipelines.denoiser_torch import told_unet
 from pipelines.known import Known, Pixels, Posterior, begin
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
-from pipelines.planning import from_pixels, plan_for, table_for, to_pixels
+from pipelines.planning import from_pixels, negative_of, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
 from pipelines.prompt_chunks import Marks, chunks, weighted
 from pipelines.prompts import PLAIN, Reading, read
@@ -25,27 +27,50 @@ Array = Any
 
 
 @torch.inference_mode()
-def encode_prompt(checkpoint: Checkpoint, prompt: str, reading: Reading = PLAIN) -> torch.Tensor:
-    """The text encoder's states of one prompt: [L, E] float32 on the model's device. Longer prompts are cut at L - 2 tokens, or in
-    A1111's syntax continued in further chunks: [n L, E].
+def encode_text(checkpoint: Checkpoint, prompt: str | None, reading: Reading = PLAIN) -> Text:
+    """What the text encoders say of one prompt, in float32 on the model's device: states [L, E]; zeros of None. Longer prompts are cut at
+    L - 2 tokens, or in A1111's syntax continued in further chunks: [n L, E].
 
     One prompt a call: the result must not depend on which prompts came along.
     """
-    tokenizer = checkpoint.tokenizer
+    second = checkpoint.second
+    encoders: list[tuple[CLIPTokenizer, Any]] = [(checkpoint.tokenizer, checkpoint.text_encoder)]
+    encoders += [(second.tokenizer, second.text_encoder)] if second else []
+    said = [_said(checkpoint, *encoder, prompt or "", reading) for encoder in encoders]
+    states, pooled = torch.cat([s for s, _ in said], dim=-1), said[-1][1]
+    if prompt is None:
+        states, pooled = torch.zeros_like(states), None if pooled is None else torch.zeros_like(pooled)
+    return Text(states, None if pooled is None else pooled.cpu().numpy())
+
+
+def encode_prompt(checkpoint: Checkpoint, prompt: str, reading: Reading = PLAIN) -> torch.Tensor:
+    """The states alone."""
+    states: torch.Tensor = encode_text(checkpoint, prompt, reading).states
+    return states
+
+
+def _said(
+    checkpoint: Checkpoint, tokenizer: CLIPTokenizer, encoder: Any, prompt: str, reading: Reading
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What one encoder says: states [n L, E], and pooled [P] of the first chunk where it pools."""
     if reading.syntax == "plain":
         ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
-        return _states(checkpoint, ids.input_ids, ids.attention_mask)
+        return _states(checkpoint, encoder, ids.input_ids, ids.attention_mask)
     marks = Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _comma(tokenizer), tokenizer.model_max_length)
     told = chunks(read(prompt), lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids, marks)
-    states = (_states(checkpoint, c.ids, [int(i <= c.ids.index(marks.end)) for i in range(marks.length)]) for c in told)
-    return torch.cat([weighted(s, torch.tensor(c.weights, device=s.device)) for s, c in zip(states, told, strict=True)])
+    said = [_states(checkpoint, encoder, c.ids, [int(i <= c.ids.index(marks.end)) for i in range(marks.length)]) for c in told]
+    states = [weighted(s, torch.tensor(c.weights, device=s.device)) for (s, _), c in zip(said, told, strict=True)]
+    return torch.cat(states), said[0][1]
 
 
-def _states(checkpoint: Checkpoint, ids: list[int], mask: list[int]) -> torch.Tensor:
-    """[L, E] of L ids; few encoders look at the mask."""
+def _states(checkpoint: Checkpoint, encoder: Any, ids: list[int], mask: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """States [L, E] of L ids, and pooled [P]; few encoders look at the mask. SDXL reads the last states but one."""
     on_device = [torch.tensor([numbers], device=checkpoint.device) for numbers in (ids, mask)]
-    masked = getattr(checkpoint.text_encoder.config, "use_attention_mask", False)
-    return checkpoint.text_encoder(on_device[0], attention_mask=on_device[1] if masked else None)[0][0].float()
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    last = checkpoint.second is None
+    said = encoder(on_device[0], attention_mask=on_device[1] if masked else None, output_hidden_states=not last)
+    states, pooled = said[0] if last else said.hidden_states[-2], said.get("text_embeds")
+    return states[0].float(), None if pooled is None else pooled[0].float()
 
 
 def _comma(tokenizer: CLIPTokenizer) -> int | None:
@@ -89,7 +114,9 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
     guidance = plan_for(checkpoint, params, table)
     stream = NormalStream(params.image_seed(index))
     shape = checkpoint.latent_shape(params.width, params.height)
-    cond, uncond = (encode_prompt(checkpoint, text, params.reading) for text in (params.prompt, params.negative_prompt))
+    prompts = params.prompt, negative_of(checkpoint, params)
+    texts = [encode_text(checkpoint, prompt, params.reading) for prompt in prompts]
+    cond, uncond = [(text, vector(checkpoint.told, params, text)) for text in texts]
     start = begin(known, table, stream, shape)
     blend, beside = start.blend, [] if start.beside is None else [torch.from_numpy(start.beside).to(checkpoint.device)]
     registers = {"x": start.x, "anchor": np.zeros(shape, np.float32)}
@@ -127,6 +154,7 @@ class TorchStages:
         self.card, self.ladder = checkpoint.card, checkpoint.ladder
         self.latent_rgb, self.solvers = checkpoint.latent_rgb, checkpoint.solvers
         self.unet_channels = checkpoint.unet_channels
+        self.told, self.zero_negative = checkpoint.told, checkpoint.zero_negative
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._checkpoint.latent_shape(width, height)
@@ -134,10 +162,10 @@ class TorchStages:
     def tokens(self, prompt: str) -> int:
         return prompt_tokens(self._checkpoint, prompt)
 
-    def encode(self, prompt: str, reading: Reading = PLAIN) -> Array:
+    def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         """Numpy on a CPU as the registers are."""
-        states = encode_prompt(self._checkpoint, prompt, reading)
-        return states.numpy() if self._checkpoint.device.type == "cpu" else states
+        text = encode_text(self._checkpoint, prompt, reading)
+        return Text(text.states.numpy(), text.pooled) if self._checkpoint.device.type == "cpu" else text
 
     def decode(self, latents: Array) -> Pixels:
         return decode(self._checkpoint, latents)
@@ -151,12 +179,17 @@ def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, k
     return decode(checkpoint, denoise(checkpoint, params, index, known))
 
 
-def _evaluate(checkpoint: Checkpoint, x: torch.Tensor, timestep: float, contexts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raw outputs [C, h, w] of the first and the last context, which may be one."""
-    if len(contexts[0]) != len(contexts[-1]):
-        first, last = (_evaluate(checkpoint, x, timestep, [context])[0] for context in contexts)
+def _evaluate(
+    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, told: list[tuple[Text, NDArray[np.float32] | None]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw outputs [C, h, w] of the first and the last text with its vector, which may be one."""
+    if len(told[0][0].states) != len(told[-1][0].states):
+        first, last = (_evaluate(checkpoint, x, timestep, [one])[0] for one in told)
         return first, last
-    batch = x[None].repeat(len(contexts), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
-    times = torch.full((len(contexts),), float(timestep), device=checkpoint.device)
-    out = checkpoint.unet(batch, times, encoder_hidden_states=torch.stack(contexts).to(checkpoint.dtype), return_dict=False)[0].float()
+    batch = x[None].repeat(len(told), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
+    times = torch.full((len(told),), float(timestep), device=checkpoint.device)
+    context = torch.stack([text.states for text, _ in told]).to(checkpoint.dtype)  # [R, L, E]
+    vectors = [v for _, v in told if v is not None]
+    further = told_unet(checkpoint.told, torch.from_numpy(np.stack(vectors)).to(checkpoint.device), checkpoint.dtype) if vectors else {}
+    out = checkpoint.unet(batch, times, encoder_hidden_states=context, return_dict=False, **further)[0].float()
     return out[0], out[-1]

@@ -69,6 +69,7 @@ class Draft:
     strength: float | None = None
     start: float | None = None
     end: float | None = None
+    size_conditioning: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
         output_quality=_quality(draft),
         preview=draft.preview,
         prompt_syntax=draft.prompt_syntax,
+        size_conditioning=_told_sizes(draft, card),
         **picture,
     )
     evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))
@@ -165,6 +167,12 @@ def _side(name: str, wanted: int | None, default: int, most: int, card: ModelCar
     if not multiple <= value <= most or value % multiple:
         raise InvalidSize(f"{name} must be a multiple of {multiple} from {multiple} to {most}.", param=name)
     return value
+
+
+def _told_sizes(draft: Draft, card: ModelCard) -> dict[str, Any]:
+    if draft.size_conditioning and not card.size_conditioning:
+        raise InvalidValue(f"{card.id} is told no sizes; leave size_conditioning out.", param="size_conditioning")
+    return dict(draft.size_conditioning)
 
 
 def _pair(draft: Draft, card: ModelCard) -> tuple[SamplerInfo, Mapping[str, Any], ScheduleInfo]:

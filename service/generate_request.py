@@ -14,6 +14,7 @@ from service.kinds import MAX_FEATHER, MAX_SIDE
 from service.terms import Terms
 
 MAX_DEADLINE_S = 2_592_000.0  # 30 days
+MAX_TOLD_SIZE = 16_384  # pixels, of sizes that a model is told
 NUMBERS = {"type": "array", "items": {"type": "number"}}
 Options = Annotated[
     dict[str, Any],
@@ -68,6 +69,19 @@ class OutpaintRequest(BaseModel):
     bottom: int = Field(default=0, ge=0, le=MAX_SIDE)
 
 
+Pair = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOLD_SIZE)]], Field(min_length=2, max_length=2)]
+
+
+class SizeConditioning(BaseModel):
+    """What an SDXL model is told of the picture's history; left out, the picture was always as large as it is drawn."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    original_size: Pair | None = Field(default=None, description="[width, height] before it was scaled down")
+    crop: Pair | None = Field(default=None, description="[left, top] that was cut off")
+    target_size: Pair | None = Field(default=None, description="[width, height] after that")
+
+
 class GenerateRequest(BaseModel):
     """What to draw. A field left out, or null where null is allowed, takes the model's default."""
 
@@ -119,6 +133,9 @@ class GenerateRequest(BaseModel):
     )
     start: float | None = Field(default=None, ge=0, lt=1, description="instead of strength: the share of the steps that is left out")
     end: float | None = Field(default=None, gt=0, le=1, description="share of the steps after which it ends; below 1 noise is left")
+    size_conditioning: SizeConditioning | None = Field(
+        default=None, description="for models that are told sizes (SDXL); see docs/models.md"
+    )
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
     service_class: ServiceClass = Field(
         default="normal",
@@ -133,6 +150,7 @@ class GenerateRequest(BaseModel):
     def to_draft(self) -> Draft:
         said = {name: getattr(self, name) for name in Draft.__dataclass_fields__}
         said["outpaint"] = self.outpaint and {side: pixels for side, pixels in self.outpaint if pixels}
+        said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
         return Draft(**said | {name: said[name] or None for name in ("image", "mask", "outpaint")})  # as answers hold them, empty is none
 
     def to_terms(self) -> Terms:

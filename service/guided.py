@@ -23,6 +23,9 @@ def guided(
 
     Raises InvalidValue, UnknownOption.
     """
+    if given and card.distilled_guidance:
+        message = f"{card.id} is told the scale and asked once a step: guidance is all there is to say."
+        raise InvalidValue(message, param="guidance_options")
     options = _checked(given, card)
     scales = options.get("scales")
     usual = card.defaults.guidance if sampler.guidance is None else sampler.guidance
@@ -46,7 +49,9 @@ def guidance_warnings(params: GenerationParams, card: ModelCard) -> Iterator[Job
     if sampler and sampler.guidance is not None and max(scales) > STRONG:
         usual = f"{sampler.id} takes scales around {sampler.guidance:g}"
         yield JobWarning("guidance_too_strong", f"{usual}; above {STRONG:g} it burns pictures.")
-    if any(scale != 1.0 for scale in scales):
+    if card.distilled_guidance and params.negative_prompt:
+        yield JobWarning("negative_prompt_unused", f"{card.id} has learned guidance without a negative prompt; it has no effect.")
+    if card.distilled_guidance or any(scale != 1.0 for scale in scales):
         return
     if params.negative_prompt:
         yield JobWarning("negative_prompt_unused", "With guidance 1 the negative prompt has no effect.")

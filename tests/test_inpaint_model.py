@@ -108,14 +108,14 @@ def test_a_worker_without_torch_draws_the_same(checkpoint: Checkpoint, folder: P
 
     stages, denoiser = opened(folder)
     assert stages.unet_channels == 9
-    assert isinstance(batch_invariant(denoiser, (9, 8, 12), stages.encode("")), bool)
+    assert isinstance(batch_invariant(denoiser, (9, 8, 12), stages.encode("").states), bool)
     engine = Engine(denoiser, rows=2)
     jobs = mixed(checkpoint, picture, mask)
     for name, (params, known) in jobs.items():
         found = stages.encode_picture(picture), stages.encode_picture(picture, mask if name != "part" else mask[::-1])
         engine.add(Sample(
             id=name, table=table_for(stages, params), shape=stages.latent_shape(params.width, params.height), seed=params.seed,
-            cond=stages.encode(params.prompt), uncond=stages.encode(params.negative_prompt), guidance=params.guidance,
+            cond=stages.encode(params.prompt).states, uncond=stages.encode(params.negative_prompt).states, guidance=params.guidance,
             guidance_options=params.guidance_options, known=Known(found[0], known.mask, known.from_noise, found[1]),
         ))  # fmt: skip
     for name, latents in latents_of(engine).items():

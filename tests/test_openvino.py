@@ -51,12 +51,12 @@ def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[Genera
     machine = Engine(denoiser, slots=len(asked), **engine)
     for i, params in enumerate(asked):
         table = table_for(stages, params)
-        guided = stages.encode(params.negative_prompt, params.reading) if params.guidance > 1 else None
+        guided = stages.encode(params.negative_prompt, params.reading).states if params.guidance > 1 else None
         shape = stages.latent_shape(params.width, params.height)
         rescale = stages.card.defaults.guidance_rescale
         machine.add(Sample(
             id=str(i), table=table, shape=shape, seed=params.image_seed(0),
-            cond=stages.encode(params.prompt, params.reading), uncond=guided,
+            cond=stages.encode(params.prompt, params.reading).states, uncond=guided,
             guidance=params.guidance, guidance_rescale=rescale, guidance_options=params.guidance_options, preview=False,
         ))  # fmt: skip
     found: dict[str, np.ndarray] = {}
@@ -87,7 +87,7 @@ def test_stages_are_those_of_torch(toy: Path) -> None:
     stages, _ = opened(toy)
     for prompt in PROMPTS:
         assert stages.tokens(prompt) == prompt_tokens(checkpoint, prompt)
-        assert np.abs(stages.encode(prompt) - encode_prompt(checkpoint, prompt).numpy()).max() < 1e-5
+        assert np.abs(stages.encode(prompt).states - encode_prompt(checkpoint, prompt).numpy()).max() < 1e-5
     z = np.random.default_rng(0).standard_normal((4, 16, 16), dtype=np.float32)
     assert np.abs(stages.decode(z).astype(int) - decode(checkpoint, z)).max() <= 1
     picture = np.random.default_rng(1).integers(0, 256, (64, 96, 3)).astype(np.uint8)
@@ -101,7 +101,7 @@ def test_stages_are_those_of_torch(toy: Path) -> None:
 def test_a_picture_is_the_same_alone_and_in_a_crowd_and_in_any_number_of_streams(precision: str, toy: Path) -> None:
     stages, denoiser = opened(toy, precision)
     shape = stages.latent_shape(128, 128)
-    rows = {} if batch_invariant(denoiser, shape, stages.encode("")) else {"rows": 2}
+    rows = {} if batch_invariant(denoiser, shape, stages.encode("").states) else {"rows": 2}
     together = drawn(stages, denoiser, MIX, **rows)
     apart = [drawn(stages, denoiser, [params], **rows)[0] for params in MIX]
     assert all(np.array_equal(a, b) for a, b in zip(together, apart, strict=True))

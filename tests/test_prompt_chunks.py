@@ -129,12 +129,12 @@ def test_states_are_those_of_a_plain_loop_on_both_backends(toy: Path, leaning: P
     graph = OpenVinoStages(describe(folder), Compiler(describe(folder), None, threads=1))
     for prompt, chunked in PARTS.items():
         wanted = states(folder, chunked, restored).numpy()
-        assert np.abs(TorchStages(checkpoint).encode(prompt, A1111) - wanted).max() < 1e-5
-        assert np.abs(graph.encode(prompt, A1111) - wanted).max() < 1e-5
+        assert np.abs(TorchStages(checkpoint).encode(prompt, A1111).states - wanted).max() < 1e-5
+        assert np.abs(graph.encode(prompt, A1111).states - wanted).max() < 1e-5
     plain = encode_prompt(checkpoint, "a red apple").numpy()
-    assert np.array_equal(TorchStages(checkpoint).encode("a red apple", A1111), plain) and len(plain) == 32
-    long = graph.encode(LONG, A1111)
-    assert len(long) >= 3 * 32 and len(long) % 32 == 0 and np.abs(long - TorchStages(checkpoint).encode(LONG, A1111)).max() < 1e-5
+    assert np.array_equal(TorchStages(checkpoint).encode("a red apple", A1111).states, plain) and len(plain) == 32
+    long = graph.encode(LONG, A1111).states
+    assert len(long) >= 3 * 32 and len(long) % 32 == 0 and np.abs(long - TorchStages(checkpoint).encode(LONG, A1111).states).max() < 1e-5
 
 
 # Rows of different lengths
@@ -150,7 +150,7 @@ MIX = [
 
 def test_prompts_of_any_length_share_a_batch_without_changing_a_bit(toy: Path) -> None:
     stages, denoiser = opened(toy)
-    rows = {} if batch_invariant(denoiser, stages.latent_shape(128, 128), stages.encode("")) else {"rows": 2}
+    rows = {} if batch_invariant(denoiser, stages.latent_shape(128, 128), stages.encode("").states) else {"rows": 2}
     together = drawn(stages, denoiser, MIX, **rows)
     checkpoint = load(toy, device=torch.device("cpu"), dtype=torch.float32)
     for params, latents in zip(MIX, together, strict=True):

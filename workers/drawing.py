@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Job, JobWarning
+from pipelines.conditioning import Text, vector
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask, put_back
-from pipelines.planning import Stages, on_host, plan_for, preview, table_for
+from pipelines.planning import Stages, negative_of, on_host, plan_for, preview, scale_for, table_for
 from pipelines.prompts import Reading
 from workers.messages import (
     Advanced,
@@ -61,7 +62,7 @@ class DrawingThread:
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
-        self._prompts: OrderedDict[tuple[str, Reading], Array] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str | None, Reading], Text] = OrderedDict()
         self._encodings = 0
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
@@ -197,14 +198,18 @@ class DrawingThread:
             self._warn_of_length(job)
         table = table_for(stages, params)
         guided = plan_for(stages, params, table).ever_guided
+        text = self._encode(params.prompt, params.reading)
+        uncond = self._encode(negative_of(stages, params), params.reading) if guided else None
         return Sample(
             id=_sample_id(job.id, index),
             table=table,
             shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),
-            cond=self._encode(params.prompt, params.reading),
-            uncond=self._encode(params.negative_prompt, params.reading) if guided else None,
-            guidance=params.guidance,
+            cond=text.states,
+            uncond=uncond.states if uncond else None,
+            told=vector(stages.told, params, text),
+            uncond_told=vector(stages.told, params, uncond) if uncond else None,
+            guidance=scale_for(stages, params),
             guidance_rescale=stages.card.defaults.guidance_rescale,
             guidance_options=params.guidance_options,
             preview=params.preview,
@@ -236,15 +241,15 @@ class DrawingThread:
             message = f"The model reads {read} tokens; the rest of the {tokens} was left out."
             self._report(Warned(job, JobWarning("prompt_truncated", message)))
 
-    def _encode(self, prompt: str, reading: Reading) -> Array:
-        """Text states, from the cache of recent prompts where they are there."""
+    def _encode(self, prompt: str | None, reading: Reading) -> Text:
+        """From the cache of recent prompts where it is there."""
         key = prompt, reading
         if key in self._prompts:
             self._prompts.move_to_end(key)
             return self._prompts[key]
         self._encodings += 1
         self._prompts[key] = self._stages.encode(prompt, reading)
-        while len(self._prompts) > 1 and sum(map(len, self._prompts.values())) > CACHED_TOKENS:
+        while len(self._prompts) > 1 and sum(len(text.states) for text in self._prompts.values()) > CACHED_TOKENS:
             self._prompts.popitem(last=False)
         return self._prompts[key]
 

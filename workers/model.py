@@ -63,7 +63,7 @@ def open_model(settings: WorkerSettings) -> Model:
     opened = open_backend(settings)
     stages, card = opened.stages, opened.stages.card
     shape = stages.latent_shape(card.width, card.height)
-    context = stages.encode("")
+    context = stages.encode("").states
     rows: int | None = settings.rows or None
     if rows is None and not _invariant(opened, (stages.unet_channels, *shape[1:]), context):
         rows = FIXED_ROWS[opened.device]
@@ -78,9 +78,9 @@ def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> b
     if opened.note:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if (known := json.loads(opened.note.read_text())["batch_invariant"]) in (True, False):
-                warm_up(opened.denoiser, shape, context)
+                warm_up(opened.denoiser, shape, context, opened.stages.told.width)
                 return bool(known)
-    found = batch_invariant(opened.denoiser, shape, context)
+    found = batch_invariant(opened.denoiser, shape, context, opened.stages.told.width)
     if opened.note:
         with contextlib.suppress(OSError):  # a full disk costs the next start a second, not the worker
             opened.note.write_text(json.dumps({"batch_invariant": found}) + "\n")

@@ -20,7 +20,7 @@ def open_torch(settings: WorkerSettings) -> Opened:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     checkpoint = load(settings.model, device=device, dtype=dtype, solvers=Path(settings.solvers) if settings.solvers else None)
-    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype)
+    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told)
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}")
 

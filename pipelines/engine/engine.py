@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
@@ -156,7 +157,8 @@ class Engine:
         context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided] + [batch[i].sample.cond for i in marked]
         marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
         latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
-        out = self._call(latents, timestep, context, marks)  # [R, D]
+        vectors = [f.sample.told for f in batch] + [batch[i].sample.uncond_told for i in guided] + [batch[i].sample.told for i in marked]
+        out = self._call(latents, timestep, context, marks, self._told(vectors))  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
@@ -169,6 +171,12 @@ class Engine:
         assert len(seen) == len(flights), "an inpainting model draws nothing else"
         return self._xp.concat([latents, self._xp.asarray(np.stack(seen), device=self._denoiser.device)], axis=1)
 
+    def _told(self, vectors: list[NDArray[np.float32] | None]) -> Array | None:
+        """What the model is told of each row beside the text, [R, V]: of all rows, or of none."""
+        given = [vector for vector in vectors if vector is not None]
+        assert len(given) in (0, len(vectors)), "a model is told of every row, or of none"
+        return self._xp.asarray(np.stack(given), device=self._denoiser.device) if given else None
+
     def _among(self, cond: Array, places: list[int], out: Array) -> Array:
         """Outputs [S, D] that some rows have; the others keep their conditional one."""
         if not places:
@@ -179,39 +187,39 @@ class Engine:
         full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
         return full
 
-    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str]) -> Array:
+    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str], told: Array | None) -> Array:
         """The model over R rows -> [R, D]. Rows whose prompts are of one length share a call: nothing is padded to another's."""
         xp = self._xp
         lengths = [len(states) for states in context]
         if len(set(lengths)) == 1:
-            return self._together(x, timestep, xp.stack(context), marks)
+            return self._together(x, timestep, xp.stack(context), marks, told)
         found = []
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         for _, group in groupby(order, key=lambda row: lengths[row]):
             rows = list(group)
             index = xp.asarray(rows, dtype=xp.int64, device=self._denoiser.device)
-            told = [marks[row] for row in rows]
-            found.append(
-                self._together(xp.take(x, index, axis=0), xp.take(timestep, index, axis=0), xp.stack([context[r] for r in rows]), told)
-            )
+            part = [None if array is None else xp.take(array, index, axis=0) for array in (x, timestep, told)]
+            found.append(self._together(part[0], part[1], xp.stack([context[r] for r in rows]), [marks[r] for r in rows], part[2]))
         back = xp.asarray(np.argsort(order), dtype=xp.int64, device=self._denoiser.device)
         return xp.take(xp.concat(found, axis=0), back, axis=0)
 
-    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
+    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None) -> Array:
         """The model over R rows with contexts [R, L, E] -> [R, D]: at once, or in calls of exactly `rows` rows."""
         xp, count = self._xp, x.shape[0]
         if self._rows is None:
-            return xp.reshape(self._ask(x, timestep, context, marks), (count, -1))
+            return xp.reshape(self._ask(x, timestep, context, marks, told), (count, -1))
         padding = -count % self._rows
         index = xp.asarray([*range(count), *([0] * padding)], dtype=xp.int64, device=self._denoiser.device)
         x, timestep, context = (xp.take(a, index, axis=0) for a in (x, timestep, context))
         cuts = [slice(i, i + self._rows) for i in range(0, count + padding, self._rows)]
-        marks = marks + [""] * padding
-        out = xp.concat([self._ask(x[c], timestep[c], context[c], marks[c]) for c in cuts], axis=0)
+        marks, told = marks + [""] * padding, None if told is None else xp.take(told, index, axis=0)
+        out = xp.concat([self._ask(x[c], timestep[c], context[c], marks[c], None if told is None else told[c]) for c in cuts], axis=0)
         return xp.reshape(out[:count], (count, -1))
 
-    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str]) -> Array:
-        """One call of the model; it hears of marks only where there are some, so that a backend may do without."""
+    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None) -> Array:
+        """One call of the model; it hears of marks and of further vectors only where there are some, so that a backend may do without."""
+        if told is not None:
+            return self._denoiser(x, timestep, context, marks if any(marks) else (), told)
         return self._denoiser(x, timestep, context, marks) if any(marks) else self._denoiser(x, timestep, context)
 
     def _update(

@@ -24,9 +24,9 @@ class Sample:
     """One image to draw: its table, its seed, and its conditioning.
 
     `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device, of any lengths; `uncond` may
-    be None where no row is guided. `known` is the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row
-    instead of two. `guidance_rescale` is taken where the options do not say. Raises ValueError for guidance that the options
-    contradict.
+    be None where no row is guided. `told` and `uncond_told` are what the model is told beside them, if it is told anything. `known` is
+    the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row instead of two. `guidance_rescale` is taken
+    where the options do not say. Raises ValueError for guidance that the options contradict.
     """
 
     id: str
@@ -35,6 +35,8 @@ class Sample:
     seed: int
     cond: Array
     uncond: Array | None = None
+    told: NDArray[np.float32] | None = None
+    uncond_told: NDArray[np.float32] | None = None
     guidance: float = 1.0
     guidance_rescale: float = 0.0
     guidance_options: Mapping[str, Any] = field(default_factory=dict)

@@ -45,6 +45,10 @@ class ModelAnswer(BaseModel):
     defaults: Defaults
     kinds: tuple[str, ...] = Field(description="of jobs that it can draw")
     prompt_syntaxes: tuple[str, ...] = Field(description="values of `prompt_syntax`")
+    size_conditioning: bool = Field(description="whether it is told sizes, as SDXL is")
+    distilled_guidance: bool = Field(
+        description="whether it has learned guidance, so that it is asked once a step and takes no guidance_options"
+    )
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 
