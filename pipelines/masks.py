@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,49 @@ Mask = NDArray[np.uint8]  # [H, W]
 DRAWN = 128  # and above
 
 
+class Box(NamedTuple):
+    """Pixels from `left` to before `right`, from `top` to before `bottom`."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
 def latent_mask(mask: Mask, cells: tuple[int, int]) -> Latents:
     """[H, W] -> [1, h, w] of 0 and 1, as torch's `interpolate` takes the nearest pixel; H and W are multiples of h and w."""
     (height, width), (h, w) = mask.shape, cells
     return (mask[:: height // h, :: width // w] >= DRAWN).astype(np.float32)[None]
+
+
+def crop_box(mask: Mask, size: tuple[int, int], padding: int) -> Box:
+    """What is drawn of a picture [H, W] whose masked region alone is: that region and `padding` pixels around it, made wider or higher
+    to the proportions of `size` (width, height) as far as the picture goes; as diffusers' `VaeImageProcessor.get_crop_region`.
+
+    Of a mask that draws nothing the whole picture.
+    """
+    height, width = mask.shape
+    rows, columns = (np.flatnonzero((mask >= DRAWN).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return Box(0, 0, width, height)
+    left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
+    top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
+    ratio = size[0] / size[1]
+    if (right - left) / (bottom - top) > ratio:
+        top, bottom = _grown(top, bottom, int((right - left) / ratio), height)
+    else:
+        left, right = _grown(left, right, int((bottom - top) * ratio), width)
+    return Box(left, top, right, bottom)
+
+
+def _grown(first: int, last: int, length: int, most: int) -> tuple[int, int]:
+    """first .. last made `length` long on both sides, moved inwards where it would leave 0 .. most, and cut where it is longer."""
+    more = length - (last - first)
+    first, last = first - more // 2, last + more - more // 2
+    over = max(last - most, 0)
+    first, last = first - over, last - over
+    under = max(-first, 0)
+    return first + under, min(last + under, most)
 
 
 def extended(picture: Pixels, sides: Mapping[str, int], overlap: int) -> tuple[Pixels, Mask]:

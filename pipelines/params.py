@@ -12,6 +12,7 @@ from pipelines.prompts import Reading, Syntax
 
 Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+MaskContent = Literal["original", "fill"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint", "variations")
@@ -19,8 +20,8 @@ SIDES = ("left", "top", "right", "bottom")
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
-    "image": "", "mask": "", "mask_feather": 0, "outpaint": {}, "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
-    "size_conditioning": {},
+    "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
+    "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {},
 }  # fmt: skip
 
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
@@ -31,7 +32,8 @@ class GenerationParams:
     """Everything that decides the picture, with every default already filled in.
 
     Width and height are pixels. `seed` belongs to image 0; image i uses `image_seed(i)`. `image` and `mask` are keys of stored
-    pictures; `strength`, `start` and `end` say which of the steps are taken (`kept_steps`); `mask_feather` is in pixels.
+    pictures; `strength`, `start` and `end` say which of the steps are taken (`kept_steps`); `mask_feather` is in pixels,
+    and so is `mask_padding`: with it only the masked region is drawn, at width and height, and the picture keeps its own size.
     """
 
     prompt: str
@@ -55,6 +57,8 @@ class GenerationParams:
     image: str = ""
     mask: str = ""
     mask_feather: int = 0
+    mask_padding: int | None = None
+    mask_content: MaskContent = "original"  # what the masked part begins as
     outpaint: Mapping[str, int] = field(default_factory=dict)  # by side; width and height are those of the whole
     strength: float = 1.0
     start: float = 0.0

@@ -18,7 +18,7 @@ from typing import Any
 from jobs.job import JobWarning
 from pipelines import names
 from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
-from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, OutputFormat, kept_steps
+from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, MaskContent, OutputFormat, kept_steps
 from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
@@ -65,6 +65,8 @@ class Draft:
     image: str | bytes | None = None  # a key, a data URL, or the file itself
     mask: str | bytes | None = None
     mask_feather: int | None = None
+    mask_padding: int | None = None
+    mask_content: MaskContent | None = None
     outpaint: Mapping[str, int] | None = None
     strength: float | None = None
     start: float | None = None

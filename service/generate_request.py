@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
-from pipelines.params import Kind, OutputFormat
+from pipelines.params import Kind, MaskContent, OutputFormat
 from pipelines.prompts import Syntax
 from service.drafts import Draft
-from service.kinds import MAX_FEATHER, MAX_SIDE
+from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
 from service.terms import Terms
 
 MAX_DEADLINE_S = 2_592_000.0  # 30 days
@@ -126,6 +126,13 @@ class GenerateRequest(BaseModel):
     mask: str | None = Field(default=None, description="likewise, of the same size: what is white, or transparent, is drawn anew")
     mask_feather: int | None = Field(
         default=None, ge=0, le=MAX_FEATHER, description="pixels of soft edge where the picture is put back around the mask; 8 if left out"
+    )
+    mask_padding: int | None = Field(
+        default=None, ge=0, le=MAX_PADDING,
+        description="draw the masked region alone, with so many pixels around it, at width and height; the picture keeps its own size",
+    )  # fmt: skip
+    mask_content: MaskContent | None = Field(
+        default=None, description="what the masked part begins as: original if left out, or fill: a blur of what surrounds it"
     )
     outpaint: OutpaintRequest | None = Field(default=None, description="pixels to draw beyond each side of the image")
     strength: float | None = Field(

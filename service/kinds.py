@@ -20,7 +20,8 @@ FEATHER = 8  # pixels: of most VAEs one latent cell
 MAX_FEATHER = 128
 SEAM = 16  # of outpainting, likewise, and as wide as what is drawn anew of the picture
 MAX_SIDE = 4096
-NEEDS_IMAGE = ("mask", "outpaint", "strength", "start", "end", "mask_feather")
+MAX_PADDING = 1024
+NEEDS_IMAGE = ("mask", "outpaint", "strength", "start", "end", "mask_feather", "mask_padding", "mask_content")
 
 
 def kind_of(draft: Draft, card: ModelCard, given: Pictures) -> Kind:
@@ -58,14 +59,16 @@ def of_picture(draft: Draft, card: ModelCard, sampler: SamplerInfo, steps: int, 
         "image": given.image.key,
         "mask": mask.key if mask else "",
         "mask_feather": _feather(draft, kind),
+        **_masked_part(draft, kind),
         "outpaint": dict(draft.outpaint or {}),
         **_part(draft, kind, sampler, steps),
     }
 
 
 def size_of(draft: Draft, given: Given | None) -> tuple[int | None, int | None]:
-    """Width and height as the client said, or those of its picture."""
-    if given is None or (draft.width is not None and draft.height is not None):
+    """Width and height as the client said, or those of its picture; those of the model where a region of it is drawn."""
+    region = draft.mask_padding is not None and not draft.outpaint
+    if region or given is None or (draft.width is not None and draft.height is not None):
         if given and draft.outpaint and (draft.width, draft.height) != grown(given, draft.outpaint):
             raise InvalidSize("outpaint does not resize: leave width and height out, or give those of the whole.", param="width")
         return draft.width, draft.height
@@ -88,7 +91,16 @@ def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
 
 def _nothing_said(draft: Draft) -> None:
     """What a text-to-image job has anyway may be said: answers of this service hold it."""
-    plain = {"mask": None, "outpaint": None, "strength": 1.0, "start": 0.0, "end": 1.0, "mask_feather": 0}
+    plain = {
+        "mask": None,
+        "outpaint": None,
+        "strength": 1.0,
+        "start": 0.0,
+        "end": 1.0,
+        "mask_feather": 0,
+        "mask_padding": None,
+        "mask_content": "original",
+    }
     for name in NEEDS_IMAGE:
         if getattr(draft, name) not in (None, plain[name]):
             raise InvalidValue(f"{name} means nothing without an image.", param=name)
@@ -104,6 +116,16 @@ def _feather(draft: Draft, kind: Kind) -> int:
     if not 0 <= feather <= MAX_FEATHER:
         raise InvalidValue(f"mask_feather must be from 0 to {MAX_FEATHER}.", param="mask_feather")
     return feather
+
+
+def _masked_part(draft: Draft, kind: Kind) -> dict[str, Any]:
+    content, padding = draft.mask_content or "original", draft.mask_padding
+    for name, said in (("mask_padding", padding is not None), ("mask_content", content != "original")):
+        if said and kind != "inpaint":
+            raise InvalidValue(f"{name} goes with a mask, for inpaint.", param=name)
+    if padding is not None and not 0 <= padding <= MAX_PADDING:
+        raise InvalidValue(f"mask_padding must be from 0 to {MAX_PADDING}.", param="mask_padding")
+    return {"mask_padding": padding, "mask_content": content}
 
 
 def _part(draft: Draft, kind: Kind, sampler: SamplerInfo, steps: int) -> dict[str, float]:

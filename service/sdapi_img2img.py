@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from pipelines.card import ModelCard
+from pipelines.params import MaskContent
 from service.drafts import Draft
 from service.errors import InvalidValue, MissingField, NotSupported
+from service.kinds import MAX_PADDING
 from service.picture_errors import InvalidPicture
 from service.picture_head import head
 from service.sdapi import Txt2ImgRequest, say_the_rest
@@ -27,10 +29,10 @@ ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "mask_round": ((True,), "masks are binary for the model"),
 }
 OF_MASKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "inpainting_fill": ((1,), "the masked part begins as the picture (1, original)"),
-    "inpaint_full_res": ((False,), "the whole picture is drawn, not the masked region alone"),
+    "inpainting_fill": ((0, 1), "the masked part begins as a blur of what surrounds it (0, fill) or as the picture (1, original)"),
 }
-MOOT = frozenset({"inpaint_full_res_padding", "image_cfg_scale"})  # they matter beside what is refused
+CONTENT: Mapping[int, MaskContent] = {0: "fill", 1: "original"}
+MOOT = frozenset({"image_cfg_scale"})  # of models that are not here
 MAX_BLUR = 64
 GREEN = (  # a PNG, 64 by 64
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsOtkJytY3wi+hcEKLDX9WgQEBAQEBAQEBAQEBAQEBA"
@@ -59,12 +61,15 @@ class Img2ImgRequest(Txt2ImgRequest):
     denoising_strength: float | None = Field(default=0.75, description="share of the steps that is taken: above 0, at most 1")
     mask: str | None = Field(default=None, description="base64 or a data URL; white is drawn anew")
     mask_blur: int | None = Field(default=4, ge=0, le=MAX_BLUR, description="deviation of the soft edge, in pixels")
+    inpainting_fill: int | None = Field(default=0, description="what the masked part begins as: 0 a blur of the rest, 1 the picture")
+    inpaint_full_res: bool | None = Field(default=True, description="with a mask: draw its region alone, at width and height")
+    inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=MAX_PADDING, description="and so many pixels around it")
 
     def checked(self) -> None:
         """Raises NotSupported, UnknownField for a field that cannot be honoured."""
         refused = {**ONLY, **(OF_MASKS if self.mask else {})}
         for name, (good, why) in refused.items():
-            value = (self.model_extra or {}).get(name)
+            value = getattr(self, name, None)
             if value is not None and value not in good:
                 raise NotSupported(f"{name} of {str(value)[:20]} is not done here: {why}.", param=name)
         known = {*ONLY, *OF_MASKS, *MOOT}
@@ -89,8 +94,16 @@ class Img2ImgRequest(Txt2ImgRequest):
             image=_decoded("init_images", self.init_images[0]),
             mask=mask,
             strength=strength,
-            mask_feather=2 * (4 if self.mask_blur is None else self.mask_blur) if mask else None,
+            **(self._of_mask() if mask else {}),
         )
+
+    def _of_mask(self) -> dict[str, Any]:
+        alone = self.inpaint_full_res is None or self.inpaint_full_res
+        return {
+            "mask_feather": 2 * (4 if self.mask_blur is None else self.mask_blur),
+            "mask_padding": (self.inpaint_full_res_padding or 0) if alone else None,
+            "mask_content": CONTENT[self.inpainting_fill or 0],
+        }
 
     def echo(self) -> dict[str, Any]:
         """The request as the answer repeats it: without pictures, as there."""

@@ -56,6 +56,18 @@ def test_a_mask_keeps_what_is_black(api: webuiapi.WebUIApi, fleet: Fleet) -> Non
     assert (params["kind"], params["strength"], params["mask_feather"]) == ("inpaint", 0.75, 6)
 
 
+def test_by_default_the_masked_region_is_drawn_alone_at_full_size(api: webuiapi.WebUIApi, fleet: Fleet) -> None:
+    found = api.img2img(
+        images=[Image.fromarray(PICTURE)], mask_image=Image.fromarray(MASK), prompt="a red hat", seed=1, width=128, height=128,
+        inpaint_full_res_padding=4,
+    )  # fmt: skip
+    params, drawn = params_of(fleet, found), np.asarray(found.image)
+    assert (params["mask_padding"], params["mask_content"], params["width"], params["mask_feather"]) == (4, "fill", 128, 8)
+    assert drawn.shape == PICTURE.shape
+    np.testing.assert_array_equal(drawn[:, : 32 - 8], PICTURE[:, : 32 - 8])
+    assert (drawn[:, 40:] != PICTURE[:, 40:]).any()
+
+
 @pytest.fixture
 def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     with running(redis_url, tmp_path, card(), door_wait_s=1, max_body_bytes=1024, max_picture_bytes=100_000) as live:
@@ -75,8 +87,9 @@ def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     ({"initial_noise_multiplier": 0.9}, "not_supported", "initial_noise_multiplier"),
     ({"inpainting_mask_invert": 1}, "not_supported", "inpainting_mask_invert"),
     ({"latent_mask": "x"}, "not_supported", "latent_mask"),
-    ({"mask": as_url(MASK), "inpainting_fill": 0}, "not_supported", "inpainting_fill"),
-    ({"mask": as_url(MASK), "inpaint_full_res": True}, "not_supported", "inpaint_full_res"),
+    ({"mask": as_url(MASK), "inpainting_fill": 2}, "not_supported", "inpainting_fill"),
+    ({"mask": as_url(MASK), "inpaint_full_res_padding": 2000}, "invalid_value", "inpaint_full_res_padding"),
+    ({"mask": as_url(MASK), "inpaint_full_res": "yes, please"}, "invalid_value", "inpaint_full_res"),
     ({"mask": as_url(np.dstack([PICTURE, MASK]))}, "not_supported", "mask"),
     ({"mask": as_url(sample_mask(64, 32))}, "invalid_size", "mask"),
     ({"mask": as_url(MASK), "mask_blur": 65}, "invalid_value", "mask_blur"),

@@ -52,6 +52,15 @@ def test_the_kind_follows_from_what_comes_along(gateway: Live) -> None:
     assert params(gateway, kind="text_to_image")[0]["image"] == ""
 
 
+def test_a_masked_region_is_drawn_in_the_size_of_the_model_or_as_asked(gateway: Live) -> None:
+    odd = {"image": as_url(sample_picture(301, 99)), "mask": as_url(sample_mask(301, 99))}
+    found, _ = params(gateway, mask_padding=16, **odd)
+    assert (found["width"], found["height"], found["mask_padding"], found["mask_content"]) == (64, 64, 16, "original")
+    found, total = params(gateway, mask_padding=0, mask_content="fill", width=64, height=96, **odd)
+    assert (found["width"], found["height"], found["mask_padding"], found["mask_content"]) == (64, 96, 0, "fill")
+    assert params(gateway, **found) == (found, total)
+
+
 def test_outpaint_makes_the_picture_larger(gateway: Live) -> None:
     found, total = params(gateway, image=PICTURE, outpaint={"right": 32, "top": 16})
     assert (found["kind"], found["width"], found["height"], found["outpaint"]) == ("outpaint", 96, 80, {"right": 32, "top": 16})
@@ -97,6 +106,12 @@ def test_a_picture_of_another_size_is_drawn_in_the_size_that_is_asked_for(gatewa
     ({"mask_feather": 4}, "invalid_value", "mask_feather"),
     ({"image": PICTURE, "mask_feather": 4}, "invalid_value", "mask_feather"),
     ({"image": PICTURE, "mask": MASK, "mask_feather": 129}, "invalid_value", "mask_feather"),
+    ({"mask_padding": 4}, "invalid_value", "mask_padding"),
+    ({"image": PICTURE, "mask_padding": 4}, "invalid_value", "mask_padding"),
+    ({"image": PICTURE, "mask": MASK, "mask_padding": 1025}, "invalid_value", "mask_padding"),
+    ({"image": PICTURE, "mask": MASK, "mask_content": "noise"}, "invalid_value", "mask_content"),
+    ({"image": PICTURE, "mask_content": "fill"}, "invalid_value", "mask_content"),
+    ({"image": PICTURE, "outpaint": {"left": 8}, "mask_padding": 4}, "invalid_value", "mask_padding"),
     ({"image": PICTURE, "strength": 0}, "invalid_value", "strength"),
     ({"image": PICTURE, "strength": 1.01}, "invalid_value", "strength"),
     ({"image": PICTURE, "strength": 0.09}, "invalid_value", "strength"),  # not one step of ten

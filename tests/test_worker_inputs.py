@@ -24,6 +24,7 @@ from tests.test_drawing import Studio
 from tests.worker_bench import PIXELS, Bench, draw_at_once, job
 from workers.inputs import NoInputs, mask_pixels, pixels
 from workers.messages import Advanced, Draw, Drawn, Exported, Inputs, Save, Warned
+from workers.regions import whole
 
 checkpoint, studio = test_drawing.checkpoint, test_drawing.studio
 
@@ -105,7 +106,7 @@ def test_the_thread_draws_from_pictures_beside_text_and_puts_what_is_known_back(
     text = test_drawing.job("text")
     image = test_drawing.job("image", kind="image_to_image", image="k", strength=0.5, num_images=2)
     inpaint = test_drawing.job("inpaint", kind="inpaint", image="k", mask="m", mask_feather=4, guidance=1.0)
-    for one, inputs in ((text, None), (image, Inputs(picture, None)), (inpaint, Inputs(picture, mask))):
+    for one, inputs in ((text, None), (image, Inputs(picture, None)), (inpaint, whole(inpaint.params, picture, mask))):
         studio.thread.put(Draw(one, inputs=inputs))
     posterior = encode_picture(checkpoint, picture)
     known = {"text": None, "image": Known(posterior), "inpaint": Known(posterior, latent_mask(mask, (8, 8)), from_noise=True)}
@@ -122,7 +123,7 @@ def test_a_mask_that_no_cell_sees_is_told(studio: Studio) -> None:
     one = test_drawing.job("thin", kind="inpaint", image="k", mask="m")
     mask = np.zeros((64, 64), np.uint8)
     mask[3, 3] = 255
-    studio.thread.put(Draw(one, inputs=Inputs(np.zeros((64, 64, 3), np.uint8), mask)))
+    studio.thread.put(Draw(one, inputs=whole(one.params, np.zeros((64, 64, 3), np.uint8), mask)))
     assert [warned.warning.code for warned in studio.until(Warned, one)] == ["mask_empty"]
 
 
@@ -130,17 +131,17 @@ def test_an_image_job_goes_on_in_another_thread_bit_for_bit(checkpoint: Checkpoi
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
-    inputs = Inputs(picture, mask)
     one = test_drawing.job("one", kind="inpaint", image="k", mask="m", sampler="euler_a", steps=40, strength=0.9)
+    inputs = whole(one.params, picture, mask)
     first, second = Studio(checkpoint, slots=1), Studio(checkpoint, slots=1)
     first.thread.put(Draw(one, inputs=inputs))
     first.until(Advanced, one)
     first.thread.put(Save(one))
     [exported] = first.until(Exported, one)
-    [whole] = first.until(Drawn, one)
+    [drawn] = first.until(Drawn, one)
     second.thread.put(Draw(one, exported.images, inputs=inputs))
     [resumed] = second.until(Drawn, one)
     for studio in (first, second):
         studio.thread.stop()
     assert exported.images, "it was under way"
-    np.testing.assert_array_equal(resumed.pixels, whole.pixels)
+    np.testing.assert_array_equal(resumed.pixels, drawn.pixels)

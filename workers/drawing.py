@@ -20,7 +20,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
-from pipelines.masks import latent_mask, put_back
+from pipelines.masks import latent_mask
 from pipelines.planning import Stages, negative_of, on_host, plan_for, preview, scale_for, table_for
 from pipelines.prompts import Reading
 from workers.messages import (
@@ -42,6 +42,7 @@ from workers.messages import (
     Warned,
 )
 from workers.metrics import WorkerMetrics
+from workers.regions import returned
 from workers.watch import Piece
 
 Array = Any
@@ -314,9 +315,7 @@ class DrawingThread:
     def _finish(self, job: Job, pixels: Pixels) -> Pixels:
         """With the picture's own pixels around the mask."""
         given = self._inputs.get(job.id)
-        if given is None or given.mask is None:
-            return pixels
-        return put_back(pixels, given.picture, given.mask, job.params.mask_feather)
+        return returned(pixels, given.kept, job.params.mask_feather) if given and given.kept else pixels
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

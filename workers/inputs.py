@@ -13,6 +13,7 @@ from jobs.job import JobError
 from pipelines.masks import extended
 from pipelines.params import GenerationParams
 from workers.messages import Inputs, Pixels
+from workers.regions import region, whole
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 50_000_000  # a header may promise less than its file holds
@@ -44,10 +45,15 @@ async def load(params: GenerationParams, store: ImageStore) -> Inputs:
 def _decoded(params: GenerationParams, picture: bytes, mask: bytes | None) -> Inputs:
     more = params.outpaint
     size = params.width - more.get("left", 0) - more.get("right", 0), params.height - more.get("top", 0) - more.get("bottom", 0)
+    if params.mask_padding is not None:
+        size = _opened(picture).size
     found = pixels(picture, size)
     if params.kind == "outpaint":
-        return Inputs(*extended(found, more, params.mask_feather))
-    return Inputs(found, mask_pixels(mask, size, of_itself=params.mask == params.image) if mask else None)
+        return whole(params, *extended(found, more, params.mask_feather))
+    if mask is None:
+        return Inputs(found, None)
+    drawn = mask_pixels(mask, size, of_itself=params.mask == params.image)
+    return whole(params, found, drawn) if params.mask_padding is None else region(params, found, drawn)
 
 
 def pixels(data: bytes, size: tuple[int, int]) -> Pixels:

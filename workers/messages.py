@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 
 from jobs.job import Job, JobWarning
 from pipelines.engine.sample import Saved
+from pipelines.masks import Box
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is put back around a mask: the picture in the size that is answered with, and the box of it that was drawn."""
+
+    picture: Pixels  # [H, W, 3]
+    mask: Pixels  # [H, W]
+    box: Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,7 @@ class Inputs:
 
     picture: Pixels  # [H, W, 3]
     mask: Pixels | None  # [H, W], 255 where it is drawn
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
