@@ -181,16 +181,13 @@ def _torch(wanted: WorkerSettings) -> str:
 
 
 def model() -> Finding:
-    from pipelines.checkpoint_folder import PARTS, CheckpointError, describe
-    from pipelines.graphs.weights import weight_files
+    from pipelines.checkpoint_error import CheckpointError
+    from pipelines.checkpoint_folder import describe
 
     wanted = of_worker(redis_url="unix:///embedded")
     begun = time.monotonic()
     try:
-        said = describe(wanted.model)
-        card = said.card
-        for part in PARTS:
-            weight_files(said.folder / part)
+        card = describe(wanted.model, cache=wanted.caches).card
     except (CheckpointError, OSError) as error:
         return Finding(f"{wanted.model}: {error}", "point CELADON_MODEL to a folder in diffusers layout, or to a hub id")
     sizes = f"{card.width}x{card.height}, {len(card.samplers)} samplers, {len(card.schedules)} schedules"

@@ -62,9 +62,14 @@ class Pairs:
 
         folder = Path(model or DEFAULT_MODEL)
         if not folder.is_dir():
-            from pipelines.checkpoint_folder import resolve
+            from pipelines.checkpoint_error import CheckpointError
+            from pipelines.sources import local
+            from workers.settings import WorkerSettings
 
-            folder = resolve(model)
+            try:
+                folder, _ = local(model, WorkerSettings(redis_url="unix:///none").caches)
+            except CheckpointError as error:
+                raise StartRefused(str(error)) from error
         config, extra = folder / "scheduler" / "scheduler_config.json", folder / "celadon.json"
         if not config.exists():
             raise StartRefused(f"{folder} is no checkpoint in diffusers layout: it has no scheduler/scheduler_config.json")

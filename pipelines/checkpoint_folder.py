@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.conditioning import Told
 from pipelines.ladder import Ladder
 from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
+from pipelines.sources import local, slug
+from pipelines.weight_files import check_headers
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
-HUB_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", "celadon.json"]
 HASHED = {".safetensors", ".json", ".txt"}
 OF_SD = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
 OF_SDXL = ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline")
@@ -34,10 +36,6 @@ PARTS = ("unet", "vae", "text_encoder")
 
 # Least-squares map from SD 1.x latents to RGB in [0, 1], for checkpoints that bring none of their own.
 SD_LATENT_RGB = ([[0.149, 0.104, 0.092], [0.098, 0.144, 0.129], [-0.095, 0.094, 0.135], [-0.092, -0.136, -0.228]], [0.5, 0.5, 0.5])
-
-
-class CheckpointError(ValueError):
-    """The folder is no checkpoint that this program can run; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,22 +58,36 @@ class Described:
         return self.configs["vae"].get("latent_channels", 4), height // self.vae_factor, width // self.vae_factor
 
 
-def describe(source: str | Path, solvers: Path | None = None) -> Described:
-    """Read a local folder or a hub id, with solvers from its folder `solvers` and from that one.
+def describe(source: str | Path, solvers: Path | None = None, cache: Path | None = None) -> Described:
+    """Read a local folder, a hub id or a single file (converted into `cache`), with solvers from its folder `solvers` and from that one.
 
-    Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
+    Raises CheckpointError where it is no checkpoint of Stable Diffusion 1.x, 2.x or XL, or a solver cannot run on it.
     """
-    folder = resolve(source)
+    folder, name = local(source, cache)
+    try:
+        return _described(folder, name, solvers)
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(f"the configs of {name} cannot be read: {type(error).__name__} {error}", "bad_config") from error
+
+
+def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     index = read_json(folder / "model_index.json")
     parts = _parts(folder, index)
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     ladder = read_ladder(folder, extra)
     configs = {part: read_json(folder / part / "config.json") for part in parts}
-    told = _told(folder, configs)
+    told, kinds = _told(folder, configs), _kinds(folder, configs)
+    for part in parts:
+        check_headers(folder / part)
+    if not isinstance(configs["vae"]["block_out_channels"], list):
+        raise TypeError("block_out_channels of the VAE is no list")
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     tokens = _tokens(folder, configs["text_encoder"])
-    card = build_card(folder, extra, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
-    card = replace(card, kinds=_kinds(folder, configs), size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
+    named = {"id": name, "title": folder.resolve().name if folder.name == name else name} | extra
+    card = build_card(folder, named, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
+    card = replace(card, kinds=kinds, size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
     zero_negative = parts != PARTS and bool(index.get("force_zeros_for_empty_prompt", True))
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
@@ -89,11 +101,17 @@ def _parts(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     if kind in OF_SD:
         return PARTS
     if kind not in OF_SDXL and not str(kind).startswith("StableDiffusionXL"):
-        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here")
+        raise CheckpointError(
+            f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here", "unsupported_pipeline"
+        )
     if (index.get("text_encoder") or [None])[0] is None or index.get("requires_aesthetics_score"):
-        raise CheckpointError(f"{folder.name} is SDXL's refiner, which goes on where a base model ends; only base models run here")
+        raise CheckpointError(
+            f"{folder.name} is SDXL's refiner, which goes on where a base model ends; only base models run here", "refiner"
+        )
     if kind not in OF_SDXL:
-        raise CheckpointError(f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here")
+        raise CheckpointError(
+            f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here", "unsupported_pipeline"
+        )
     return (*PARTS, "text_encoder_2")
 
 
@@ -101,10 +119,12 @@ def _told(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Told:
     try:
         told = Told.from_config(configs["unet"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder.name} cannot run here: {error}") from error
+        raise CheckpointError(f"{folder.name} cannot run here: {error}", "unsupported_unet") from error
     pools = configs["text_encoder_2"].get("projection_dim", 512) if "text_encoder_2" in configs else 0
     if told.pooled != pools:
-        raise CheckpointError(f"the U-Net of {folder.name} takes a pooled text of {told.pooled} numbers; its text encoders make {pools}")
+        raise CheckpointError(
+            f"the U-Net of {folder.name} takes a pooled text of {told.pooled} numbers; its text encoders make {pools}", "unsupported_unet"
+        )
     return told
 
 
@@ -115,7 +135,8 @@ def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str,
         return KINDS
     if takes == 2 * latents + 1:
         return ("inpaint", "outpaint")
-    raise CheckpointError(f"the U-Net of {folder.name} takes {takes} channels: neither {latents} nor, as for inpainting, {2 * latents + 1}")
+    message = f"the U-Net of {folder.name} takes {takes} channels: neither {latents} nor, as for inpainting, {2 * latents + 1}"
+    raise CheckpointError(message, "unsupported_unet")
 
 
 def _tokens(folder: Path, text: Mapping[str, Any]) -> int:
@@ -127,7 +148,7 @@ def _solvers(folder: Path, further: Path | None, ladder: Ladder) -> dict[str, So
     try:
         return read_solvers([folder / "solvers", *([further] if further else [])], ladder)
     except SolverError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(str(error), "bad_solver") from error
 
 
 def _with_solvers(card: ModelCard, solvers: Mapping[str, Solver], further: Path | None) -> ModelCard:
@@ -149,20 +170,6 @@ def read_ladder(folder: Path, extra: Mapping[str, Any]) -> Ladder:
         raise CheckpointError(f"{folder.name} cannot run here: {error}") from error
 
 
-def resolve(source: str | Path) -> Path:
-    """The checkpoint's local folder; a hub id ("owner/name") is fetched once into the hub's own cache."""
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "model_index.json").exists():
-            raise CheckpointError(f"{folder.name} holds no model_index.json: it is not a checkpoint in diffusers layout")
-        return folder
-    if str(source).count("/") != 1 or str(source).startswith((".", "/")):
-        raise CheckpointError(f"no folder {folder.name}: name an existing folder in diffusers layout, or a hub id such as owner/name")
-    from huggingface_hub import snapshot_download  # here, since most models are folders
-
-    return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
-
-
 def build_card(
     folder: Path, extra: Mapping[str, Any], ladder: Ladder, trained_px: int, factor: int, prompt_tokens: int, unet: Mapping[str, Any]
 ) -> ModelCard:
@@ -172,8 +179,8 @@ def build_card(
     defaults = Defaults(**_usual(folder, unet) | extra.get("defaults", {}))
     width, height = extra.get("width", trained_px), extra.get("height", trained_px)
     return ModelCard(
-        id=extra.get("id", folder.resolve().name),
-        title=extra.get("title", folder.resolve().name),
+        id=slug(extra["id"]),
+        title=extra["title"],
         description=extra.get("description", ""),
         license=extra.get("license", "unknown"),
         hash=checkpoint_hash(folder),
@@ -226,6 +233,13 @@ def checkpoint_hash(folder: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise CheckpointError(f"{path.parent.name}/{path.name} is missing: it is not a whole checkpoint in diffusers layout")
-    data: dict[str, Any] = json.loads(path.read_text())
+        raise CheckpointError(
+            f"{path.parent.name}/{path.name} is missing: it is not a whole checkpoint in diffusers layout", "not_diffusers"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.parent.name}/{path.name} is no JSON", "bad_config") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.parent.name}/{path.name} is no JSON object", "bad_config")
     return data

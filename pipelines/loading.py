@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.card import ModelCard
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
 from pipelines.conditioning import Told
 from pipelines.ladder import Ladder
@@ -62,12 +64,16 @@ class Checkpoint:
         return self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, solvers: Path | None = None) -> Checkpoint:
-    """Load a local folder or a hub id, and solvers from its folder `solvers` and from that one.
+def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """Load a local folder or a hub id, and the solvers in its folder `solvers`.
 
     Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
-    said = describe(source, solvers)
+    return load_described(describe(source), device=device, dtype=dtype)
+
+
+def load_described(said: Described, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+    """The modules of what was described. Raises CheckpointError where the weights are not those that the configs describe."""
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
     vae = _module(AutoencoderKL, said.folder / "vae", device, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
@@ -88,5 +94,10 @@ def _second(said: Described, device: torch.device, dtype: torch.dtype) -> Second
 
 def _module(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """One module in eval mode. The weights go through accelerate's empty initialisation, never through pickle."""
-    module = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, dtype=dtype)
+    try:
+        module, told = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, dtype=dtype, output_loading_info=True)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the weights of {folder.name} are not those that its config describes", "weights_misfit") from error
+    if wrong := sorted(map(str, (*told["missing_keys"], *told["mismatched_keys"]))):
+        raise CheckpointError(f"{folder.name}: {wrong[0]} is missing or of another shape than its config describes", "weights_misfit")
     return module.to(device).eval().requires_grad_(False)

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from jobs.job import Job
-from pipelines.checkpoint_folder import CheckpointError, describe
+from pipelines.checkpoint_error import CheckpointError
+from pipelines.checkpoint_folder import describe
 from pipelines.denoiser import batch_invariant
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine

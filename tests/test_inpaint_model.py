@@ -12,7 +12,8 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
 from PIL import Image
 
-from pipelines.checkpoint_folder import CheckpointError, describe
+from pipelines.checkpoint_error import CheckpointError
+from pipelines.checkpoint_folder import describe
 from pipelines.denoiser import batch_invariant
 from pipelines.engine.sample import Sample
 from pipelines.known import Known

@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from pipelines.checkpoint_folder import CheckpointError
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.denoiser import batch_invariant
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine

@@ -16,7 +16,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMat
 
 from oracles import EPSILON, ZERO_SNR, Mixture, difference, noises, run_table
 from pipelines import samplers, schedules
-from pipelines.checkpoint_folder import CheckpointError
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.gamma import deviation

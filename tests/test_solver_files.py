@@ -17,9 +17,10 @@ from celadon.explain import described
 from oracles import EPSILON, ZERO_SNR, Mixture, noises, run_table
 from pipelines import samplers, schedules
 from pipelines.card import ModelCard
-from pipelines.checkpoint_folder import CheckpointError
+from pipelines.checkpoint_error import CheckpointError
+from pipelines.checkpoint_folder import describe
 from pipelines.ladder import Ladder
-from pipelines.loading import load
+from pipelines.loading import load_described
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import compile_table
 from pipelines.solver_files import SolverError, parsed
@@ -144,7 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, further: Path | None = None) -> Any:
-    return load(folder, device=torch.device("cpu"), dtype=torch.float32, solvers=further)
+    return load_described(describe(folder, further), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_a_model_offers_the_solvers_of_both_folders(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import structlog
 
-from pipelines.checkpoint_folder import CheckpointError, Described, describe
+from pipelines.checkpoint_error import CheckpointError
+from pipelines.checkpoint_folder import Described, describe
 from pipelines.denoiser import Denoiser, batch_invariant, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
@@ -94,7 +95,7 @@ def open_backend(settings: WorkerSettings) -> Opened:
         raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
     backend, _ = pick_backend(settings)
     try:
-        return _open(backend, describe(settings.model, solvers), settings)
+        return _open(backend, describe(settings.model, solvers, settings.caches), settings)
     except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
         raise ModelRefused(f"CELADON_MODEL: {error}") from error
 
@@ -132,7 +133,7 @@ def _sees_gpu() -> bool:
 
 def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened:
     if backend == "torch":
-        return _open_torch(settings)
+        return _open_torch(said, settings)
     from pipelines.graphs.unet import NoGraph
     from workers.model_openvino import open_openvino
 
@@ -142,12 +143,12 @@ def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened
         if settings.backend == "openvino" or not importlib.util.find_spec("torch"):
             raise ModelRefused(f"CELADON_MODEL: {error}; torch runs it: pip install celadon[gpu]") from error
         log.warning("no_graph", reason=str(error), backend="torch")
-        return _open_torch(settings)
+        return _open_torch(said, settings)
 
 
-def _open_torch(settings: WorkerSettings) -> Opened:
+def _open_torch(said: Described, settings: WorkerSettings) -> Opened:
     if settings.weights == "int8":
         raise ModelRefused("CELADON_WEIGHTS=int8 is OpenVINO's: leave it out, or set CELADON_BACKEND=openvino")
     from workers.model_torch import open_torch
 
-    return open_torch(settings)
+    return open_torch(said, settings)

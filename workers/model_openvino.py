@@ -25,7 +25,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
         raise ModelRefused("CELADON_BACKEND=openvino runs on CPUs, in float32 or bfloat16")
     precision = fastest_precision() if settings.dtype == "auto" else settings.dtype
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-    cache = settings.cache_dir or settings.data_dir / "cache"
+    cache = settings.caches
     int8 = settings.weights == "int8"
     compiler = Compiler(said, cache, cores, int8=int8)
     stages = OpenVinoStages(said, compiler, precision)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from pipelines.checkpoint_folder import Described
 from pipelines.denoiser_torch import TorchDenoiser
-from pipelines.loading import load
+from pipelines.loading import load_described
 from pipelines.text_to_image import TorchStages
 from workers.model import ModelRefused, Opened
 from workers.settings import WorkerSettings
 
 
-def open_torch(settings: WorkerSettings) -> Opened:
+def open_torch(said: Described, settings: WorkerSettings) -> Opened:
     """Raises ModelRefused, CheckpointError or OSError."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = load(settings.model, device=device, dtype=dtype, solvers=Path(settings.solvers) if settings.solvers else None)
+    checkpoint = load_described(said, device=device, dtype=dtype)
     denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told)
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}")

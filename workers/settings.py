@@ -35,7 +35,7 @@ class WorkerSettings(BaseSettings):
     rows: int = Field(default=0, ge=0, le=256, description="rows of every U-Net call; 0 decides by measurement at start")
     threads: int = Field(default=0, ge=0, le=256, description="CPU threads of the model; 0: one a core")
     streams: int = Field(default=0, ge=0, le=256, description="OpenVINO's, which share the threads; 0 decides by measurement, once")
-    cache_dir: Path | None = Field(default=None, description="compiled models; <data dir>/cache")
+    cache_dir: Path | None = Field(default=None, description="compiled and converted models; <data dir>/cache")
     lease_s: float = Field(default=15.0, ge=1, le=600)
     renew_s: float = Field(default=1.0, ge=0.05, le=60, description="how often leases are renewed and cancels are read")
     drain_s: float = Field(default=1.0, ge=0, le=3600, description="how long SIGTERM waits for running jobs before it hands them on")
@@ -50,6 +50,11 @@ class WorkerSettings(BaseSettings):
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def caches(self) -> Path:
+        """Where compiled and converted models lie."""
+        return self.cache_dir or self.data_dir / "cache"
 
     _storage = field_validator("storage")(checked_storage)
     _endpoint = field_validator("s3_endpoint")(checked_endpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import deserialize
 
+from pipelines.weight_files import weight_files
+
 Tensor = NDArray[Any]
 
-NAMES = ("diffusion_pytorch_model", "model")  # diffusers' and transformers'
 TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64, "I32": np.int32}
 
 
@@ -39,13 +39,3 @@ class Weights:
             upper = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16
             return upper.view(np.float32).reshape(info["shape"])
         return np.frombuffer(info["data"], TYPES[info["dtype"]]).reshape(info["shape"])
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of the part in that folder. Raises FileNotFoundError where there are none of the usual names."""
-    for name in NAMES:
-        if (index := folder / f"{name}.safetensors.index.json").exists():
-            return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        if (whole := folder / f"{name}.safetensors").exists():
-            return [whole]
-    raise FileNotFoundError(f"{folder.name} holds no safetensors of its weights")
