@@ -12,14 +12,27 @@ MAX_PREVIEWS = 8  # that are kept of a job
 
 
 def place(job: Job) -> tuple[str, str, str, int, int, str]:
-    """Where a job waits and what it asks for: client, queue, class, priority, evaluations, size."""
+    """Where a job waits and what it asks for: client, queue, class, priority, evaluations, size.
+
+    Of a job in two passes the evaluations are so many of the larger size as cost the same, by their pixels.
+    """
     if not -MAX_PRIORITY <= job.priority <= MAX_PRIORITY:
         raise ValueError(f"Priority {job.priority} is outside {-MAX_PRIORITY} .. {MAX_PRIORITY}.")
     if job.service_class not in SERVICE_CLASSES:
         raise ValueError(f"{job.service_class!r} is none of {', '.join(SERVICE_CLASSES)}.")
     _check_previews(job)
     queue = queue_name(job.params.model, job.schema)
-    return name(job.client), queue, job.service_class, job.priority, job.steps_total, f"{job.params.width}x{job.params.height}"
+    return name(job.client), queue, job.service_class, job.priority, *_work(job)
+
+
+def _work(job: Job) -> tuple[int, str]:
+    first, last = job.params.passes[0], job.params.passes[-1]
+    size = f"{last.width}x{last.height}"
+    if first is last:
+        return job.steps_total, size
+    (a, b), (c, d) = first.kept, last.kept
+    small, large = (b - a) * first.width * first.height / (last.width * last.height), d - c
+    return max(1, round(job.steps_total * (small + large) / (b - a + d - c))), size
 
 
 def record_of(job: Job) -> list[str]:

@@ -11,13 +11,24 @@ PARAMETER = re.compile(r'\s*([\w ]+?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str, version: str) -> str:
     """Prompt, negative prompt if there is one, and the parameters; `sampler` is its name for people."""
-    changed = f"Denoising strength: {params.strength:g}, " if params.image else ""
+    more = "" if changed(params) is None else f"Denoising strength: {changed(params):g}, "
+    if hires := params.upscale:
+        more += (
+            f"Hires resize: {hires['width']}x{hires['height']}, Hires steps: {hires['steps']}, Hires upscaler: {hires['method'].title()}, "
+        )
     negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
     return (
         f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {params.schedule}, "
-        f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, {changed}"
+        f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, {more}"
         f"Model hash: {model_hash}, Model: {params.model}, Version: celadon {version}"
     )
+
+
+def changed(params: GenerationParams) -> float | None:
+    """What A1111 calls denoising strength: that of the second pass, or of the picture that is drawn upon; None where there is neither."""
+    if params.upscale:
+        return float(params.upscale["strength"])
+    return params.strength if params.image else None
 
 
 def parse(text: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pipelines.prompts import Reading, Syntax
 Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskContent = Literal["original", "fill"]
+UpscaleMethod = Literal["lanczos", "latent"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint", "variations")
@@ -21,9 +22,10 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
-    "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {},
+    "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
 }  # fmt: skip
 
+FIRST_PASS = "first pass"  # in the place of a key
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
 
 
@@ -65,11 +67,21 @@ class GenerationParams:
     end: float = 1.0
     prompt_syntax: Syntax = "plain"
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)  # what SDXL is told: original_size, crop, target_size; pairs
+    upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
 
     @property
     def reading(self) -> Reading:
         """How both prompts are read."""
         return Reading(self.prompt_syntax)
+
+    @property
+    def passes(self) -> tuple[GenerationParams, ...]:
+        """One, or where the picture is enlarged two: the second is image-to-image of what the first draws, with the same seed."""
+        if not self.upscale:
+            return (self,)
+        first, more = dataclasses.replace(self, upscale={}), {name: self.upscale[name] for name in ("width", "height", "steps", "strength")}
+        second = dataclasses.replace(first, kind="image_to_image", image=self.image or FIRST_PASS, start=0.0, end=1.0, **more)
+        return first, second
 
     @property
     def masked(self) -> bool:

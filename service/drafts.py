@@ -25,6 +25,7 @@ from service.guided import guidance_warnings, guided
 from service.inputs import Pictures
 from service.kinds import kind_warnings, of_picture, size_of
 from service.option_values import checked_options, idle_options
+from service.second_pass import second_pass
 from service.settings import Settings
 from service.steps import ends_open, number_of_steps
 
@@ -72,6 +73,7 @@ class Draft:
     start: float | None = None
     end: float | None = None
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)
+    upscale: Mapping[str, Any] = field(default_factory=dict)  # factor, or width and height; steps, strength, method
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,15 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
     width, height = _size(*size_of(draft, given.image), card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
-    steps = number_of_steps(draft.steps, schedule_options, card, sampler, schedule, settings)
+
+    def counted(said: int | None) -> int:
+        return number_of_steps(said, schedule_options, card, sampler, schedule, settings)
+
+    steps = counted(draft.steps)
     picture = of_picture(draft, card, sampler, steps, given)
     first, last = kept_steps(steps, **{name: picture[name] for name in OF_PART if name in picture})
     guidance, guidance_options = guided(draft.guidance, draft.guidance_options, card, sampler, last - first)
+    second = second_pass(draft, picture["kind"], card, sampler, (width, height), lambda said: counted(said or steps), settings)
     params = GenerationParams(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
@@ -122,9 +129,13 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
         preview=draft.preview,
         prompt_syntax=draft.prompt_syntax,
         size_conditioning=_told_sizes(draft, card),
+        upscale=second,
         **picture,
     )
     evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))
+    if second:
+        first, last = params.passes[1].kept
+        evaluations += sampler.evaluations(last - first, ends_open=ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
 
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
-from pipelines.params import Kind, MaskContent, OutputFormat
+from pipelines.params import Kind, MaskContent, OutputFormat, UpscaleMethod
 from pipelines.prompts import Syntax
 from service.drafts import Draft
 from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
+from service.second_pass import MAX_FACTOR
 from service.terms import Terms
 
 MAX_DEADLINE_S = 2_592_000.0  # 30 days
@@ -82,6 +83,23 @@ class SizeConditioning(BaseModel):
     target_size: Pair | None = Field(default=None, description="[width, height] after that")
 
 
+class UpscaleRequest(BaseModel):
+    """The second pass: `factor`, or both `width` and `height`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    factor: float | None = Field(default=None, gt=1, le=MAX_FACTOR, description="2 if left out; sides are rounded to the model's multiple")
+    width: int | None = Field(default=None, ge=1, description="instead of factor: pixels of the result")
+    height: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="of which `strength` are taken; as many as before if left out")
+    strength: float | None = Field(default=None, gt=0, le=1, description="share of the steps that is drawn: 0.4, or 0.6 for latent")
+    method: UpscaleMethod | None = Field(default=None, description="lanczos (pixels, if left out) or latent (bilinear)")
+
+
+def _or_factor(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"type": "number", "exclusiveMinimum": 1, "maximum": MAX_FACTOR}, *schema["anyOf"]]
+
+
 class GenerateRequest(BaseModel):
     """What to draw. A field left out, or null where null is allowed, takes the model's default."""
 
@@ -143,6 +161,10 @@ class GenerateRequest(BaseModel):
     size_conditioning: SizeConditioning | None = Field(
         default=None, description="for models that are told sizes (SDXL); see docs/models.md"
     )
+    upscale: UpscaleRequest | None = Field(
+        default=None, description="enlarge the picture, so many times, and draw its detail anew in the same job; docs/images.md",
+        json_schema_extra=_or_factor,
+    )  # fmt: skip
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
     service_class: ServiceClass = Field(
         default="normal",
@@ -158,7 +180,13 @@ class GenerateRequest(BaseModel):
         said = {name: getattr(self, name) for name in Draft.__dataclass_fields__}
         said["outpaint"] = self.outpaint and {side: pixels for side, pixels in self.outpaint if pixels}
         said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
+        said["upscale"] = {name: value for name, value in self.upscale or () if value is not None}
         return Draft(**said | {name: said[name] or None for name in ("image", "mask", "outpaint")})  # as answers hold them, empty is none
+
+    @field_validator("upscale", mode="before")
+    @classmethod
+    def _a_number_is_a_factor(cls, said: Any) -> Any:
+        return {"factor": said} if isinstance(said, int | float) and not isinstance(said, bool) else said
 
     def to_terms(self) -> Terms:
         hook = self.webhook

@@ -11,24 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import Job
 from pipelines.card import ModelCard
-from pipelines.infotext import infotext
+from pipelines.infotext import changed, infotext
 from pipelines.name_tables import A1111_SAMPLERS
 from pipelines.names import a1111
 from service.drafts import Draft
 from service.errors import InvalidValue, NotSupported, UnknownField, shown
+from service.sdapi_hires import SAME, second_pass
 
 # Fields that are honoured only where they ask for nothing, and what asks for nothing besides null.
 NOTHING: Mapping[str, tuple[Any, ...]] = {
     "styles": ([],), "subseed": (-1,), "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
-    "restore_faces": (False,), "tiling": (False,), "enable_hr": (False,), "firstphase_width": (0,), "firstphase_height": (0,),
-    "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_prompt": ("",), "hr_negative_prompt": ("",), "hr_second_pass_steps": (0,),
-    "hr_resize_x": (0,), "hr_resize_y": (0,), "script_name": ("", "None"), "script_args": ([],), "alwayson_scripts": ({},),
-    "refiner_checkpoint": ("", "None"), "refiner_switch_at": (0, 1), "infotext": ("",), "comments": ({},),
+    "restore_faces": (False,), "tiling": (False,), "firstphase_width": (0,), "firstphase_height": (0,),
+    "hr_checkpoint_name": ("", "Use same checkpoint"), "hr_prompt": ("",), "hr_negative_prompt": ("",), "script_name": ("", "None"),
+    "script_args": ([],), "alwayson_scripts": ({},), "refiner_checkpoint": ("", "None"), "refiner_switch_at": (0, 1), "infotext": ("",),
+    "comments": ({},),
 }  # fmt: skip
-# Fields that matter only together with one of those, or not at all where every picture is kept by the service.
+# Fields that matter only together with one of those, or with a second pass, or not at all where every picture is kept by the service.
 MOOT = frozenset({
-    "hr_scale", "hr_upscaler", "hr_sampler_name", "hr_scheduler", "hr_additional_modules", "denoising_strength", "do_not_save_samples",
-    "do_not_save_grid", "save_images", "override_settings_restore_afterwards", "disable_extra_networks", "force_task_id",
+    *SAME, "do_not_save_samples", "do_not_save_grid", "save_images", "override_settings_restore_afterwards", "disable_extra_networks",
+    "force_task_id",
 })  # fmt: skip
 SETTINGS = frozenset({"sd_model_checkpoint", "samples_format", "CLIP_stop_at_last_layers"})
 OF_SAMPLER = {"eta": "eta", "s_churn": "s_churn", "s_tmin": "s_tmin", "s_tmax": "s_tmax", "s_noise": "s_noise"}
@@ -64,6 +65,13 @@ class Txt2ImgRequest(BaseModel):
     s_tmin: float | None = None
     s_tmax: float | None = None
     s_noise: float | None = None
+    enable_hr: bool | None = Field(default=False, description="draw in two passes, as hr_... say")
+    denoising_strength: float | None = Field(default=None, description="of the second pass, 0.7 if left out; nothing without one")
+    hr_scale: float | None = Field(default=2.0, description="how many times larger")
+    hr_upscaler: str | None = Field(default=None, description="Latent (if left out) or Lanczos")
+    hr_second_pass_steps: int | None = Field(default=0, ge=0, description="0: as many as before")
+    hr_resize_x: int | None = Field(default=0, ge=0, description="pixels of the result, instead of hr_scale")
+    hr_resize_y: int | None = Field(default=0, ge=0)
     override_settings: dict[str, Any] | None = None
     send_images: bool | None = True
 
@@ -116,6 +124,7 @@ class Txt2ImgRequest(BaseModel):
             model=card.id,
             output_format=samples,  # type: ignore[arg-type]
             preview=True,
+            upscale=second_pass(self) if self.enable_hr else {},
         )
 
     def echo(self) -> dict[str, Any]:
@@ -142,7 +151,7 @@ def info(job: Job, card: ModelCard, version: str) -> str:
         "all_subseeds": seeds, "subseed_strength": 0, "width": params.width, "height": params.height, "sampler_name": name,
         "cfg_scale": params.guidance, "steps": params.steps, "batch_size": count, "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": card.id, "sd_model_hash": card.hash[:10], "sd_vae_name": None, "sd_vae_hash": None, "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1, "denoising_strength": params.strength if params.image else None,
+        "seed_resize_from_h": -1, "denoising_strength": changed(params),
         "extra_generation_params": {"Schedule type": params.schedule},
         "index_of_first_image": 0, "infotexts": [infotext(params, seed, name, card.hash[:10], version) for seed in seeds],
         "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": 1,

@@ -67,6 +67,8 @@ class Img2ImgRequest(Txt2ImgRequest):
 
     def checked(self) -> None:
         """Raises NotSupported, UnknownField for a field that cannot be honoured."""
+        if self.enable_hr:
+            raise NotSupported("enable_hr belongs to txt2img.", param="enable_hr")
         refused = {**ONLY, **(OF_MASKS if self.mask else {})}
         for name, (good, why) in refused.items():
             value = getattr(self, name, None)

@@ -43,6 +43,18 @@ def test_txt2img_as_the_client_sends_it(api: webuiapi.WebUIApi, fleet: Fleet) ->
     assert again.image.tobytes() == found.images[1].tobytes(), "a seed tells the picture, whoever was beside it"
 
 
+def test_hires_draws_a_second_pass(api: webuiapi.WebUIApi, fleet: Fleet) -> None:
+    found = api.txt2img(
+        prompt="a red apple", seed=7, width=64, height=64, cfg_scale=3, enable_hr=True, hr_scale=2, hr_upscaler=webuiapi.HiResUpscaler.Latent,
+        hr_second_pass_steps=5, denoising_strength=0.6,
+    )  # fmt: skip
+    assert found.image.size == (128, 128) and found.info["denoising_strength"] == 0.6
+    assert "Denoising strength: 0.6, Hires resize: 128x128, Hires steps: 5, Hires upscaler: Latent" in found.info["infotexts"][0]
+    job = fleet.client.get(f"/jobs/{found.info['job_id']}").json()
+    assert job["params"]["upscale"] == {"width": 128, "height": 128, "steps": 5, "strength": 0.6, "method": "latent"}
+    assert job["progress"]["steps_done"] == 6 + 3
+
+
 @pytest.mark.parametrize(("asked", "pair"), [
     ({"sampler_name": "DPM++ 2M", "scheduler": "Karras"}, ("dpmpp_2m", "karras")),
     ({"sampler_name": "DPM++ 2M", "scheduler": "automatic"}, ("dpmpp_2m", "karras")),
@@ -142,7 +154,11 @@ def ask(live: Live, **body: Any) -> httpx2.Response:
 
 
 @pytest.mark.parametrize(("body", "code", "param"), [
-    ({"enable_hr": True}, "not_supported", "enable_hr"),
+    ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "not_supported", "hr_upscaler"),
+    ({"enable_hr": True, "hr_sampler_name": "Euler a"}, "not_supported", "hr_sampler_name"),
+    ({"enable_hr": True, "hr_scale": 9}, "invalid_value", "upscale.factor"),
+    ({"enable_hr": True, "hr_resize_x": 100}, "invalid_size", "upscale"),
+    ({"enable_hr": True, "denoising_strength": 0}, "invalid_value", "denoising_strength"),
     ({"restore_faces": True}, "not_supported", "restore_faces"),
     ({"tiling": True}, "not_supported", "tiling"),
     ({"subseed_strength": 0.5}, "not_supported", "subseed_strength"),

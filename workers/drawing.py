@@ -42,6 +42,7 @@ from workers.messages import (
     Warned,
 )
 from workers.metrics import WorkerMetrics
+from workers.passes import Second, enlarged, gone_on, of_a_pass, of_the_whole, rows_of
 from workers.regions import returned
 from workers.watch import Piece
 
@@ -68,6 +69,7 @@ class DrawingThread:
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
         self._known: dict[str, Known] = {}  # the same, encoded
+        self._second: dict[str, Second] = {}  # sample id -> its second pass, once it is at it
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
         self.piece: Piece | None = None  # that it is at; read by the watch
@@ -144,11 +146,20 @@ class DrawingThread:
             self._inputs[job.id] = draw.inputs
         self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
         for index in sorted(self._images[job.id]):
-            saved = draw.saved.get(index)
+            saved = self._resumed(job, index, draw.saved.get(index))
             if saved and saved.row == saved.rows:
                 self._finished.append((job, index, saved.registers[0]))
             else:
                 self._waiting.append((job, index, saved))
+
+    def _resumed(self, job: Job, index: int, saved: Saved | None) -> Saved | None:
+        """The state within its pass."""
+        if saved is None or not job.params.upscale:
+            return saved
+        before, saved = of_a_pass(saved, rows_of(self._stages, job.params))
+        if before:
+            self._second[_sample_id(job.id, index)] = gone_on(self._stages, job.params, before)
+        return saved
 
     def _export(self, job: Job) -> None:
         """Tell where every image of the job stands. Latents that wait for decoding are a state too: after the last row."""
@@ -158,16 +169,26 @@ class DrawingThread:
         for index in self._images[job.id]:
             if saved := self._engine.export(_sample_id(job.id, index)):
                 images[index] = saved
+        rows = rows_of(self._stages, job.params)
         for finished, index, latents in self._finished:
             if finished is job:
-                rows = len(table_for(self._stages, job.params))
-                images[index] = Saved(rows, rows, (0,), on_host(latents)[None])
-        self._report(Exported(job, images))
+                length = rows[_sample_id(job.id, index) in self._second]
+                images[index] = Saved(length, length, (0,), on_host(latents)[None])
+        whole = {i: of_the_whole(saved, self._before(job, i), rows) for i, saved in images.items()}
+        for index in self._images[job.id] - whole.keys():
+            if (second := self._second.get(_sample_id(job.id, index))) and second.latents is not None:
+                whole[index] = Saved(second.before, sum(rows), (0,), second.latents[None])
+        self._report(Exported(job, whole))
+
+    def _before(self, job: Job, index: int) -> int:
+        second = self._second.get(_sample_id(job.id, index))
+        return second.before if second else 0
 
     def _drop(self, dropped: Job) -> None:
         for index in self._images.get(dropped.id, ()):
             self._engine.cancel(_sample_id(dropped.id, index))
             self._began.pop(_sample_id(dropped.id, index), None)
+            self._second.pop(_sample_id(dropped.id, index), None)
         self._forget(dropped)
         self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
@@ -184,7 +205,7 @@ class DrawingThread:
             try:
                 with self._at("encode", job.id):
                     self._engine.add(self._sample(job, index), saved)
-                self._began[_sample_id(job.id, index)] = time.monotonic()
+                self._began.setdefault(_sample_id(job.id, index), time.monotonic())
                 self._trace(job, "encode", index, began)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
@@ -194,9 +215,11 @@ class DrawingThread:
                 return
 
     def _sample(self, job: Job, index: int) -> Sample:
-        params, stages = job.params, self._stages
-        if index == 0 and params.prompt_syntax == "plain":
+        stages, second = self._stages, self._second.get(_sample_id(job.id, index))
+        params = job.params.passes[1 if second else 0]
+        if index == 0 and not second and params.prompt_syntax == "plain":
             self._warn_of_length(job)
+        before = second.before if second else 0
         table = table_for(stages, params)
         guided = plan_for(stages, params, table).ever_guided
         text = self._encode(params.prompt, params.reading)
@@ -214,8 +237,8 @@ class DrawingThread:
             guidance_rescale=stages.card.defaults.guidance_rescale,
             guidance_options=params.guidance_options,
             preview=params.preview,
-            previews=frozenset(job.preview_steps if index == 0 else ()),
-            known=self._known_of(job),
+            previews=frozenset(at - before for at in job.preview_steps if at > before) if index == 0 else frozenset(),
+            known=second.known if second else self._known_of(job),
         )
 
     def _known_of(self, job: Job) -> Known | None:
@@ -261,7 +284,7 @@ class DrawingThread:
             return
         for event in moved:
             self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
-        params = self._jobs[_split(moved[0].sample_id)[0]].params
+        params = self._jobs[_split(moved[0].sample_id)[0]].params.passes[moved[0].sample_id in self._second]
         size = params.width, params.height
         self._metrics.ticked(*size, len(moved), seconds)
         total, count = self._costs.pop(size, (0.0, 0))
@@ -276,12 +299,13 @@ class DrawingThread:
         job = self._jobs.get(job_id)
         if job is None:
             return  # dropped earlier in this tick, because another image of its job broke
+        before = self._before(job, index)
         match event:
             case Progress():
-                self._report(Advanced(job, index, event.done))
+                self._report(Advanced(job, index, before + event.done))
             case Preview():
                 with self._at("preview", job.id):
-                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised)), event.at))
+                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised)), before + event.at))
             case Finished():
                 self._trace(job, "steps", index, self._began.get(event.sample_id))
                 self._finished.append((job, index, event.latents))
@@ -295,18 +319,27 @@ class DrawingThread:
         began = time.monotonic()
         try:
             with self._at("decode", job.id):
+                if job.params.upscale and _sample_id(job.id, index) not in self._second:
+                    self._enlarge(job, index, latents)
+                    return
                 pixels = self._finish(job, self._stages.decode(latents))
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
         self._trace(job, "decode", index, began)
         now = time.monotonic()
-        self._metrics.drew(job.params.width, job.params.height, now - self._began.pop(_sample_id(job.id, index), now))
+        self._second.pop(_sample_id(job.id, index), None)
+        self._metrics.drew(pixels.shape[1], pixels.shape[0], now - self._began.pop(_sample_id(job.id, index), now))
         self._images[job.id].discard(index)
         seconds = self._seconds[job.id]
         if not self._images[job.id]:
             self._forget(job)
         self._report(Drawn(job, index, pixels, seconds))
+
+    def _enlarge(self, job: Job, index: int, latents: Array) -> None:
+        before, _ = rows_of(self._stages, job.params)
+        self._second[_sample_id(job.id, index)] = enlarged(self._stages, job.params, latents, before)
+        self._waiting.appendleft((job, index, None))
 
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:
         if job.traceparent and began is not None:
