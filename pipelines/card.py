@@ -128,6 +128,7 @@ class ModelCard:
     prompt_syntaxes: tuple[str, ...] = ("plain",)  # that its workers read
     size_conditioning: bool = False  # it is told sizes, as SDXL is
     distilled_guidance: bool = False  # it is told the scale, and asked once a row
+    max_clip_skip: int = 1  # layers of its text encoder, where its workers can do without some
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

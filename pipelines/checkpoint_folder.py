@@ -88,6 +88,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     named = {"id": name, "title": folder.resolve().name if folder.name == name else name} | extra
     card = build_card(folder, named, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
     card = replace(card, kinds=kinds, size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
+    card = replace(card, max_clip_skip=_layers(configs))
     zero_negative = parts != PARTS and bool(index.get("force_zeros_for_empty_prompt", True))
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
@@ -126,6 +127,13 @@ def _told(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Told:
             f"the U-Net of {folder.name} takes a pooled text of {told.pooled} numbers; its text encoders make {pools}", "unsupported_unet"
         )
     return told
+
+
+def _layers(configs: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many layers of the text encoders may be the one that is read: SDXL never reads the last."""
+    encoders = [configs[part] for part in ("text_encoder", "text_encoder_2") if part in configs]
+    fewest: int = min(config.get("num_hidden_layers", 12) for config in encoders)
+    return fewest - (len(encoders) - 1)
 
 
 def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

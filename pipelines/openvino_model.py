@@ -33,7 +33,7 @@ Array = Any
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
-CACHE_FORMAT = 3  # raised when a graph is built in another way, or what is noted of it means something else
+CACHE_FORMAT = 4  # raised when a graph is built in another way, or what is noted of it means something else
 FOLDERS = {"vae_encoder": "vae"}  # of parts that are not named as their folder
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
@@ -163,14 +163,14 @@ class OpenVinoStages:
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         if reading.syntax == "plain":
-            return Text(self._states(self._tokenizer.ids(prompt or "")))
+            return Text(self._states(self._tokenizer.ids(prompt or ""), reading.clip_skip))
         told = chunks(read(prompt or ""), self._tokenizer.pieces, self._tokenizer.marks)
-        states = (weighted(self._states(np.array([c.ids], np.int32)), np.array(c.weights, np.float32)) for c in told)
-        return Text(np.concatenate(list(states)))
+        states = [self._states(np.array([c.ids], np.int32), reading.clip_skip) for c in told]
+        return Text(np.concatenate([weighted(s, np.array(c.weights, np.float32)) for s, c in zip(states, told, strict=True)]))
 
-    def _states(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _states(self, ids: NDArray[np.int32], clip_skip: int) -> NDArray[np.float32]:
         """[1, L] -> [L, E]."""
-        return np.array(self._text.infer({0: ids})[0][0])
+        return np.array(self._text.infer({"ids": ids, "skip": np.array([clip_skip], np.int32)})[0][0])
 
     def decode(self, latents: Array) -> Pixels:
         """Raises FloatingPointError where the VAE overflows."""

@@ -23,6 +23,7 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
+    "clip_skip": 1,
 }  # fmt: skip
 
 FIRST_PASS = "first pass"  # in the place of a key
@@ -67,12 +68,13 @@ class GenerationParams:
     end: float = 1.0
     prompt_syntax: Syntax = "plain"
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)  # what SDXL is told: original_size, crop, target_size; pairs
+    clip_skip: int = 1
     upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
 
     @property
     def reading(self) -> Reading:
         """How both prompts are read."""
-        return Reading(self.prompt_syntax)
+        return Reading(self.prompt_syntax, self.clip_skip)
 
     @property
     def passes(self) -> tuple[GenerationParams, ...]:

@@ -36,9 +36,10 @@ class PromptUnsupported(PromptError):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a prompt is read."""
+    """How a prompt is read. `clip_skip` names the layer of the text encoder whose states are taken: 1 is the last, 2 the one before."""
 
     syntax: Syntax = "plain"
+    clip_skip: int = 1
 
 
 PLAIN = Reading()

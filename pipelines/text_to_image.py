@@ -55,21 +55,32 @@ def _said(
     """What one encoder says: states [n L, E], and pooled [P] of the first chunk where it pools."""
     if reading.syntax == "plain":
         ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
-        return _states(checkpoint, encoder, ids.input_ids, ids.attention_mask)
+        return _states(checkpoint, encoder, ids.input_ids, ids.attention_mask, reading.clip_skip)
     marks = Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _comma(tokenizer), tokenizer.model_max_length)
     told = chunks(read(prompt), lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids, marks)
-    said = [_states(checkpoint, encoder, c.ids, [int(i <= c.ids.index(marks.end)) for i in range(marks.length)]) for c in told]
+    masks = ([int(i <= c.ids.index(marks.end)) for i in range(marks.length)] for c in told)
+    said = [_states(checkpoint, encoder, c.ids, mask, reading.clip_skip) for c, mask in zip(told, masks, strict=True)]
     states = [weighted(s, torch.tensor(c.weights, device=s.device)) for (s, _), c in zip(said, told, strict=True)]
     return torch.cat(states), said[0][1]
 
 
-def _states(checkpoint: Checkpoint, encoder: Any, ids: list[int], mask: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """States [L, E] of L ids, and pooled [P]; few encoders look at the mask. SDXL reads the last states but one."""
+def _states(
+    checkpoint: Checkpoint, encoder: Any, ids: list[int], mask: list[int], clip_skip: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """States [L, E] of L ids, and pooled [P]; few encoders look at the mask. SDXL counts layers from the last but one, and takes their
+    states as they are; those of others go through the last norm.
+    """
     on_device = [torch.tensor([numbers], device=checkpoint.device) for numbers in (ids, mask)]
     masked = getattr(encoder.config, "use_attention_mask", False)
-    last = checkpoint.second is None
-    said = encoder(on_device[0], attention_mask=on_device[1] if masked else None, output_hidden_states=not last)
-    states, pooled = said[0] if last else said.hidden_states[-2], said.get("text_embeds")
+    xl = checkpoint.second is not None
+    said = encoder(on_device[0], attention_mask=on_device[1] if masked else None, output_hidden_states=xl or clip_skip > 1)
+    if xl:
+        states = said.hidden_states[-clip_skip - 1]
+    elif clip_skip > 1:
+        states = getattr(encoder, "text_model", encoder).final_layer_norm(said.hidden_states[-clip_skip])
+    else:
+        states = said[0]
+    pooled = said.get("text_embeds")
     return states[0].float(), None if pooled is None else pooled[0].float()
 
 

@@ -47,6 +47,7 @@ class Draft:
     prompt: str
     negative_prompt: str = ""
     prompt_syntax: Syntax = "plain"
+    clip_skip: int = 1
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -130,6 +131,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
         prompt_syntax=draft.prompt_syntax,
         size_conditioning=_told_sizes(draft, card),
         upscale=second,
+        clip_skip=_within("clip_skip", draft.clip_skip, 1, card.max_clip_skip),
         **picture,
     )
     evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))

@@ -115,6 +115,7 @@ class GenerateRequest(BaseModel):
     prompt_syntax: Syntax = Field(
         default="plain", description="plain takes every sign of both as text, a1111 knows (weights:1.3), [less] and BREAK; docs/prompts.md"
     )
+    clip_skip: int = Field(default=1, ge=1, description="the text encoder's layer that is read: 1 the last, 2 the one before, as in A1111")
     width: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")

@@ -85,8 +85,6 @@ class Txt2ImgRequest(BaseModel):
         for name in self.override_settings or {}:
             if name not in SETTINGS:
                 raise NotSupported(f"The setting {shown(name)!r} cannot be overridden here.", param="override_settings")
-        if (self.override_settings or {}).get("CLIP_stop_at_last_layers", 1) not in (1, None):
-            raise NotSupported("CLIP skip is not done here.", param="override_settings")
 
     @property
     def model(self) -> str | None:
@@ -111,6 +109,7 @@ class Txt2ImgRequest(BaseModel):
             prompt=self.prompt or "",
             negative_prompt=self.negative_prompt or "",
             prompt_syntax="a1111",
+            clip_skip=self._clip_skip(),
             width=self.width,
             height=self.height,
             steps=self.steps,
@@ -126,6 +125,12 @@ class Txt2ImgRequest(BaseModel):
             preview=True,
             upscale=second_pass(self) if self.enable_hr else {},
         )
+
+    def _clip_skip(self) -> int:
+        skip = (self.override_settings or {}).get("CLIP_stop_at_last_layers")
+        if skip is not None and (not isinstance(skip, int) or isinstance(skip, bool)):
+            raise InvalidValue("CLIP_stop_at_last_layers must be a whole number.", param="override_settings")
+        return 1 if skip is None else skip
 
     def echo(self) -> dict[str, Any]:
         """The request as the answer repeats it."""
@@ -154,7 +159,7 @@ def info(job: Job, card: ModelCard, version: str) -> str:
         "seed_resize_from_h": -1, "denoising_strength": changed(params),
         "extra_generation_params": {"Schedule type": params.schedule},
         "index_of_first_image": 0, "infotexts": [infotext(params, seed, name, card.hash[:10], version) for seed in seeds],
-        "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": 1,
+        "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": params.clip_skip,
         "is_using_inpainting_conditioning": False, "version": f"celadon {version}", "job_id": job.id,
         "warnings": [warning.message for warning in job.warnings],
     }  # fmt: skip

@@ -60,6 +60,7 @@ def card(**changes: Any) -> ModelCard:
         guidances=catalog(0.7),
         kinds=KINDS,
         prompt_syntaxes=SYNTAXES,
+        max_clip_skip=12,
         words=("a", "on", "background", "red", "blue", "apple", "car"),
     )
     return dataclasses.replace(base, **changes)

@@ -165,8 +165,11 @@ def test_the_text_graph_is_transformers_encoder(act: str, tmp_path: Path) -> Non
     for length in (12, 5):
         ids = np.random.default_rng(length).integers(0, 50, (1, length))
         with torch.inference_mode():
-            wanted = module(torch.from_numpy(ids))[0].numpy()
-        assert relative(model({0: ids.astype(np.int32)})[0], wanted) < 1e-5
+            out = module(torch.from_numpy(ids), output_hidden_states=True)
+            wanted = out[0].numpy(), module.final_layer_norm(out.hidden_states[-2]).numpy()
+        for skip, states in enumerate(wanted, 1):
+            found = model({"ids": ids.astype(np.int32), "skip": np.array([skip], np.int32)})[0]
+            assert found.shape == states.shape and relative(found, states) < 1e-5
     with pytest.raises(NoGraph, match="use_attention_mask"):
         clip.build(Weights(tmp_path), said | {"use_attention_mask": True})
 

@@ -1,4 +1,6 @@
-"""transformers' CLIPTextModel as an OpenVINO graph: token ids [1, L] -> states [1, L, E] after the last layer's norm."""
+"""transformers' CLIPTextModel as an OpenVINO graph: token ids [1, L], and the layer counted from the end [1] -> its states [1, L, E] after
+the last norm.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.graphs.layers import Layers, Node, attention
+from pipelines.graphs.layers import Layers, Node, attention, named
 from pipelines.graphs.runtime import openvino, ops
 from pipelines.graphs.unet import NoGraph
 from pipelines.graphs.weights import Weights
@@ -23,7 +25,7 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
             f"the text encoder has {act if act not in ACTIVATIONS else 'use_attention_mask'}, for which there is no OpenVINO graph"
         )
     layers, old = Layers(weights), "text_model." if "text_model.final_layer_norm.weight" in weights else ""
-    ids = ops.parameter(openvino.PartialShape([1, -1]), openvino.Type.i32, "ids")
+    ids = named("ids", [1, -1], openvino.Type.i32)
     zero = ops.constant(np.array(0, np.int64))
     length = ops.gather(ops.shape_of(ids), ops.constant(np.array(1, np.int64)), zero)
     places = ops.range(zero, length, ops.constant(np.array(1, np.int64)), output_type="i64")  # [L]
@@ -31,10 +33,14 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     h = ops.add(tokens, ops.gather(layers.constant(f"{old}embeddings.position_embedding.weight"), places, zero))
     later = ops.greater(ops.unsqueeze(places, zero), ops.unsqueeze(places, ops.constant(np.array(1, np.int64))))  # [L, L]
     mask = ops.select(later, ops.constant(np.float32(-1e9)), ops.constant(np.float32(0)))
+    each = []
     for i in range(config["num_hidden_layers"]):
         h = _layer(layers, h, f"{old}encoder.layers.{i}", heads, epsilon, act, mask)
-    out = layers.layer_norm(h, f"{old}final_layer_norm", epsilon)
-    return openvino.Model([ops.result(out, "states")], [ids], "text_encoder")
+        each.append(h)
+    skip = named("skip", [1], openvino.Type.i32)
+    wanted = ops.subtract(ops.constant(np.array([len(each)], np.int32)), skip)
+    out = layers.layer_norm(ops.gather(ops.concat(each, 0), wanted, zero), f"{old}final_layer_norm", epsilon)
+    return openvino.Model([ops.result(out, "states")], [ids, skip], "text_encoder")
 
 
 def _layer(layers: Layers, h: Node, name: str, heads: int, epsilon: float, act: str, mask: Node) -> Node:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.graphs.runtime import ops
+from pipelines.graphs.runtime import openvino, ops
 from pipelines.graphs.weights import Weights
 
 Node = Any
@@ -92,6 +92,13 @@ class Layers:
             size = ops.gather(ops.shape_of(like), axes, ops.constant(np.array(0, np.int64)))
             x = ops.interpolate(x, size, shape_calculation_mode="sizes", axes=axes, **rule)
         return self.conv(x, f"{name}.conv")
+
+
+def named(name: str, shape: list[int], kind: Any = openvino.Type.f32) -> Node:
+    """An input of a graph; -1 is any length."""
+    node = ops.parameter(openvino.PartialShape(shape), kind, name)
+    node.output(0).get_tensor().set_names({name})
+    return node
 
 
 def _widened(values: NDArray[Any]) -> Node:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.graphs.layers import Layers, Node, attention, from_tokens, to_tokens
+from pipelines.graphs.layers import Layers, Node, attention, from_tokens, named, to_tokens
 from pipelines.graphs.runtime import openvino, ops
 from pipelines.graphs.weights import Weights
 
@@ -68,10 +68,10 @@ class _Unet:
         depth = config.get("transformer_layers_per_block", 1)
         self._depth = list(depth) if isinstance(depth, list | tuple) else [depth] * levels
         first, width = config["block_out_channels"][0], config.get("cross_attention_dim", 1280)
-        self._x = _input("x", [-1, config["in_channels"], -1, -1])
-        self._sines = _input("time", [-1, first])
-        self._context = _input("context", [-1, -1, width])
-        self._pag, self._seg = _input("pag", [-1, 1, 1]), _input("seg", [-1, 1, 1])
+        self._x = named("x", [-1, config["in_channels"], -1, -1])
+        self._sines = named("time", [-1, first])
+        self._context = named("context", [-1, -1, width])
+        self._pag, self._seg = named("pag", [-1, 1, 1]), named("seg", [-1, 1, 1])
 
     def model(self) -> openvino.Model:
         layers = self._layers
@@ -166,9 +166,3 @@ class _Unet:
         if disturbed:
             out = ops.select(ops.greater(self._pag, ops.constant(np.float32(0))), value, out)
         return layers.linear(out, f"{name}.to_out.0")
-
-
-def _input(name: str, shape: list[int]) -> Node:
-    node = ops.parameter(openvino.PartialShape(shape), openvino.Type.f32, name)
-    node.output(0).get_tensor().set_names({name})
-    return node

@@ -49,6 +49,7 @@ class ModelAnswer(BaseModel):
     distilled_guidance: bool = Field(
         description="whether it has learned guidance, so that it is asked once a step and takes no guidance_options"
     )
+    max_clip_skip: int
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 
