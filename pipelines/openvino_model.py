@@ -172,10 +172,13 @@ class OpenVinoStages:
         """[1, L] -> [L, E]."""
         return np.array(self._text.infer({"ids": ids, "skip": np.array([clip_skip], np.int32)})[0][0])
 
-    def decode(self, latents: Array) -> Pixels:
+    def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
         """Raises FloatingPointError where the VAE overflows."""
+        decoder = self._decoder
+        if exact:  # hardly ever: nothing of it is kept
+            decoder = self._compiler.compile("vae", "float32").create_infer_request()
         z = np.asarray(latents, np.float32)[None] / np.float32(self._vae.get("scaling_factor", 0.18215))
-        return to_pixels(self._decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])
+        return to_pixels(decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         if self._encoder is None:

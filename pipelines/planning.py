@@ -59,8 +59,10 @@ class Stages(Known, Protocol):
         """
         ...
 
-    def decode(self, latents: Array) -> Pixels:
-        """Latents [C, h, w] -> picture [H, W, 3]. Raises FloatingPointError where the VAE overflows."""
+    def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
+        """Latents [C, h, w] -> picture [H, W, 3], in the VAE's precision or (exact) in float32. Raises FloatingPointError where it
+        overflows.
+        """
         ...
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
@@ -103,6 +105,16 @@ def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
 
 
+def decoded(stages: Stages, latents: Array) -> tuple[Pixels, bool]:
+    """The picture, and whether the VAE overflowed and decoded it again in float32. Raises FloatingPointError where that does not help."""
+    try:
+        return stages.decode(latents), False
+    except FloatingPointError:
+        if not np.isfinite(on_host(latents)).all():
+            raise FloatingPointError("The U-Net returned values that are not finite; run the worker in float32 or bfloat16.") from None
+        return stages.decode(latents, exact=True), True
+
+
 def from_pixels(pixels: Pixels, mask: Pixels | None = None) -> NDArray[np.float32]:
     """A picture [H, W, 3] -> [3, H, W] in -1..1, as a VAE's encoder takes it; 0 where a mask [H, W] draws it anew."""
     image = np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) * 2 - 1).transpose(2, 0, 1))
@@ -115,7 +127,7 @@ def to_pixels(image: NDArray[np.float32]) -> Pixels:
     Raises FloatingPointError where it is not finite, which would be a silent black picture.
     """
     if not np.isfinite(image).all():
-        raise FloatingPointError("The VAE returned values that are not finite; run the worker in float32 or bfloat16.")
+        raise FloatingPointError("The VAE returned values that are not finite, in float32 too.")
     scaled = np.round(np.clip(image / 2 + 0.5, 0, 1) * 255)
     return np.ascontiguousarray(scaled.astype(np.uint8).transpose(1, 2, 0))
 

@@ -95,14 +95,20 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
 
 
 @torch.inference_mode()
-def decode(checkpoint: Checkpoint, latents: Array) -> Pixels:
-    """Latents [C, h, w] -> picture [H, W, 3]. One picture a call, for the same reason.
+def decode(checkpoint: Checkpoint, latents: Array, *, exact: bool = False) -> Pixels:
+    """Latents [C, h, w] -> picture [H, W, 3]. One picture a call, for the same reason. `exact` decodes in float32 whatever the VAE's is.
 
     Raises FloatingPointError where the VAE overflows.
     """
-    vae = checkpoint.vae
-    z = torch.as_tensor(latents, device=checkpoint.device).to(vae.dtype)[None] / vae.config.scaling_factor
-    image = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()  # [3, H, W] in [-1, 1]
+    vae, dtype = checkpoint.vae, checkpoint.vae.dtype
+    if exact:
+        vae.to(torch.float32)
+    try:
+        z = torch.as_tensor(latents, device=checkpoint.device).to(vae.dtype)[None] / vae.config.scaling_factor
+        image = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()  # [3, H, W] in [-1, 1]
+    finally:
+        if exact:
+            vae.to(dtype)  # halves that became singles are the same halves again
     return to_pixels(image.cpu().numpy())
 
 
@@ -178,8 +184,8 @@ class TorchStages:
         text = encode_text(self._checkpoint, prompt, reading)
         return Text(text.states.numpy(), text.pooled) if self._checkpoint.device.type == "cpu" else text
 
-    def decode(self, latents: Array) -> Pixels:
-        return decode(self._checkpoint, latents)
+    def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
+        return decode(self._checkpoint, latents, exact=exact)
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         return encode_picture(self._checkpoint, pixels, mask)

@@ -86,9 +86,9 @@ class Kept(TorchStages):
 
     latents: np.ndarray
 
-    def decode(self, latents: Any) -> Pixels:
+    def decode(self, latents: Any, *, exact: bool = False) -> Pixels:
         self.latents = latents
-        return super().decode(latents)
+        return super().decode(latents, exact=exact)
 
 
 class Worker:

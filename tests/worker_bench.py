@@ -19,6 +19,7 @@ from tests.cards import card
 from tests.job_samples import sample_job
 from workers.inbox import Inbox
 from workers.messages import Command, Draw, Drawn, Exported, Report, Save
+from workers.safety import UNCHECKED, Safety
 from workers.settings import WorkerSettings
 from workers.worker import Doors, Worker
 
@@ -66,6 +67,7 @@ class Bench:
         folder: Path,
         react: Callable[[Command], list[Report]],
         store: ImageStore | None = None,
+        safety: Safety = UNCHECKED,
         **told: Any,
     ) -> None:
         info = WorkerInfo(
@@ -75,7 +77,7 @@ class Bench:
         settings = WorkerSettings(redis_url="unix:///unused", data_dir=folder, **told)
         self.queue, self.folder, self.puppet, self._stop = queue, folder, Puppet(react), asyncio.Event()
         store = store or LocalImageStore(folder, timeout_s=settings.store_s)
-        doors, inbox = Doors(queue, Registry(redis), store, HookQueue(redis)), Inbox()
+        doors, inbox = Doors(queue, Registry(redis), store, HookQueue(redis), safety), Inbox()
         self.puppet.report = inbox.put
         worker = Worker(info, CARD, settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
         self._running = asyncio.create_task(worker.run(self._stop))

@@ -21,7 +21,7 @@ from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, 
 from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask
-from pipelines.planning import Stages, negative_of, on_host, plan_for, preview, scale_for, table_for
+from pipelines.planning import Stages, decoded, negative_of, on_host, plan_for, preview, scale_for, table_for
 from pipelines.prompts import Reading
 from workers.messages import (
     Advanced,
@@ -322,10 +322,13 @@ class DrawingThread:
                 if job.params.upscale and _sample_id(job.id, index) not in self._second:
                     self._enlarge(job, index, latents)
                     return
-                pixels = self._finish(job, self._stages.decode(latents))
+                found, again = decoded(self._stages, latents)
+                pixels = self._finish(job, found)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
+        if again:
+            self._report(Warned(job, JobWarning("vae_overflow", "The VAE overflowed; the picture was decoded again in float32.")))
         self._trace(job, "decode", index, began)
         now = time.monotonic()
         self._second.pop(_sample_id(job.id, index), None)
@@ -348,7 +351,7 @@ class DrawingThread:
     def _finish(self, job: Job, pixels: Pixels) -> Pixels:
         """With the picture's own pixels around the mask."""
         given = self._inputs.get(job.id)
-        return returned(pixels, given.kept, job.params.mask_feather) if given and given.kept else pixels
+        return returned(pixels, given.around, job.params.mask_feather) if given and given.around else pixels
 
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)

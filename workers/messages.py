@@ -33,7 +33,15 @@ class Inputs:
 
     picture: Pixels  # [H, W, 3]
     mask: Pixels | None  # [H, W], 255 where it is drawn
-    kept: Kept | None = None
+    kept: Kept | None = None  # where that is not just this
+
+    @property
+    def around(self) -> Kept | None:
+        """What is put back around what was drawn."""
+        if self.kept or self.mask is None:
+            return self.kept
+        height, width = self.mask.shape
+        return Kept(self.picture, self.mask, Box(0, 0, width, height))
 
 
 @dataclass(frozen=True, slots=True)

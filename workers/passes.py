@@ -15,9 +15,8 @@ from PIL import Image
 from pipelines.engine.sample import Saved
 from pipelines.known import Known, Latents, Posterior
 from pipelines.params import GenerationParams
-from pipelines.planning import Stages, on_host, table_for
+from pipelines.planning import Stages, decoded, on_host, table_for
 from pipelines.resample import bilinear
-from workers.messages import Pixels
 
 Array = Any
 
@@ -42,7 +41,7 @@ def enlarged(stages: Stages, params: GenerationParams, latents: Array, before: i
     if params.upscale["method"] == "latent":
         mean = bilinear(found, stages.latent_shape(size.width, size.height)[1:])
         return Second(Known(Posterior(mean, np.zeros_like(mean))), before, found)
-    small: Pixels = stages.decode(latents)
+    small, _ = decoded(stages, latents)
     large = Image.fromarray(small).resize((size.width, size.height), Image.Resampling.LANCZOS)
     return Second(Known(stages.encode_picture(np.asarray(large))), before, found)
 

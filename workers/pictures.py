@@ -22,6 +22,7 @@ from workers.log import of, where
 from workers.messages import Drawn
 from workers.metrics import WorkerMetrics
 from workers.previews import Previews
+from workers.safety import WITHHELD, Safety, Withheld
 
 log = structlog.get_logger("worker")
 
@@ -44,10 +45,11 @@ class Pictures:
         previews: Previews,
         metrics: WorkerMetrics,
         tracing: Tracing,
+        safety: Safety,
     ) -> None:
         self._card, self._version, self._store_s = card, version, store_s
         self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
-        self._metrics, self._tracing = metrics, tracing
+        self._metrics, self._tracing, self._safety = metrics, tracing, safety
 
     async def publish(self, held: Held, drawn: Drawn) -> None:
         """Encode and store one picture; the last one of a job finishes it."""
@@ -57,8 +59,14 @@ class Pictures:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._store_s):
+                await asyncio.to_thread(self._safety.check, drawn.pixels)
                 data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
             await self._keep(held, key, data)
+        except Withheld:
+            log.warning("withheld", **of(job))
+            self._ends.drop(held)
+            await self._ends.fail(held, WITHHELD)
+            return
         except Exception as error:  # whatever it is, it is this job's failure and nobody else's
             log.error("not_stored", **of(job), error=where(error))
             self._ends.drop(held)

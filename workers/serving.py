@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 from redis.exceptions import AuthenticationError
@@ -26,6 +27,7 @@ from workers.inbox import Inbox
 from workers.insist import insist, unless
 from workers.metrics import WorkerMetrics
 from workers.model import Model, ModelRefused, open_model
+from workers.safety import CheckerUnfit, Safety, open_checker
 from workers.settings import WorkerSettings
 from workers.worker import Doors, Worker
 
@@ -40,6 +42,11 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     started = time.monotonic()
     if (status := await _storeless(settings)) is not None:
         return status
+    try:
+        safety = Safety(open_checker(Path(settings.checker), settings.checker_threshold) if settings.checker else None)
+    except CheckerUnfit as error:
+        print(error, file=sys.stderr)
+        return REFUSED
     try:
         model = await asyncio.to_thread(open_model, settings)
     except ModelRefused as error:
@@ -63,7 +70,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
             return status
         info, inbox = describe(settings, model), Inbox()
         drawing = DrawingThread(model.stages, model.engine, inbox.put, metrics)
-        worker = Worker(info, model.stages.card, settings, doors(settings, shards), drawing, inbox, metrics, tracing)
+        worker = Worker(info, model.stages.card, settings, doors(settings, shards, safety), drawing, inbox, metrics, tracing)
         told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
@@ -120,7 +127,7 @@ def describe(settings: WorkerSettings, model: Model) -> WorkerInfo:
     )
 
 
-def doors(settings: WorkerSettings, shards: Shards) -> Doors:
+def doors(settings: WorkerSettings, shards: Shards, safety: Safety) -> Doors:
     queue = JobQueue(
         shards,
         lease_s=settings.lease_s,
@@ -129,4 +136,4 @@ def doors(settings: WorkerSettings, shards: Shards) -> Doors:
         max_checkpoint_bytes=settings.checkpoint_bytes,
     )
     store = open_store(settings.storage, settings.data_dir, endpoint=settings.s3_endpoint, timeout_s=settings.store_s)
-    return Doors(queue, Registry(shards), store, HookQueue(shards))
+    return Doors(queue, Registry(shards), store, HookQueue(shards), safety)

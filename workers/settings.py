@@ -48,6 +48,8 @@ class WorkerSettings(BaseSettings):
     worker_metrics_host: str = Field(default="127.0.0.1", description="the address of the worker's metrics")
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535, description="unset: no HTTP; 0 takes a free one, told in the log")
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
+    checker: str = Field(default="", description="file of the network that may withhold pictures; docs/safety.md")
+    checker_threshold: float = Field(default=0.8, gt=0, le=1, description="score from which it does")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

