@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from celadon import eyes, keys
+from celadon import generate_options as asked
 
 if TYPE_CHECKING:
     from celadon.client import Client
@@ -110,29 +111,28 @@ def worker() -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.", show_default=False)],
-    output: Annotated[str, typer.Option("--output", "-o", help="File or folder; - writes to standard output.")] = "",
-    negative: Annotated[str | None, typer.Option(help="What it should not show.", show_default=False)] = None,
-    prompt_syntax: Annotated[
-        str | None, typer.Option("--prompt-syntax", help="a1111 knows (weights:1.3), [less] and BREAK. [plain]", show_default=False)
-    ] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="More steps, finer and slower.", show_default=False)] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", show_default=False)] = None,
-    sampler: Annotated[str | None, typer.Option(help="The solver, for example ddim or dpmpp_2m.", show_default=False)] = None,
-    schedule: Annotated[str | None, typer.Option(help="The noise levels, for example karras.", show_default=False)] = None,
+    prompt: asked.Prompt,
+    output: asked.Output = "",
+    negative: asked.Negative = None,
+    prompt_syntax: asked.Syntax = None,
+    width: asked.Pixels = None,
+    height: asked.Pixels = None,
+    steps: asked.Steps = None,
+    guidance: asked.Guidance = None,
+    sampler: asked.Sampler = None,
+    schedule: asked.Schedule = None,
     sampler_option: eyes.SamplerOption = [],  # noqa: B006 - typer copies it
     schedule_option: eyes.ScheduleOption = [],  # noqa: B006
-    guidance_option: Annotated[
-        list[str], typer.Option("--guidance-option", help="Such as variant=apg or end=0.8; may be repeated.", show_default=False)
-    ] = [],  # noqa: B006
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default=False)] = None,
-    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="How many pictures.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="Which of the service's models.", show_default=False)] = None,
-    format_: Annotated[
-        str | None, typer.Option("--format", help="png, jpeg or webp. [the output's suffix, else png]", show_default=False)
-    ] = None,
+    guidance_option: asked.GuidanceOption = [],  # noqa: B006
+    seed: asked.Seed = None,
+    num_images: asked.Images = None,
+    model: asked.Model = None,
+    format_: asked.Format = None,
+    image: asked.Image = None,
+    mask: asked.Mask = None,
+    mask_padding: asked.Padding = None,
+    strength: asked.Strength = None,
+    upscale: asked.Upscale = None,
 ) -> None:
     """Draw a picture and save it.
 
@@ -148,20 +148,10 @@ def generate(
     with refusing():
         options = {name: options_of(written) for name, written in given.items() if written}
     params = {
-        "negative_prompt": negative,
-        "prompt_syntax": prompt_syntax,
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": sampler,
-        "schedule": schedule,
-        "seed": seed,
-        "num_images": num_images,
-        "model": model,
-        "output_format": format_,
-        **options,
-    }
+        "negative_prompt": negative, "prompt_syntax": prompt_syntax, "width": width, "height": height, "steps": steps, "guidance": guidance,
+        "sampler": sampler, "schedule": schedule, "seed": seed, "num_images": num_images, "model": model, "output_format": format_,
+        "image": image, "mask": mask, "mask_padding": mask_padding, "strength": strength, "upscale": upscale, **options,
+    }  # fmt: skip
     try:
         command.run(prompt, output, params, os.environ.get("CELADON_URL", ""), Console(stderr=True))
     except (CeladonError, StartRefused, OSError) as error:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 plot = typer.Typer(help="Draw schedules, and a picture dissolving and forming.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Option(envvar="CELADON_MODEL", help="Folder or hub id. [the model that comes along]", show_default=False)]
-Sampler = Annotated[str, typer.Option(help="Id, or its name in A1111, ComfyUI or diffusers. [the model's]", show_default=False)]
-Schedule = Annotated[str, typer.Option(help="Id, or its name elsewhere. [the model's]", show_default=False)]
-Steps = Annotated[int | None, typer.Option(min=1, help="How many steps. [the model's]", show_default=False)]
+Model = Annotated[str, typer.Option(envvar="CELADON_MODEL", help="Folder or hub id. \\[the model that comes along]", show_default=False)]
+Sampler = Annotated[str, typer.Option(help="Id, or its name in A1111, ComfyUI or diffusers. \\[the model's]", show_default=False)]
+Schedule = Annotated[str, typer.Option(help="Id, or its name elsewhere. \\[the model's]", show_default=False)]
+Steps = Annotated[int | None, typer.Option(min=1, help="How many steps. \\[the model's]", show_default=False)]
 SamplerOption = Annotated[list[str], typer.Option("--sampler-option", help="Such as eta=0.5; may be repeated.", show_default=False)]
 ScheduleOption = Annotated[list[str], typer.Option("--schedule-option", help="Such as rho=5; may be repeated.", show_default=False)]
 Strength = Annotated[float, typer.Option(min=0, max=1, help="Of image-to-image: the last steps of so many.")]
@@ -79,7 +79,7 @@ def plot_schedule(
 def plot_process(
     prompt: Annotated[str, typer.Argument(help="What is drawn.")] = "a red apple",
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG, JPEG or WebP file.")] = Path("process.png"),
-    picture: Annotated[Path | None, typer.Option(help="What dissolves. [the picture that was drawn]", show_default=False)] = None,
+    picture: Annotated[Path | None, typer.Option(help="What dissolves. \\[the picture that was drawn]", show_default=False)] = None,
     sampler: Sampler = "",
     schedule: Schedule = "",
     steps: Annotated[int, typer.Option(min=2, max=50, help="How many steps; one column each.")] = 8,

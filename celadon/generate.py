@@ -30,6 +30,9 @@ def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: 
     if not wanted.get("output_format") and (suffix := Path(output).suffix.lower()) in pictures.FORMATS:
         wanted["output_format"] = pictures.FORMATS[suffix]
     with service(url, console) as client:
+        for name in ("image", "mask"):
+            if wanted.get(name):
+                wanted[name] = client.upload(wanted[name])["key"]
         job = pictures.draw(client, console, prompt, **wanted)
         if output == "-":
             for image in job.images:

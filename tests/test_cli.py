@@ -22,6 +22,7 @@ from celadon import doctor
 from celadon.client import ApiError, Client, JobFailed, Unreachable
 from jobs.address import without_secret
 from jobs.job_queue import JobQueue, connect
+from tests.picture_samples import as_file, sample_mask, sample_picture
 from tests.up_process import UpProcess, environment, eventually, up
 from training.toy import write_toy
 
@@ -112,6 +113,28 @@ def test_generate_sends_options_of_sampler_schedule_and_guidance(service: UpProc
     said = httpx2.get(f"{client.url}/jobs?limit=1").json()["jobs"][0]["params"]
     assert said["sampler_options"]["s_noise"] == 1.1 and said["schedule_options"] == {"rho": 5}
     assert {k: said["guidance_options"][k] for k in ("variant", "momentum", "end")} == {"variant": "apg", "momentum": -0.5, "end": 0.5}
+
+
+def test_generate_draws_upon_a_picture_and_enlarges_it(client: Client, tmp_path: Path) -> None:
+    picture, mask, out = tmp_path / "in.png", tmp_path / "mask.png", tmp_path / "out.png"
+    picture.write_bytes(as_file(sample_picture(90, 70)))
+    mask.write_bytes(as_file(sample_mask(90, 70)))
+    said = ("--image", str(picture), "--strength", "0.5", "--steps", "4", "-o", str(out))
+    masked = celadon("generate", "a car", *said, "--mask", str(mask), "--mask-padding", "8", CELADON_URL=client.url)
+    assert masked.returncode == 0, masked.stderr
+    with Image.open(out) as drawn:
+        assert drawn.size == (90, 70)
+    larger = celadon("generate", "a car", *said, "--width", "64", "--height", "64", "--upscale", "1.5", CELADON_URL=client.url)
+    assert larger.returncode == 0, larger.stderr
+    with Image.open(out) as drawn:
+        assert drawn.size == (96, 96)
+    missing = celadon("generate", "a car", "--image", str(tmp_path / "nothing.png"), CELADON_URL=client.url)
+    assert missing.returncode == 2 and "does not exist" in " ".join(missing.stderr.split())
+
+
+def test_help_shows_what_stands_in_brackets() -> None:
+    said = " ".join(celadon("generate", "--help", COLUMNS="200").stdout.split())
+    assert "[less] and BREAK. [plain]" in said and "[the output's suffix, else png]" in said
 
 
 @pytest.mark.parametrize(("options", "status", "words"), [
