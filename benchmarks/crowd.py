@@ -17,6 +17,7 @@ from jobs.job import Job, ServiceClass
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
 from jobs.scripts import sources
+from jobs.shards import Shards
 from pipelines.params import GenerationParams
 
 MODELS = ("mini", "small", "large", "fast")
@@ -86,7 +87,9 @@ async def fill(url: str, jobs: Iterator[tuple[Job, float | None]], count: int) -
     sent = None
     async with Redis.from_url(url, decode_responses=True) as redis:
         bag = Mailbag(redis)
-        queue = JobQueue(cast(Redis, bag), max_queued=BOUND)
+        shards = Shards.of(cast(Redis, bag))
+        shards.first.run_beside = shards.first.run  # type: ignore[method-assign]
+        queue = JobQueue(shards, max_queued=BOUND)
         with BlockingRedis.from_url(url) as client, ThreadPoolExecutor(1) as pool:
             client.script_load(sources()["submit"])
             while count > 0:

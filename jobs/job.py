@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SELDOM = frozenset(  # not stored at their default
         "traceparent",
     }
 )
+
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every job
 
 SCHEMA = 1  # of the stored record; workers leave newer ones alone
 
@@ -144,8 +147,13 @@ class Job:
 
     def to_hash(self) -> dict[str, str]:
         """Flat string fields, as the Redis hash holds them; None is the empty string. What most jobs do not have is left out."""
-        fields = ((f.name, f.default, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return {name: _dump(value) for name, default, value in fields if name not in SELDOM or value != default}
+        told: dict[str, str] = {}
+        for name, default, usual in _stored_fields():
+            if (value := getattr(self, name)) != default:
+                told[name] = _dump(value)
+            elif usual is not None:
+                told[name] = usual
+        return told
 
     @classmethod
     def from_hash(cls, data: Mapping[str, str]) -> Job:
@@ -183,6 +191,13 @@ class Job:
         )
 
 
+@functools.cache
+def _stored_fields() -> tuple[tuple[str, Any, str | None], ...]:
+    """Name, default, and how that is written: None where it is not."""
+    fields = ((f.name, f.default) for f in dataclasses.fields(Job))
+    return tuple((name, default, None if name in SELDOM else _dump(default)) for name, default in fields)
+
+
 def _float(text: str) -> float | None:
     return float(text) if text else None
 
@@ -200,9 +215,9 @@ def _dump(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, GenerationParams):
-        return json.dumps(value.brief(), ensure_ascii=False)
+        return ENCODE(value.brief())
     if isinstance(value, (JobError, Webhook)):
-        return json.dumps(dataclasses.asdict(value), ensure_ascii=False)
+        return ENCODE(dataclasses.asdict(value))
     if isinstance(value, tuple):
-        return json.dumps([v if isinstance(v, int) else dataclasses.asdict(v) for v in value], ensure_ascii=False)
+        return ENCODE([v if isinstance(v, int) else dataclasses.asdict(v) for v in value])
     return str(value)

@@ -16,7 +16,7 @@ import heapq
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import cast
 
 from redis.asyncio import Redis
@@ -143,9 +143,11 @@ class JobQueue:
         may = admission or self._admission
         bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day, job.params.num_images)
         known = (idempotency_key or "", IDEMPOTENCY_S, fingerprint, reuse, *bounds, self._retention_s)
-        outcome, *rest = await shard.run("submit", name(job.id), *wanted, *known, "", *record_of(job))
+        outcome, *rest = await shard.run_beside("submit", name(job.id), *wanted, *known, "", *record_of(job))
         raise_refusal(outcome, rest)
-        return Submitted(_job(rest[0]), outcome == "created", _forecast(*rest[1:4]) if len(rest) > 1 else None)
+        if outcome == "created" and len(rest) > 1:
+            return Submitted(_stamped(job, rest[0]), True, _forecast(*rest[1:4]))
+        return Submitted(_job(rest[0]), outcome == "created")
 
     async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:
         """What the job would meet if it were submitted now; nothing is written. With `deadline_s` its `eta_s` is the one
@@ -383,6 +385,13 @@ def _dump_all(items: Sequence[ImageRef] | Sequence[JobWarning]) -> str:
 
 def _job(record: Sequence[str]) -> Job:
     return Job.from_hash(dict(zip(record[::2], record[1::2], strict=True)))
+
+
+def _stamped(job: Job, news: Sequence[str]) -> Job:
+    """The job with what the queue has written beside its own fields."""
+    told = dict(zip(news[::2], news[1::2], strict=True))
+    deadline_at = float(told["deadline_at"]) if told["deadline_at"] else None
+    return replace(job, created_at=float(told["created_at"]), predicted_s=float(told["predicted_s"]), deadline_at=deadline_at)
 
 
 def _job_or_none(record: Sequence[str] | None) -> Job | None:

@@ -35,15 +35,21 @@ class Registry:
     def __init__(self, redis: Redis | Shards) -> None:
         self._shards = Shards.of(redis)
         self._redis, self._scripts = self._shards.first.redis, self._shards.first
+        self._read: dict[str, tuple[str, ModelCard]] = {}
 
     async def announce(self, card: ModelCard) -> None:
         """Makes a model known for good: jobs for it are accepted also while no worker is up."""
         await self._scripts.run("announce", card.id, json.dumps(card.to_dict()))
 
     async def cards(self) -> dict[str, ModelCard]:
-        """Every model ever announced, by id."""
+        """Every model ever announced, by id. As long as a card says the same, it is the same object."""
         texts = cast(dict[str, str], await self._redis.hgetall(self._scripts.key("cards")))
-        return {id_: ModelCard.from_dict(json.loads(text)) for id_, text in sorted(texts.items())}
+        self._read = {id_: self._card(id_, text) for id_, text in sorted(texts.items())}
+        return {id_: card for id_, (_, card) in self._read.items()}
+
+    def _card(self, id_: str, text: str) -> tuple[str, ModelCard]:
+        before, card = self._read.get(id_, ("", None))
+        return (text, card) if card and before == text else (text, ModelCard.from_dict(json.loads(text)))
 
     async def beat(self, worker: WorkerInfo, ttl_s: float = 15) -> None:
         """Shows the worker as alive for the next `ttl_s` seconds."""

@@ -11,6 +11,10 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from jobs.pipe import Pipe
+from jobs.primary import NotPrimary
 
 NAME = re.compile(r"[A-Za-z_]\w*")
 STATEMENT = re.compile(r"^(?:--[^\n]*\n)*(?:local |\w+ = )", re.MULTILINE)  # what begins one at the outermost level
@@ -61,6 +65,7 @@ class Scripts:
         self.redis = redis
         self._root = "{" + shard + "}"
         self._scripts = {name: redis.register_script(text) for name, text in sources().items()}
+        self._pipe = Pipe(redis)
 
     def key(self, name: str) -> str:
         return f"{self._root}:{name}"
@@ -68,6 +73,13 @@ class Scripts:
     async def run(self, name: str, *args: str | int | float | bytes) -> Any:
         """The script's reply. Raises redis.exceptions.RedisError (OutOfMemoryError where the server is full)."""
         return await self._scripts[name](keys=[self._root], args=args)
+
+    async def run_beside(self, name: str, *args: str | int | float | bytes) -> Any:
+        """As `run`, in one write with those of others who call at this time."""
+        try:
+            return await self._pipe.call("EVALSHA", self._scripts[name].sha, 1, self._root, *args)
+        except (NoScriptError, NotPrimary):  # it has not been run: `run` loads it, and finds the one who may
+            return await self.run(name, *args)
 
     async def run_each(self, name: str, calls: Iterable[Sequence[str | int | float]]) -> list[Any]:
         """The replies to several calls that are sent at once; others' commands may come between them. Raises as `run` does."""

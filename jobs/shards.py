@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
+import secrets
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -38,7 +38,7 @@ def shard_of(job_id: str) -> int:
 
 def make_id(shard: int, stem: str = "") -> str:
     """A new id in this shard, or that of 32 hexadecimal digits."""
-    stem = stem or uuid.uuid4().hex
+    stem = stem or secrets.token_hex(16)
     return f"{stem}s{shard}" if shard else stem
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -43,6 +45,7 @@ from service.chores import reap_forever, sweep_forever
 from service.doorkeeper import Doorkeeper
 from service.error_answers import documented, respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
+from service.fast_lane import PATH, FastLane
 from service.gateway import Gateway, picture_store
 from service.generations import Generations
 from service.keyring import Keyring, check_keys
@@ -95,6 +98,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)
+    if tracing.provider is None:  # the framework makes the spans
+        app.add_middleware(FastLane, route=next(r for r in native.router.routes if isinstance(r, APIRoute) and r.path == PATH))
     # the last one stands outermost: a browser's question whether it may ask (CORS) comes without a key
     app.add_middleware(Doorkeeper, settings=settings)
     if settings.origins:
@@ -129,6 +134,7 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn, when it has drained, raises the signal again for us
         signal.signal(number, lambda *_: sys.exit(0))
     server = Server(config)
+    gc.freeze()  # what has been made by now lives as long as this process: no need to look through it over and over
     server.run([listener] if listener else None)
     if not server.started:
         sys.exit(START_FAILED)

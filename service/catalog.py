@@ -55,12 +55,15 @@ class Catalog:
     """The models that workers have announced. The gateway knows models only from here."""
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._cards = Remembered(registry.cards, CARDS_TTL_S)
-        self._default = settings.default_model
+        self._cards = Remembered(self._fetch, CARDS_TTL_S)
+        self._registry, self._default = registry, settings.default_model
 
     async def cards(self) -> Mapping[str, ModelCard]:
         """By id, the default model first."""
-        cards = await self._cards.get()
+        return await self._cards.get()
+
+    async def _fetch(self) -> Mapping[str, ModelCard]:
+        cards = await self._registry.cards()
         return {model: cards[model] for model in sorted(cards, key=lambda m: (m != self._default, m))}
 
     async def card(self, model: str | None) -> ModelCard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import ipaddress
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ class Doorkeeper:
     """Puts the client's name into the scope, or answers 401."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
-        self._app, self._settings = app, settings
+        self._app, self._settings, self._keys_in_force = app, settings, settings.keys_in_force
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +65,7 @@ class Doorkeeper:
     async def _client_of(self, scope: Scope) -> str:
         """Raises KeyMissing, KeyInvalid, HostRefused, RedisError."""
         headers = Headers(scope=scope)
-        if self._settings.keys_in_force:
+        if self._keys_in_force:
             keyring: Keyring = scope["app"].state.gateway.keyring
             return await keyring.client_of(presented(headers))
         if self._settings.keys == "auto" and is_of_the_internet(headers.get("host", "")):
@@ -77,6 +78,7 @@ def is_open(path: str, settings: Settings) -> bool:
     return path in OPEN or path.startswith((IMAGES, PAGE)) or (path == METRICS and settings.open_metrics)
 
 
+@functools.lru_cache(maxsize=64)
 def is_of_the_internet(host: str) -> bool:
     """Whether a Host header names what others may resolve. Such a name has no business on a loopback address: it is a page of
     theirs that made it point here (DNS rebinding), to ask with the browser of who sits here, or a proxy that lets everybody in."""

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.job import JobWarning
@@ -94,10 +94,20 @@ def fingerprint(body: Mapping[str, Any]) -> str:
 
 def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = NO_PICTURES) -> Resolved:
     """Fill and check a draft; `given` is what its pictures are. Raises the BadRequest that names the field at fault."""
+    check_texts(draft, card, settings)
+    settled = settle(draft, card, settings, given)
+    return replace(settled, warnings=(*settled.warnings, *words_warning(draft, card)))
+
+
+def check_texts(draft: Draft, card: ModelCard, settings: Settings) -> None:
     for name in ("prompt", "negative_prompt"):
         _check_text(name, getattr(draft, name), draft.prompt_syntax, settings)
     if draft.prompt_syntax not in card.prompt_syntaxes:
         raise NotSupported(f"{card.id} reads {' and '.join(card.prompt_syntaxes)} prompts alone.", param="prompt_syntax")
+
+
+def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = NO_PICTURES) -> Resolved:
+    """The same without what depends on the words of its texts; of those it matters whether there are any."""
     width, height = _size(*size_of(draft, given.image), card, settings)
     sampler, sampler_options, schedule = _pair(draft, card)
     schedule_options = checked_options("schedule_options", draft.schedule_options, schedule)
@@ -122,7 +132,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
         sampler_options=checked_options("sampler_options", sampler_options, sampler),
         schedule=schedule.id,
         schedule_options=schedule_options,
-        seed=_seed(draft.seed),
+        seed=seed_of(draft),
         num_images=_within("num_images", draft.num_images, 1, settings.max_images),
         model=card.id,
         output_format=_format(draft.output_format),
@@ -241,8 +251,9 @@ def _unknown(error: names.UnknownName, card: ModelCard) -> UnknownSampler | Unkn
     return kind(f"{said}{meant} Known: {', '.join(sorted(ids))}. Their names in other programs are understood too.", param=error.kind)
 
 
-def _seed(wanted: int | None) -> int:
-    return secrets.randbelow(SEED_LIMIT) if wanted is None else _within("seed", wanted, 0, SEED_LIMIT - 1)
+def seed_of(draft: Draft) -> int:
+    """The one that was asked for, or any."""
+    return secrets.randbelow(SEED_LIMIT) if draft.seed is None else _within("seed", draft.seed, 0, SEED_LIMIT - 1)
 
 
 def _format(wanted: OutputFormat) -> OutputFormat:
@@ -265,8 +276,11 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
             f"With {params.steps} steps on linspace, {params.sampler} leaves noise in the picture, as in diffusers: its steps land above "
             "the next level. On trailing or sgm_uniform they do not.",
         )
-    said = "\n".join(words(text, params.prompt_syntax) for text in (params.prompt, params.negative_prompt))
-    if card.words and (unknown := _unknown_words(said, card)):
+
+
+def words_warning(draft: Draft, card: ModelCard) -> Iterable[JobWarning]:
+    said = "\n".join(words(text, draft.prompt_syntax) for text in (draft.prompt, draft.negative_prompt)) if card.words else ""
+    if said and (unknown := _unknown_words(said, card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 from structlog.typing import FilteringBoundLogger
 
 from jobs.hooks import HookQueue
@@ -65,8 +67,21 @@ async def _client(request: Request) -> str:
 
 async def _base_url(request: Request) -> str:
     """How the client reaches us, without a slash at its end."""
-    public = _gateway(request).settings.public_url
-    return public or str(request.base_url).rstrip("/")
+    return base_url(request.scope, _gateway(request).settings)
+
+
+def base_url(scope: Scope, settings: Settings) -> str:
+    """The same outside the framework's dependencies."""
+    if settings.public_url:
+        return settings.public_url
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    return _asked_at(scope["scheme"], host, tuple(scope["server"] or ()), scope.get("root_path", ""))
+
+
+@functools.lru_cache(maxsize=64)
+def _asked_at(scheme: str, host: bytes, server: tuple[str, int | None], root_path: str) -> str:
+    scope = {"type": "http", "scheme": scheme, "headers": [(b"host", host)] * bool(host), "server": server or None}
+    return str(Request(scope | {"root_path": root_path}).base_url).rstrip("/")
 
 
 async def _current(request: Request) -> Gateway:

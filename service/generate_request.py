@@ -38,6 +38,9 @@ GuidanceOptions = Annotated[
 ]
 
 
+NONE_IF_EMPTY = ("image", "mask", "outpaint")  # as answers hold them
+
+
 class WebhookRequest(BaseModel):
     """Where to tell what becomes of the job."""
 
@@ -178,11 +181,14 @@ class GenerateRequest(BaseModel):
     reuse: bool = Field(default=False, description="share the work with an equal request of yours; needs a seed")
 
     def to_draft(self) -> Draft:
-        said = {name: getattr(self, name) for name in Draft.__dataclass_fields__}
-        said["outpaint"] = self.outpaint and {side: pixels for side, pixels in self.outpaint if pixels}
-        said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
-        said["upscale"] = {name: value for name, value in self.upscale or () if value is not None}
-        return Draft(**said | {name: said[name] or None for name in ("image", "mask", "outpaint")})  # as answers hold them, empty is none
+        said = {name: getattr(self, name) for name in self.model_fields_set if name in Draft.__dataclass_fields__}
+        if self.outpaint:
+            said["outpaint"] = {side: pixels for side, pixels in self.outpaint if pixels}
+        if "size_conditioning" in said:
+            said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
+        if "upscale" in said:
+            said["upscale"] = {name: value for name, value in self.upscale or () if value is not None}
+        return Draft(**said | {name: said[name] or None for name in NONE_IF_EMPTY if name in said})
 
     @field_validator("upscale", mode="before")
     @classmethod

@@ -28,13 +28,14 @@ from jobs.job_queue import (
 from jobs.tracing import Tracing
 from pipelines.card import ModelCard
 from service.catalog import Catalog
-from service.drafts import Draft, resolve
+from service.drafts import Draft
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
 from service.inputs import Inputs, Pictures
 from service.keyring import Keyring
 from service.plain_pictures import PlainPictures
 from service.refusals import deadline_unmeetable, refused
 from service.request_ids import CURRENT
+from service.resolver import Resolver
 from service.settings import Settings
 from service.steps import even_parts
 from service.terms import Terms, check, reuse_fingerprint
@@ -64,6 +65,7 @@ class Generations:
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
+        self._resolver = Resolver(settings)
         self.inputs = Inputs(store, self.get, PlainPictures(settings))
         self._followers = followers
         self._streams = 0
@@ -113,7 +115,7 @@ class Generations:
     ) -> tuple[Job, ModelCard, Pictures]:
         card = await self._catalog.card(draft.model)
         given = await self.inputs.look(draft.image, draft.mask, client, fetch=fetch)
-        resolved = resolve(draft, card, self._settings, given)
+        resolved = self._resolver.resolve(draft, card, given)
         check(terms, draft, self._settings)
         job = Job(
             id=self._queue.new_id(client),

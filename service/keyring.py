@@ -68,7 +68,7 @@ class Keyring:
     """Every method may raise RedisError."""
 
     def __init__(self, clients: Clients, settings: Settings) -> None:
-        self._clients, self._settings = clients, settings
+        self._clients, self._settings, self._in_force = clients, settings, settings.keys_in_force
         self._keys, self._terms = Lately(self._ask), Lately(clients.terms)
         self._told: OrderedDict[str, float] = OrderedDict()  # digest -> when its use was last written down
 
@@ -97,7 +97,7 @@ class Keyring:
         )
 
     async def _of(self, client: str) -> ClientTerms:
-        if not self._settings.keys_in_force:
+        if not self._in_force:
             return ClientTerms()
         return await self._terms.get(client) or ClientTerms()
 

@@ -23,7 +23,7 @@ def make_log(level: str, stream: TextIO | None = None) -> FilteringBoundLogger:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-    )
+    ).bind()  # else every line would put the logger together anew
     return log
 
 

@@ -65,12 +65,18 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._all = {m.name: m.build(self._registry) for m in (*OF_THIS_GATEWAY, *OF_THE_QUEUE) if not m.shared}
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looked up once
         self._ended = _Ended(next(m for m in OF_THE_QUEUE if m.shared))
         self._registry.register(self._ended)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        self._counter("celadon_http_requests").labels(method, route, str(status)).inc()
-        cast(Histogram, self._all["celadon_http_request_seconds"]).labels(method, route).observe(seconds)
+        key = method, route, status
+        if key not in self._answered:
+            count = self._counter("celadon_http_requests").labels(method, route, str(status))
+            self._answered[key] = count, cast(Histogram, self._all["celadon_http_request_seconds"]).labels(method, route)
+        count, latency = self._answered[key]
+        count.inc()
+        latency.observe(seconds)
 
     def submitted(self, model: str) -> None:
         self._counter("celadon_jobs_submitted").labels(model).inc()

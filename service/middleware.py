@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from fastapi import HTTPException
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.tracing import Tracing
@@ -27,12 +26,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds; their lines would bury the others
 
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",  # answers hold signed URLs; who knows better sets it first
+SECURITY_HEADERS = {  # as ASGI has them: lower case
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cache-control": b"no-store",  # answers hold signed URLs; who knows better sets it first
 }
 
 
@@ -57,7 +56,8 @@ class Surroundings:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         started = time.perf_counter()
-        request_id = scope["request_id"] = accepted(Headers(scope=scope).get("x-request-id", ""))
+        said = dict(scope["headers"])
+        request_id = scope["request_id"] = accepted(said.get(b"x-request-id", b"").decode("latin-1"))
         before = CURRENT.set(request_id)
         self._tracing.note(request_id=request_id)
         status = 0
@@ -66,11 +66,11 @@ class Surroundings:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _dress(MutableHeaders(scope=message), request_id)
+                message["headers"] = [*_dressed(message["headers"]), (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
-            await self._guarded(scope, receive, send_dressed)
+            await self._guarded(scope, receive, send_dressed, _number(said.get(b"content-length", b"")))
         except Exception as exc:
             self._log.error("unhandled", error=type(exc).__name__, where=_where(exc))
             if status:  # the head has left: cutting the connection is the only honest end
@@ -80,10 +80,10 @@ class Surroundings:
             self._note(scope, status or 500, time.perf_counter() - started)
             CURRENT.reset(before)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, announced: int) -> None:
         """Go on, but let no body in that is longer than the limit, announced or not."""
         limit = self._larger.get(scope["path"], self._max_body_bytes)
-        if _announced_length(scope) > limit:
+        if announced > limit:
             return await respond(BodyTooLarge(f"The request body is larger than {limit} bytes."), scope)(scope, receive, send)
         taken = 0
 
@@ -107,15 +107,17 @@ class Surroundings:
         note("request", method=method, route=route, status=status, ms=round(seconds * 1000, 1), **who)
 
 
-def _announced_length(scope: Scope) -> int:
-    length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+def _number(text: bytes) -> int:
+    return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
-def _dress(headers: MutableHeaders, request_id: str) -> None:
-    headers["X-Request-Id"] = request_id
+def _dressed(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """With those of ours that nobody has set before."""
+    known = {name for name, _ in headers}
+    yield from headers
     for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
+        if name not in known:
+            yield name, value
 
 
 def _where(exc: BaseException) -> str:

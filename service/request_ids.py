@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from contextvars import ContextVar
 
 from structlog.typing import EventDict
@@ -14,7 +14,7 @@ CURRENT: ContextVar[str] = ContextVar("request_id", default="")
 
 def accepted(given: str) -> str:
     """The client's own id, if it is harmless, so that its log and ours can be laid side by side; else a new one."""
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def add_request_id(_log: object, _method: str, told: EventDict) -> EventDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import os
 import re
@@ -165,6 +166,7 @@ class Settings(BaseSettings):
             raise SettingsError("\n".join(map(_line, error.errors(include_input=False, include_url=False)))) from None
 
 
+@functools.lru_cache(maxsize=16)  # asked for with every request
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it. A name is not looked up, since others may answer for it tomorrow."""
     try:

@@ -6,6 +6,7 @@ could repeat. Each of them would be accepted and silently become something else.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -52,7 +53,7 @@ def parse(body: bytes) -> object:
     except UnicodeDecodeError as error:
         raise InvalidJson(f"The body is not UTF-8: byte {error.start} is wrong.") from None
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
+        value = _decoder().decode(text)
     except json.JSONDecodeError as error:
         raise InvalidJson(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except ValueError:  # an int of thousands of digits
@@ -70,6 +71,11 @@ def _check_media_type(content_type: str) -> None:
     charset = parameters.strip().lower().replace('"', "").replace(" ", "")
     if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
         raise UnsupportedMediaType()
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

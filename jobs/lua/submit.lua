@@ -1,7 +1,7 @@
 #!lua
 -- submit <id> <client> <queue> <service_class> <priority> <steps> <size> <deadline_s> <key> <key_ttl_s> <fingerprint>
 --        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day> <pictures> <retention_s> <batch or ''> <field> <value> ...
---        -> {'created', record, and of a job that waits what `outlook` tells} | {'existing', record} | {'conflict'} | {'gone'}
+--        -> {'created', what of the record is new, and of a job that waits what `outlook` tells} | {'existing', record} | {'conflict'} | {'gone'}
 --        | {'limited' | 'spent' | 'unmeetable', seconds} | {'full', seconds, 'client' where only its own part is full}
 -- Of a batch, which batch_open has let in: {'created' | 'existing'} | {'canceled'}; its id is never taken twice.
 -- With batch_open the one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
@@ -88,7 +88,7 @@ else
   enqueue(id)
 end
 if batch ~= '' then return { 'created' } end
-local record = call('HGETALL', job(id))
-if ready then return { 'created', record } end
+if ready then return { 'created', call('HGETALL', job(id)) } end
+local record = { 'created_at', stamp(t), 'predicted_s', stamp(predicted), 'deadline_at', deadline }
 local work, position, seconds = remaining(first or id)
 return { 'created', record, stamp(work), position, stamp(seconds) }

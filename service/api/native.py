@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import Job
-from jobs.job_queue import Forecast
+from jobs.job_queue import Forecast, Submitted
 from pipelines.params import GenerationParams
 from service import errors, picture_errors
 from service.answers import JobAnswer, WarningAnswer, from_job
 from service.drafts import fingerprint
 from service.error_answers import documented
-from service.gateway import BaseUrl, Client, Current
+from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generate_request import GenerateRequest
 from service.headers import IdempotencyKey, WaitSeconds
 from service.strict_json import StrictJsonRoute
@@ -125,24 +125,34 @@ async def generate(
     query: Annotated[GenerateQuery, Depends(_once)],
 ) -> Response | JobAnswer:
     """Queue a job that draws `num_images` pictures. Everything is checked before anything is queued."""
-    draft, terms = body.to_draft(), body.to_terms()
     if query.dry_run == "true":
-        job, forecast = await gateway.generations.forecast(draft, terms, client=client)
+        job, forecast = await gateway.generations.forecast(body.to_draft(), body.to_terms(), client=client)
         return JSONResponse(_dry_run(job, forecast).model_dump(mode="json"))
-    said = fingerprint(body.model_dump(exclude_unset=True)) if key else ""
-    submitted = await gateway.generations.submit(draft, terms, client=client, idempotency_key=key, fingerprint=said)
+    submitted = await queued(body, gateway, client, key)
     job, outlook = submitted.job, submitted.outlook
-    if submitted.created:
-        gateway.metrics.submitted(job.params.model)
-        gateway.log.info("submitted", job=job.id, model=job.params.model, images=job.params.num_images, steps=job.steps_total)
-    else:
-        response.headers["Idempotency-Replayed"] = "true"
     if wait_s is not None and gateway.generations.has_room:  # a preference, not a demand: the job is queued already
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
         job, outlook = await gateway.generations.wait(job, wait_s), None
-    response.headers["Location"] = f"{base}/jobs/{job.id}"
+    response.headers.update(headers_of(submitted, base))
     response.status_code = 200 if job.done else 202
     return await from_job(job, gateway, base, outlook)
+
+
+async def queued(body: GenerateRequest, gateway: Gateway, client: str, key: str | None) -> Submitted:
+    """What both ways to this route do with a body: see service/fast_lane.py."""
+    said = fingerprint(body.model_dump(exclude_unset=True)) if key else ""
+    draft, terms = body.to_draft(), body.to_terms()
+    submitted = await gateway.generations.submit(draft, terms, client=client, idempotency_key=key, fingerprint=said)
+    if submitted.created:
+        job = submitted.job
+        gateway.metrics.submitted(job.params.model)
+        gateway.log.info("submitted", job=job.id, model=job.params.model, images=job.params.num_images, steps=job.steps_total)
+    return submitted
+
+
+def headers_of(submitted: Submitted, base: str) -> dict[str, str]:
+    headers = {"Location": f"{base}/jobs/{submitted.job.id}"}
+    return headers if submitted.created else headers | {"Idempotency-Replayed": "true"}
 
 
 def _dry_run(job: Job, forecast: Forecast) -> DryRunAnswer:
