@@ -214,18 +214,6 @@ def doctor(
         raise fail(str(error), CANNOT_ASK if worker else 1) from error
 
 
-@app.command("webhook-secret")
-def webhook_secret() -> None:
-    """Print the secret that signs webhooks. CELADON_REDIS_URL or CELADON_DATA_DIR say where the service keeps it."""
-    from celadon import webhook_secret as command
-    from celadon.supervisor import StartRefused
-
-    try:
-        typer.echo(command.run())
-    except StartRefused as error:
-        raise fail(str(error), 1) from error
-
-
 @jobs.command("list")
 def jobs_list(status: Status = None, limit: Limit = 20) -> None:
     """The newest jobs, with what they wait for.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -30,33 +32,41 @@ app = typer.Typer(help="API keys: make, list and revoke them; say what a client 
 
 Name = Annotated[str, typer.Argument(help="The client's name: whose the jobs are. Several keys may have one.", show_default=False)]
 Days = Annotated[float | None, typer.Option(min=0.001, help="After so many days the key is good no more.", show_default=False)]
-Weight = Annotated[float | None, typer.Option(min=0.001, help="Share of the workers; 1 unless said otherwise.", show_default=False)]
-Class = Annotated[
-    str | None,
-    typer.Option("--class", help="Of jobs that name none, and the best they may name; - is normal, and any.", show_default=False),
-]
-Rate = Annotated[float | None, typer.Option(min=-1, help="Jobs a second in the long run; 0: any number.", show_default=False)]
-Burst = Annotated[int | None, typer.Option(min=-1, help="Jobs at once after a pause.", show_default=False)]
-Queued = Annotated[int | None, typer.Option(min=-1, help="Jobs that may wait.", show_default=False)]
-PerDay = Annotated[int | None, typer.Option(min=0, help="Pictures a day (UTC); 0: any number.", show_default=False)]
+TERMS: dict[str, Any] = {  # the options that say what a client may, of `add` and `limit`
+    "weight": Annotated[float | None, typer.Option(min=0.001, help="Share of the workers; 1 unless said otherwise.", show_default=False)],
+    "class_": Annotated[
+        str | None,
+        typer.Option("--class", help="Of jobs that name none, and the best they may name; - is normal, and any.", show_default=False),
+    ],
+    "rate": Annotated[float | None, typer.Option(min=-1, help="Jobs a second in the long run; 0: any number.", show_default=False)],
+    "burst": Annotated[int | None, typer.Option(min=-1, help="Jobs at once after a pause.", show_default=False)],
+    "max_queued": Annotated[int | None, typer.Option(min=-1, help="Jobs that may wait.", show_default=False)],
+    "per_day": Annotated[int | None, typer.Option(min=0, help="Pictures a day (UTC); 0: any number.", show_default=False)],
+}
+
+
+def with_terms(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with these options in place of `wanted`, which holds what they say."""
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "wanted"]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in TERMS.items()]
+
+    @functools.wraps(command)
+    def run(**said: Any) -> None:
+        command(wanted=_wanted(**{name: said.pop(name) for name in TERMS}), **said)
+
+    run.__signature__ = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + more)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in (*own, *more)}
+    del run.__wrapped__  # typer would look behind it
+    return run
 
 
 @app.command()
-def add(
-    name: Name,
-    days: Days = None,
-    weight: Weight = None,
-    class_: Class = None,
-    rate: Rate = None,
-    burst: Burst = None,
-    max_queued: Queued = None,
-    per_day: PerDay = None,
-) -> None:
+@with_terms
+def add(name: Name, wanted: dict[str, Any], days: Days = None) -> None:
     """Make a key and print it: this once, since only its hash is kept. What a client may is said for all its keys.
 
     --rate, --burst and --max-queued of -1 are the service's own.
     """
-    wanted = _wanted(weight, class_, rate, burst, max_queued, per_day)
 
     async def make(clients: Clients, shards: Shards) -> str:
         await _say_terms(clients, shards, name, wanted)  # first: there is no moment in which the key may more
@@ -106,20 +116,12 @@ def revoke(ids: Annotated[list[str], typer.Argument(help="Ids as `celadon keys l
 
 
 @app.command()
-def limit(
-    name: Name,
-    weight: Weight = None,
-    class_: Class = None,
-    rate: Rate = None,
-    burst: Burst = None,
-    max_queued: Queued = None,
-    per_day: PerDay = None,
-) -> None:
+@with_terms
+def limit(name: Name, wanted: dict[str, Any]) -> None:
     """Change what a client may, for all its keys. What is not named stays; without any option it is told.
 
     --rate, --burst and --max-queued of -1 are the service's own.
     """
-    wanted = _wanted(weight, class_, rate, burst, max_queued, per_day)
 
     async def say(clients: Clients, shards: Shards) -> ClientTerms:
         if not any(key.client == name for key in await clients.keys()):
@@ -128,6 +130,30 @@ def limit(
 
     terms = _ask(say)
     Console().print(f"{escape(name)}: {_may(terms)}", highlight=False)
+
+
+@app.command("webhook-secret")
+def webhook_secret(
+    name: Annotated[str, typer.Argument(help="Whose webhooks it signs; `default` is everybody where there are no keys.")] = "default",
+    rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one. It signs beside the old one until --retire.")] = False,
+    retire: Annotated[bool, typer.Option("--retire", help="Let the old one sign no more, when the receiver knows the new one.")] = False,
+) -> None:
+    """Print the secret that signs a client's webhooks, the newest if there are two."""
+    if rotate and retire:
+        raise typer.BadParameter("the receiver needs both for a while", param_hint="--retire")
+
+    async def tell(clients: Clients, shards: Shards) -> bytes:
+        from jobs.hook_secrets import HookSecrets
+
+        secrets = HookSecrets(shards)
+        if name != "default" and not any(key.client == name for key in await clients.keys()):
+            raise StartRefused(f"no key is of {name!r}: `celadon keys list` shows the clients")
+        kept = await (secrets.rotate(name) if rotate else secrets.retire(name) if retire else secrets.of(name))
+        return kept[0]
+
+    from jobs.hook_signature import show_secret
+
+    typer.echo(show_secret(_ask(tell)))
 
 
 def _wanted(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from jobs.hook_secrets import HookSecrets
 from jobs.scripts import Scripts
 from jobs.shards import Shards
 
@@ -34,6 +35,7 @@ class Delivery:
     reason: str = ""  # why the last attempt failed
     at: float = 0.0  # when the event happened, in Unix seconds
     request_id: str = ""  # of the HTTP request that made the job
+    client: str = "default"  # whose job it is
 
 
 class HookQueue:
@@ -41,6 +43,7 @@ class HookQueue:
 
     def __init__(self, redis: Redis | Shards, *, lease_s: float = LEASE_S) -> None:
         self._shards = Shards.of(redis)
+        self.secrets = HookSecrets(self._shards)
         self._lease_s = lease_s
         self._turn = 0
 
@@ -94,5 +97,5 @@ def _delivery(id_: str, pairs: Sequence[str]) -> Delivery:
     at = float(fields["at"])
     time = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     body = json.dumps({"type": f"job.{fields['event']}", "timestamp": time, "data": data}, ensure_ascii=False)
-    told = (int(fields["attempt"]), fields.get("reason", ""), at, fields.get("request_id", ""))
+    told = (int(fields["attempt"]), fields.get("reason", ""), at, fields.get("request_id", ""), fields["client"])
     return Delivery(id_, fields["job_id"], fields["event"], fields["url"], body, *told)

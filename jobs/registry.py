@@ -66,16 +66,10 @@ class Registry:
         return sorted((WorkerInfo(**{**w, "models": tuple(w["models"])}) for w in found), key=lambda w: w.id)
 
     async def image_secret(self) -> bytes:
-        """32 bytes that sign image URLs: made by the first gateway, the same for all of them ever after."""
-        return await self._secret("secret")
+        """32 bytes that sign image URLs: made by the first gateway, the same for all of them ever after.
 
-    async def webhook_secret(self) -> bytes:
-        """32 bytes that sign webhooks: made by the first worker, the same for all of them ever after."""
-        return await self._secret("hooksecret")
-
-    async def _secret(self, name: str) -> bytes:
-        """Asked for before it is made: a server that is full or read-only tells it, but refuses even a SET that changes nothing."""
-        key = self._scripts.key(name)
+        Asked for before it is made: a server that is full or read-only tells it, but refuses even a SET that changes nothing."""
+        key = self._scripts.key("secret")
         if not (kept := await self._redis.get(key)):
             await self._redis.set(key, secrets.token_hex(32), nx=True)
             kept = await self._redis.get(key)

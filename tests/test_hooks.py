@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -145,7 +146,20 @@ async def test_the_oldest_come_first_and_no_more_than_asked_for(queue: JobQueue,
     assert [d.job_id for d in await hooks.due("h2", 9)] == jobs[2:]
 
 
-async def test_all_workers_share_one_secret_of_their_own(redis: Redis) -> None:
-    first, second = await Registry(redis).webhook_secret(), await Registry(redis).webhook_secret()
-    assert first == second and len(first) == 32
-    assert first != await Registry(redis).image_secret()
+async def test_every_client_has_a_secret_of_its_own_which_all_workers_share(redis: Redis) -> None:
+    (ada,), (again,), (bob,) = [await HookQueue(redis).secrets.of(client) for client in ("ada", "ada", "bob")]
+    assert ada == again and len(ada) == len(bob) == 32
+    assert len({ada, bob, await Registry(redis).image_secret()}) == 3
+
+
+async def test_a_secret_is_replaced_in_two_moves(redis: Redis) -> None:
+    secrets = HookQueue(redis).secrets
+    (first,) = await secrets.of("ada")
+    second, beside = await secrets.rotate("ada")
+    assert beside == first != second and await secrets.lately("ada") == await secrets.of("ada") == (second, first)
+    third, beside = await secrets.rotate("ada")  # once more: the oldest is gone
+    assert beside == second
+    assert await secrets.retire("ada") == await secrets.of("ada") == await secrets.retire("ada") == (third,)
+    rotated = await asyncio.gather(*(HookQueue(redis).secrets.rotate("ada") for _ in range(5)))
+    assert await secrets.of("ada") in rotated  # nobody overwrites what another has just made
+    assert len({newest for newest, _ in rotated}) == 5 and sum(old == third for _, old in rotated) == 1

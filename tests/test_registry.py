@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
+from jobs.hooks import HookQueue
 from jobs.registry import Registry, WorkerInfo
 from jobs.shards import Shards
 from pipelines.card import Defaults, GuidanceInfo, ModelCard, OptionInfo, SamplerInfo, ScheduleInfo
@@ -108,6 +109,6 @@ async def test_what_is_known_is_told_by_a_server_that_takes_no_writes(redis: Red
         assert await Registry(redis).image_secret() == secret
         await Shards.of(redis).agree()
         with pytest.raises(ReadOnlyError):
-            await Registry(redis).webhook_secret()  # nobody had asked for that one
+            await HookQueue(redis).secrets.of("ada")  # nobody had asked for that one
     finally:
         await redis.replicaof("NO", "ONE")

@@ -17,6 +17,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
+from jobs import hook_secrets
 from jobs.guarded_network import Unreachable
 from jobs.hook_signature import show_secret, sign
 from jobs.hooks import Delivery, HookQueue
@@ -31,6 +32,10 @@ SECRET = bytes(range(32))
 LOCAL = HookSettings(allow_private=True, timeout_s=5.0, idle_s=0.01)
 
 
+async def secret_of(client: str) -> list[bytes]:
+    return [SECRET]
+
+
 @pytest.fixture
 def hooks(redis: Redis, clock: Clock) -> HookQueue:
     return HookQueue(redis)
@@ -38,7 +43,7 @@ def hooks(redis: Redis, clock: Clock) -> HookQueue:
 
 @asynccontextmanager
 async def delivering(hooks: HookQueue, settings: HookSettings = LOCAL, **parts: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(deliver(hooks, SECRET, settings, "w1", **parts))
+    task = asyncio.create_task(deliver(hooks, secret_of, settings, "w1", **parts))
     try:
         yield
         assert not task.done(), task.exception()
@@ -83,6 +88,24 @@ def snippet() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     exec(code[1], namespace)
     return namespace
+
+
+async def test_a_client_is_told_under_its_own_secret_and_under_both_while_one_is_replaced(
+    queue: JobQueue, hooks: HookQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, secrets = snippet()["verify"], hooks.secrets
+    monkeypatch.setattr(hook_secrets, "FRESH_S", 0.0)
+    monkeypatch.setitem(globals(), "secret_of", secrets.lately)
+    with receiving(status(200)) as receiver:
+        async with delivering(hooks):
+            for n, move in enumerate((secrets.of, secrets.rotate, secrets.retire), 1):
+                kept, others = await move("ada"), await secrets.of("bob")
+                await ended(queue, receiver.url())
+                await settled(redis)
+                got = receiver.got[n - 1]
+                assert len(got.headers["webhook-signature"].split()) == len(kept)
+                assert all(verify(show_secret(secret), got.headers, got.body) for secret in kept)
+                assert not verify(show_secret(others[0]), got.headers, got.body)
 
 
 async def test_a_receiver_is_told_and_can_verify_it(queue: JobQueue, hooks: HookQueue, redis: Redis) -> None:
@@ -285,7 +308,7 @@ async def test_redis_may_go_and_come_back(queue: JobQueue, redis: Redis, clock: 
 async def test_it_stops_whenever_it_is_told_to(hooks: HookQueue) -> None:
     """Also in the middle of talking to Redis, again and again, at any point of its loop."""
     for steps in range(60):
-        task = asyncio.create_task(deliver(hooks, SECRET, replace(LOCAL, idle_s=0.0), "w1", post=courier([])._post))
+        task = asyncio.create_task(deliver(hooks, secret_of, replace(LOCAL, idle_s=0.0), "w1", post=courier([])._post))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
@@ -316,7 +339,7 @@ def courier(outcomes: list[Any], clock: Callable[[], float] = lambda: 0.0) -> Co
             raise outcome
         return outcome  # type: ignore[no-any-return]
 
-    return Courier(SECRET, post, now=lambda: 1_614_265_330.9, clock=clock)
+    return Courier(secret_of, post, now=lambda: 1_614_265_330.9, clock=clock)
 
 
 def delivery(attempt: int = 1, url: str = "https://example.com/") -> Delivery:

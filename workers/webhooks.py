@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from jobs.hooks import Delivery, HookQueue
 from workers.hook_post import GuardedPost
 from workers.insist import insist
 
+Secrets = Callable[[str], Awaitable[Sequence[bytes]]]  # of a client, the newest first: all of them sign
 Post = Callable[[str, Mapping[str, str], bytes], Awaitable[tuple[int, Mapping[str, str]]]]
 
 log = structlog.get_logger("webhooks")
@@ -50,7 +51,7 @@ class Outcome:
 
 async def deliver(
     hooks: HookQueue,
-    secret: bytes,
+    secrets: Secrets,
     settings: HookSettings,
     worker: str,
     *,
@@ -59,7 +60,7 @@ async def deliver(
 ) -> None:
     """Delivers whatever falls due, forever; while Redis is away it waits. Cancel it to stop: what is under way comes again elsewhere.
     `count` hears how each attempt went: delivered, failed or dead."""
-    courier = Courier(secret, post or GuardedPost(allow_private=settings.allow_private, timeout_s=settings.timeout_s))
+    courier = Courier(secrets, post or GuardedPost(allow_private=settings.allow_private, timeout_s=settings.timeout_s))
     flying: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
         while True:
@@ -93,9 +94,9 @@ class Courier:
     """Posts deliveries, signed, and says how it went. Neither URL, body nor secret gets into an outcome or a log line."""
 
     def __init__(
-        self, secret: bytes, post: Post, *, now: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic
+        self, secrets: Secrets, post: Post, *, now: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._secret, self._post, self._now = secret, post, now
+        self._secrets, self._post, self._now = secrets, post, now
         self._silences = Silences(clock)
 
     async def attempt(self, delivery: Delivery) -> Outcome:
@@ -103,9 +104,9 @@ class Courier:
         receiver = url.netloc.lower() if url else ""
         if self._silences.resting(receiver):
             return _failure(delivery, "receiver is silent")
-        body = delivery.body.encode()
+        body, secrets = delivery.body.encode(), await insist(self._secrets, delivery.client)
         try:
-            status, headers = await self._post(delivery.url, self._headers(delivery.id, body), body)
+            status, headers = await self._post(delivery.url, self._headers(delivery.id, body, secrets), body)
         except Refused as error:
             return Outcome(False, str(error))
         except Unreachable as error:
@@ -117,7 +118,7 @@ class Courier:
         self._silences.answered(receiver)
         return _judge(delivery, status, headers)
 
-    def _headers(self, delivery_id: str, body: bytes) -> dict[str, str]:
+    def _headers(self, delivery_id: str, body: bytes, secrets: Sequence[bytes]) -> dict[str, str]:
         timestamp = int(self._now())
         message_id = delivery_id.replace(".", "_")  # dots part what is signed
         return {
@@ -125,7 +126,7 @@ class Courier:
             "user-agent": "celadon",
             "webhook-id": message_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._secret, message_id, timestamp, body),
+            "webhook-signature": " ".join(sign(secret, message_id, timestamp, body) for secret in secrets),
         }
 
 

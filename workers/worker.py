@@ -253,9 +253,8 @@ class Worker:
             await insist(self._queue.reap)
 
     async def _deliver(self) -> None:
-        secret = await insist(self._registry.webhook_secret)
         settings = HookSettings(allow_private=self._settings.webhook_allow_private)
-        await deliver(self._hooks, secret, settings, self._info.id, count=self._metrics.posted)
+        await deliver(self._hooks, self._hooks.secrets.lately, settings, self._info.id, count=self._metrics.posted)
 
     # the end
 
