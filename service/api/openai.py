@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from jobs.job import Job
 from service import errors
 from service.catalog import alias
+from service.dialects import OPENAI, said_in
 from service.drafts import Draft, fingerprint
 from service.error_answers import documented, openai_error
 from service.finished import pictures_of, raise_unless_succeeded
@@ -144,17 +145,11 @@ async def _drawn(caller: Caller, body: ImagesRequest, draft: Draft, said: str) -
     gateway = caller.gateway
     if body.stream and not gateway.generations.has_room:
         raise errors.TooManyStreams()  # before anything is queued
-    try:
+    key, previews = await caller.key_of(said), body.partial_images or 0
+    with said_in(OPENAI):
         submitted = await gateway.generations.submit(
-            draft,
-            Terms(),
-            client=caller.client,
-            idempotency_key=await caller.key_of(said),
-            fingerprint=said,
-            previews=body.partial_images or 0,
+            draft, Terms(), client=caller.client, idempotency_key=key, fingerprint=said, previews=previews
         )
-    except errors.InvalidSize as error:
-        raise errors.InvalidSize(error.message, param=error.param if error.param == "mask" else "size") from None
     job = submitted.job
     if submitted.created:
         gateway.metrics.submitted(job.params.model)

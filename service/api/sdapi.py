@@ -15,6 +15,7 @@ from pipelines.card import ModelCard
 from pipelines.infotext import parse
 from pipelines.name_tables import A1111_SAMPLERS, A1111_SCHEDULES
 from service import errors
+from service.dialects import A1111, said_in
 from service.error_answers import documented
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import Client, Current, Gateway
@@ -72,13 +73,16 @@ async def img2img(body: Img2ImgRequest, request: Request, gateway: Current, clie
 
 async def _draw(body: Txt2ImgRequest, request: Request, gateway: Gateway, client: str) -> Anything:
     body.checked()
-    card = await gateway.catalog.card(body.model)
+    with said_in(A1111):
+        card = await gateway.catalog.card(body.model)
     try:
         draft = body.to_draft(card)
     except names.UnknownName as error:
         kind = errors.UnknownSampler if error.kind == "sampler" else errors.UnknownSchedule
         raise kind(f"{error}", param="sampler_name" if error.kind == "sampler" else "scheduler") from error
-    submitted = await gateway.generations.submit(draft, Terms(), client=client)
+    several = {"num_images": "n_iter"} if (body.n_iter or 1) > (body.batch_size or 1) else {}
+    with said_in(A1111 | several):
+        submitted = await gateway.generations.submit(draft, Terms(), client=client)
     job = submitted.job
     gateway.metrics.submitted(job.params.model)
     gateway.log.info("submitted", door="a1111", job=job.id, model=job.params.model, images=job.params.num_images)
