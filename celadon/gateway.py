@@ -16,6 +16,7 @@ def run(*, fd: int | None, **overrides: Any) -> None:
     Raises StartRefused naming each variable at fault, or saying that there is no key yet where one is needed. The exit status is 3 where
     storage is away and may come.
     """
+    from jobs.connection import ServerUnfit
     from jobs.image_store import StoreAway, StoreUnfit
     from jobs.stores import ExtraMissing
     from service.app import START_FAILED, serve
@@ -23,7 +24,7 @@ def run(*, fd: int | None, **overrides: Any) -> None:
 
     try:
         serve(of_gateway(**overrides), None if fd is None else socket.socket(fileno=fd))
-    except (NoKeys, ExtraMissing, StoreUnfit) as error:
+    except (NoKeys, ExtraMissing, ServerUnfit, StoreUnfit) as error:
         raise StartRefused(str(error)) from error
     except StoreAway as error:
         print(error, file=sys.stderr)

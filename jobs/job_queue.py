@@ -157,9 +157,14 @@ class JobQueue:
         predicted, position, eta = await shard.run("forecast", *place(job), seconds_of(deadline_s), reuse)
         return Forecast(float(predicted), int(position), float(eta))
 
-    async def retry(self, job_id: str) -> Job | None:
-        """A new job that does what this dead letter should have done; None if it is none. Repeated, it tells the same job."""
-        return _job_or_none(await self._at(job_id).run("retry", job_id, make_id(shard_of(job_id))))
+    async def retry(self, job_id: str, *, admission: Admission | None = None) -> Job | None:
+        """A new job that does what this dead letter should have done; None if it is none. Repeated, it tells the same job.
+        It counts as a submit of its client: raises QueueFull, RateLimited, QuotaSpent."""
+        may = admission or self._admission
+        bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day)
+        outcome, *rest = await self._at(job_id).run("retry", job_id, make_id(shard_of(job_id)), *bounds)
+        raise_refusal(outcome, rest)
+        return _job(rest[0]) if rest else None
 
     async def set_weight(self, client: str, weight: float) -> None:
         """The client's share of the workers, 1 by default: with 2 it gets twice as much work done as others."""

@@ -23,6 +23,7 @@ from jobs.connection import OPTIONS, ServerUnfit, check_server, connect
 from jobs.primary import Cluster, Find, FollowingConnection, FollowingTlsConnection, Sentinels, once_more
 from jobs.scripts import Scripts
 
+LAYOUT = 1  # of the keys in Redis (docs/queue.md); it grows with a release that cannot work beside those before it
 ON_CLUSTER = 6  # shards, unless it is told: two for each node of a Cluster of three
 
 Answer = TypeVar("Answer")
@@ -118,15 +119,26 @@ class Shards:
         await check_server(shard.redis, in_cluster=isinstance(self.guide, Cluster))
 
     async def agree(self) -> None:
-        """All processes must mean the same by a shard, so the first one keeps the number. Raises ServerUnfit, RedisError."""
+        """All processes must mean the same by a key and by a shard, so the first one keeps what it means. Raises ServerUnfit, RedisError."""
         if self._agreed:
             return
+        await self._agree_on_keys()
         key = self.first.key("shards")
         if not await self.first.redis.exists(key):  # a server that is full or read-only refuses even a SET that changes nothing
             await self.first.redis.set(key, await self.laid_out() or len(self.all), nx=True)
         if (kept := await self.laid_out()) != len(self.all):
             raise ServerUnfit(f"The queue was laid out in {kept} shards, and here are {len(self.all)}: set CELADON_SHARDS={kept}.")
         self._agreed = True
+
+    async def _agree_on_keys(self) -> None:
+        """Another release may have left other keys here, and none of them must be half understood."""
+        key = self.first.key("layout")
+        if not (kept := await self.first.redis.get(key)):
+            await self.first.redis.set(key, LAYOUT, nx=True)  # also on keys from before there was a number: they are these
+            kept = await self.first.redis.get(key)
+        if kept != str(LAYOUT):
+            newer = "a newer release of Celadon: update this one" if not str(kept).isdigit() or int(kept) > LAYOUT else "an older release"
+            raise ServerUnfit(f"The keys in this Redis have layout {kept}, and this release knows {LAYOUT}. They were left by {newer}.")
 
     async def laid_out(self) -> int:
         """The number that was kept, 0 if none was; jobs from before there was a number are of one shard."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
@@ -114,12 +114,14 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `request_drain_s` to end.
 
     A `listener` that is handed in takes the place of host and port, and outlives this process in its owner. Raises NoKeys where
-    others can reach it and nobody has a key; StoreUnfit or StoreAway where pictures lie elsewhere and cannot be reached, ExtraMissing.
+    others can reach it and nobody has a key; ServerUnfit where Redis would lose jobs; StoreUnfit or StoreAway where pictures lie elsewhere and cannot be reached, ExtraMissing.
     """
     if listener:
         settings = settings.model_copy(update={"host": listener.getsockname()[0]})
     asyncio.run(check_reachable(settings.storage, settings.s3_endpoint))
-    asyncio.run(check_keys(settings, settings.redis_url or _embedded_url(settings)))
+    redis_url = settings.redis_url or _embedded_url(settings)
+    asyncio.run(_check_servers(redis_url, settings.shards))
+    asyncio.run(check_keys(settings, redis_url))
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -191,7 +193,6 @@ def _lifespan(
             settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching,
             Uploads(UploadCount(shards), store, generations.inputs, keyring, settings),
         )  # fmt: skip
-        await _check_servers(shards, log)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port, keys=settings.keys_in_force)
         try:
@@ -209,16 +210,14 @@ def _lifespan(
     return lifespan
 
 
-async def _check_servers(shards: Shards, log: FilteringBoundLogger) -> None:
-    """A server that is away, or silent, may come; one that would lose jobs stops the start."""
-    try:
-        async with asyncio.timeout(FIRST_LOOK_S):
-            await shards.check()
-    except ServerUnfit as unfit:
-        log.error("redis is unfit", why=str(unfit))
-        raise
-    except (RedisError, TimeoutError):
-        return
+async def _check_servers(url: str, shards: int) -> None:
+    """A server that is away, or silent, may come; one that would lose jobs stops the start. Raises ServerUnfit."""
+    async with aclosing(open_shards(url, shards)) as opened:
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await opened.check()
+        except (RedisError, TimeoutError):
+            return
 
 
 def _embedded_url(settings: Settings) -> str:

@@ -153,11 +153,17 @@ class Generations:
         return await self._events.preview(job.id)
 
     async def retry(self, job_id: str, client: str) -> Job:
-        """Queue a dead letter again. Raises JobNotFound, JobExpired, JobNotDead."""
+        """Queue a dead letter again, within the client's bounds. Raises JobNotFound, JobExpired, JobNotDead, QueueIsFull,
+        ClientQueueFull, RateLimited, QuotaSpent."""
         await self.get(job_id, client)  # a job never changes its client, so that looking first is enough
-        if (job := await self._queue.retry(job_id)) is not None:
-            return job
-        raise JobNotDead()
+        may = await self._keyring.admission(client)
+        try:
+            job = await self._queue.retry(job_id, admission=may)
+        except (QueueFull, RateLimited, QuotaSpent) as refusal:
+            raise refused(refusal, Terms(), may, self._settings) from refusal
+        if job is None:
+            raise JobNotDead()
+        return job
 
     async def outlook(self, job: Job) -> Forecast | None:
         """What lies before a queued job; None for others."""

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from jobs.events import EventLog
 from jobs.job import Job, JobError, JobStatus, Loss
-from jobs.job_queue import JobQueue
+from jobs.job_queue import Admission, JobQueue, QueueFull, QuotaSpent, RateLimited
 from tests.job_samples import MODEL, Clock, sample_job
 
 
@@ -188,3 +188,20 @@ async def test_neighbours_of_a_crash_are_no_dead_letters(queue: JobQueue, clock:
     assert {job.id for job in await queue.dead()} == poison
     assert {end.status for id_, end in ends.items() if end and id_ not in poison} == {JobStatus.SUCCEEDED}
     assert any(end.failures for id_, end in ends.items() if end and id_ not in poison), "they were beside it"
+
+
+async def test_a_retry_counts_as_a_submit(queue: JobQueue, clock: Clock) -> None:
+    first, second, third = [await dead_letter(queue, clock) for _ in range(3)]
+    once, daily = Admission(max_queued=10, rate_per_s=0.001, burst=1), Admission(max_queued=10, per_day=1)
+    new = await queue.retry(first.id, admission=once)
+    assert new is not None and (await queue.retry(first.id, admission=once)) == new  # told again, not counted again
+    with pytest.raises(RateLimited):
+        await queue.retry(second.id, admission=once)
+    assert await queue.retry(second.id, admission=daily) is not None
+    with pytest.raises(QuotaSpent):
+        await queue.retry(third.id, admission=daily)
+    with pytest.raises(QueueFull) as full:
+        await queue.retry(third.id, admission=Admission(max_queued=2))
+    assert full.value.of_client
+    assert [job.id for job in await queue.dead()] == [third.id]  # what was refused has changed nothing
+    assert await queue.retry(third.id) is not None

@@ -369,3 +369,18 @@ async def test_a_shard_goes_along_with_its_slot(client: tuple[JobQueue, str, Clu
 
 def test_the_number_from_which_a_job_runs_alone_is_that_of_the_scripts() -> None:
     assert f"local ALONE_FROM = {ALONE_FROM} " in sources()["claim"]
+
+
+@pytest.mark.parametrize(("left", "said"), [("2", "left by a newer release"), ("0", "left by an older release"), ("x", "update this one")])
+async def test_keys_of_another_layout_are_not_touched(redis: Redis, left: str, said: str) -> None:
+    await redis.set("{q0}:layout", left)
+    for work in (Shards.of(redis).check, lambda: JobQueue(redis).submit(sample_job())):
+        with pytest.raises(ServerUnfit, match=said):
+            await work()
+    assert await redis.keys("*") == ["{q0}:layout"]
+
+
+async def test_keys_of_before_there_was_a_layout_are_of_the_first(redis: Redis) -> None:
+    await redis.set("{q0}:shards", 1)
+    await JobQueue(redis).submit(sample_job())
+    assert await redis.get("{q0}:layout") == "1"

@@ -1,12 +1,23 @@
 #!lua
--- retry <id> <new_id> -> the record of the new job that does what the dead letter should have, or nil if it is none
+-- retry <id> <new_id> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day>
+--       -> {'created' | 'existing', the record of the new job that does what the dead letter should have} | {'none'} if it is no dead letter
+--       | {'limited' | 'spent', seconds} | {'full', seconds, 'client' where only its own part is full}, as of submit
 -- Terminal states stay: the dead letter names its successor and leaves the list. Asked again, the same one is told.
-local id, successor = ARGV[1], ARGV[2]
+local id, successor, max_queued, max_per_client, rate, burst, per_day = unpack(ARGV, 1, 7)
 local known = call('HGET', job(id), 'retried_as')
-if known then return call('HGETALL', job(known)) end
-if not call('ZSCORE', q .. 'dead', id) or call('EXISTS', job(id)) == 0 then return false end
+if known then return { 'existing', call('HGETALL', job(known)) } end
+if not call('ZSCORE', q .. 'dead', id) or call('EXISTS', job(id)) == 0 then return { 'none' } end
 
-local t = now()
+local t, f = now(), call('HMGET', job(id), 'client', 'queue', 'service_class', 'params')
+local client, pictures = f[1], cjson.decode(f[4]).num_images or 1
+local refusal, accept, count = nil, nil, nil
+refusal, accept = limited(client, rate, burst, 1)
+if refusal then return refusal end
+refusal, count = spent(client, per_day, pictures)
+refusal = refusal or full(f[2], f[3] or 'normal', client, max_queued, max_per_client, 1)
+if refusal then return refusal end
+if accept then accept() end
+if count then count() end
 local place = next_place()
 call('SET', q .. 'seq', place)
 call('HSET', job(successor), unpack(call('HGETALL', job(id))))
@@ -16,9 +27,8 @@ call('HSET', job(successor), 'id', successor, 'status', 'queued', 'created_at', 
 call('HDEL', job(successor), 'charged', 'as_class', 'as_score', 'as_due', 'inherited', 'batch')
 call('HSET', job(id), 'retried_as', successor)
 call('ZREM', q .. 'dead', id)
-local client = call('HGET', job(id), 'client')
 call('ZADD', q .. 'c:' .. client, place, successor)
 call('PERSIST', q .. 'c:' .. client)
 emit(successor, 'queued')
 enqueue(successor)
-return call('HGETALL', job(successor))
+return { 'created', call('HGETALL', job(successor)) }

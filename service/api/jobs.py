@@ -25,6 +25,7 @@ EVENT_ID_OR_NOTHING = f"^({EVENT_ID.pattern})?$"
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
 
 NO_JOB = (errors.JobNotFound, errors.JobExpired, errors.QueueUnavailable)
+BOUNDS = (errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent)
 NO_WRITE = (errors.QueueOutOfMemory, errors.QueueReadOnly)
 
 LOCATION: dict[str, Any] = {"Location": {"description": "the new job", "schema": {"type": "string"}}}
@@ -98,11 +99,11 @@ async def list_jobs(client: Client, gateway: Current, base: BaseUrl, query: Anno
     status_code=202,
     summary="Queue a dead letter again",
     response_description="queued as a new job",
-    responses={202: {"headers": LOCATION}, **documented(*NO_JOB, *NO_WRITE, errors.JobNotDead)},
+    responses={202: {"headers": LOCATION}, **documented(*NO_JOB, *NO_WRITE, errors.JobNotDead, *BOUNDS)},
 )
 async def retry_job(job_id: JobId, response: Response, gateway: Current, client: Client, base: BaseUrl) -> JobAnswer:
     """A new job does what the dead letter should have done; the dead letter stays as it ended, but is listed as dead no more.
-    Asked again, the same new job is told."""
+    Asked again, the same new job is told. It counts as a submit of yours."""
     job = await gateway.generations.retry(job_id, client)
     gateway.log.info("retry", job=job.id, of=job_id)
     response.headers["Location"] = f"{base}/jobs/{job.id}"
