@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis.asyncio import Redis
 
-from jobs.arguments import fingerprint_of, name, place, record_of
+from jobs.arguments import fingerprint_of, name, place, record_of, seconds_of
 from jobs.job import Job
 from jobs.job_queue import IDEMPOTENCY_S
 from jobs.outcomes import Admission, raise_refusal
@@ -60,6 +60,15 @@ class Batch:
     steps_done: int
     steps_total: int
     eta_s: float | None
+
+
+class Line(NamedTuple):
+    """A line's number, its job, what stands for its pictures where they may be shared, and its deadline, from when it is put."""
+
+    number: int
+    job: Job
+    reuse_fingerprint: str = ""
+    deadline_s: float | None = None
 
 
 class Batches:
@@ -108,17 +117,18 @@ class Batches:
         raise_refusal(outcome, rest)
         return _batch(rest[0], filling=True), outcome == "created"
 
-    async def put(self, batch: Batch, jobs: Sequence[tuple[int, Job, str]]) -> int:
-        """Queues the jobs of some lines, each once however often it is put: (line, job, reuse fingerprint). Says how many are new.
+    async def put(self, batch: Batch, jobs: Sequence[Line]) -> int:
+        """Queues the jobs of some lines, each once however often it is put. Says how many are new. One whose deadline cannot be
+        met has failed with that.
 
         Raises Stopped where the batch was canceled meanwhile, and what `JobQueue.submit` raises but for bounds.
         """
         shard, calls = self._at(batch.id), list[list[str | int | float]]()
-        for line, job, reuse_fingerprint in jobs:
+        for line, job, reuse_fingerprint, deadline_s in jobs:
             reuse = fingerprint_of(reuse_fingerprint) if job.reuse else ""
-            known = ("", "", IDEMPOTENCY_S, "", reuse, *NO_BOUNDS, job.params.num_images, self._retention_s, batch.id)
+            known = ("", IDEMPOTENCY_S, "", reuse, *NO_BOUNDS, job.params.num_images, self._retention_s, batch.id)
             record = (*record_of(job), "id", line_id(batch.id, line), "batch", batch.id)  # the last of two equal fields counts
-            calls.append([line_id(batch.id, line), *place(job), *known, *record])
+            calls.append([line_id(batch.id, line), *place(job), seconds_of(deadline_s), *known, *record])
         outcomes = [outcome for outcome, *_ in await shard.run_each("submit", calls)]
         if "canceled" in outcomes:
             raise Stopped("The batch was canceled.")

@@ -12,7 +12,7 @@ import secrets
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
@@ -119,7 +119,7 @@ class Shards:
         await check_server(shard.redis, in_cluster=isinstance(self.guide, Cluster))
 
     async def agree(self) -> None:
-        """All processes must mean the same by a key and by a shard, so the first one keeps what it means. Raises ServerUnfit, RedisError."""
+        """All processes must mean the same by a key and a shard, so the first keeps what it means. Raises ServerUnfit, RedisError."""
         if self._agreed:
             return
         await self._agree_on_keys()
@@ -136,9 +136,10 @@ class Shards:
         if not (kept := await self.first.redis.get(key)):
             await self.first.redis.set(key, LAYOUT, nx=True)  # also on keys from before there was a number: they are these
             kept = await self.first.redis.get(key)
-        if kept != str(LAYOUT):
-            newer = "a newer release of Celadon: update this one" if not str(kept).isdigit() or int(kept) > LAYOUT else "an older release"
-            raise ServerUnfit(f"The keys in this Redis have layout {kept}, and this release knows {LAYOUT}. They were left by {newer}.")
+        if (layout := cast(str, kept)) != str(LAYOUT):
+            older = layout.isdigit() and int(layout) < LAYOUT
+            by = "an older release of Celadon" if older else "a newer release of Celadon: update this one"
+            raise ServerUnfit(f"The keys in this Redis have layout {layout}, and this release knows {LAYOUT}. They were left by {by}.")
 
     async def laid_out(self) -> int:
         """The number that was kept, 0 if none was; jobs from before there was a number are of one shard."""

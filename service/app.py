@@ -32,7 +32,7 @@ from jobs.followers import Followers
 from jobs.hooks import HookQueue
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.registry import Registry
-from jobs.shards import Shards, open_shards
+from jobs.shards import open_shards
 from jobs.stores import check_reachable
 from jobs.tracing import Tracing, open_tracing
 from jobs.tries import Tries
@@ -114,7 +114,8 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT, then exit 0; requests that are under way get `request_drain_s` to end.
 
     A `listener` that is handed in takes the place of host and port, and outlives this process in its owner. Raises NoKeys where
-    others can reach it and nobody has a key; ServerUnfit where Redis would lose jobs; StoreUnfit or StoreAway where pictures lie elsewhere and cannot be reached, ExtraMissing.
+    others can reach it and nobody has a key; ServerUnfit where Redis would lose jobs; StoreUnfit or StoreAway where pictures lie
+    elsewhere and cannot be reached, ExtraMissing.
     """
     if listener:
         settings = settings.model_copy(update={"host": listener.getsockname()[0]})

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from jobs.batches import BadLine, Batch, Batches, Stopped, line_id
+from jobs.batches import BadLine, Batch, Batches, Line, Stopped, line_id
 from jobs.image_store import ImageStore, NotFound
 from jobs.job import Job, JobStatus
 from jobs.job_queue import Admission, IdempotencyConflict, JobGone, QueueFull, QuotaSpent, RateLimited
@@ -34,7 +34,6 @@ TAKEN_AT_ONCE = 2  # batches that one gateway checks and queues; the next ones w
 BACK_OFF_S = (0.1, 0.5, 2.0)
 
 Item = TypeVar("Item")
-Good = tuple[int, Job, str]  # line, job, what stands for its pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,12 @@ class Batching:
         return Accepted(await self.get(batch.id, client), bad if new else await self._batches.bad_lines(batch.id), new, queued)
 
     async def _open(
-        self, client: str, good: Sequence[Good], bad: Sequence[BadLine], may: Admission, key: str | None, fingerprint: str
+        self, client: str, good: Sequence[Line], bad: Sequence[BadLine], may: Admission, key: str | None, fingerprint: str
     ) -> tuple[Batch, bool]:
-        lines, pictures = [line for line, *_ in good], sum(job.params.num_images for _, job, _ in good)
+        lines, pictures = [line.number for line in good], sum(line.job.params.num_images for line in good)
         known: dict[str, Any] = {"idempotency_key": key, "fingerprint": fingerprint}
         try:
-            return await self._batches.open(client, lines, good[0][1], bad, admission=may, pictures=pictures, **known)
+            return await self._batches.open(client, lines, good[0].job, bad, admission=may, pictures=pictures, **known)
         except JobGone:
             raise errors.BatchExpired() from None
         except (QueueFull, RateLimited, QuotaSpent, IdempotencyConflict) as refusal:
@@ -129,13 +128,14 @@ class Batching:
                 number = f"-{index}" if job.params.num_images > 1 else ""
                 yield f"{line:05d}{number}.{image.key.rpartition('.')[2]}", job.finished_at or job.created_at, content
 
-    async def _checked(self, upload: Upload, client: str) -> tuple[list[Good], list[BadLine]]:
+    async def _checked(self, upload: Upload, client: str) -> tuple[list[Line], list[BadLine]]:
         """Thousands of lines take seconds; others get their turn between them."""
-        good, bad, since = list[Good](), list[BadLine](), time.perf_counter()
+        good, bad, since = list[Line](), list[BadLine](), time.perf_counter()
         for line, said in upload.lines:
             try:
                 request = upload.request(said)
-                good.append((line, *await self._generations.prepared(request.to_draft(), request.to_terms(), client)))
+                job, reuse = await self._generations.prepared(request.to_draft(), request.to_terms(), client)
+                good.append(Line(line, job, reuse, request.deadline_s))
             except (errors.BadRequest, errors.ClassNotAllowed, PictureNotFound) as error:
                 bad.append(BadLine(line, error.code, error.message[:MESSAGE_CHARS], error.param))
             if len(bad) > MAX_BAD or len(good) > self._settings.max_batch_lines:
@@ -145,7 +145,7 @@ class Batching:
                 since = time.perf_counter()
         return good, bad
 
-    def _refuse(self, good: Sequence[Good], bad: Sequence[BadLine], strict: bool, may: Admission) -> None:
+    def _refuse(self, good: Sequence[Line], bad: Sequence[BadLine], strict: bool, may: Admission) -> None:
         most = min(self._settings.max_batch_lines, self._settings.max_queued, may.max_queued)
         if len(good) > most:
             raise errors.InvalidValue(f"A batch has at most {most} jobs here.", param="lines")
@@ -155,17 +155,17 @@ class Batching:
             said = f"Line {bad[0].line}: {bad[0].message} {_others(len(bad) - 1)}Nothing was queued."
             raise errors.InvalidBatch(said, lines=[told(one) for one in bad[:MAX_BAD]])
 
-    async def _fill(self, batch: Batch, good: Iterable[Good]) -> int:
+    async def _fill(self, batch: Batch, good: Iterable[Line]) -> int:
         queued, let_in = 0, set(chain(*batch.lines))
         try:
-            for piece in _pieces(one for one in good if one[0] in let_in):  # a repeat may judge otherwise than the first try
+            for piece in _pieces(one for one in good if one.number in let_in):  # a repeat may judge otherwise than the first try
                 queued += await self._put(batch, piece)
         except Stopped:
             pass  # canceled while it came in: what has not come does not
         await self._batches.seal(batch.id)
         return queued
 
-    async def _put(self, batch: Batch, piece: Sequence[Good]) -> int:
+    async def _put(self, batch: Batch, piece: Sequence[Line]) -> int:
         """A failover in the middle of a batch is waited for: its client could not tell how far it came."""
         for seconds in BACK_OFF_S:
             try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from jobs.batches import BadLine, Batch, Batches, Stopped, line_id
+from jobs.batches import BadLine, Batch, Batches, Line, Stopped, line_id
 from jobs.job import Job, JobError, JobStatus
 from jobs.job_queue import Admission, IdempotencyConflict, JobGone, JobQueue, QueueFull, QuotaSpent, RateLimited
 from tests.job_samples import MODEL, Clock, sample_image, sample_job
@@ -22,7 +22,7 @@ def batches(redis: Redis) -> Batches:
 
 
 async def put(batches: Batches, batch: Batch, lines: list[int], job: Job = JOB) -> int:
-    return await batches.put(batch, [(line, job, "") for line in lines])
+    return await batches.put(batch, [Line(line, job) for line in lines])
 
 
 async def filled(batches: Batches, lines: list[int] = LINES) -> Batch:
@@ -154,7 +154,7 @@ async def test_a_batch_counts_by_its_pictures_of_the_day(redis: Redis, clock: Cl
     batch, _ = await batches.open("ada", LINES, job, **few)
     with pytest.raises(QuotaSpent):
         await batches.open("ada", LINES, job, **few)
-    await batches.put(batch, [(line, job, "same") for line in LINES])  # three of them share what the first one draws
+    await batches.put(batch, [Line(line, job, "same") for line in LINES])  # three of them share what the first one draws
     assert (await batches.open("ada", LINES, job, **few))[1]
 
 
@@ -181,8 +181,32 @@ async def test_a_dead_letter_that_is_tried_again_leaves_its_batch(batches: Batch
 async def test_equal_lines_may_share_their_work(batches: Batches, queue: JobQueue) -> None:
     job = replace(JOB, reuse=True)
     batch, _ = await batches.open("ada", [1, 2], job)
-    await batches.put(batch, [(line, job, "same") for line in (1, 2)])
+    await batches.put(batch, [Line(line, job, "same") for line in (1, 2)])
     await batches.seal(batch.id)
     [first] = await queue.claim("w1", [MODEL], 5)
     assert await queue.finish("w1", 1, first.id, [sample_image(first)])
     assert counts(await batches.get(batch.id)) == {"succeeded": 2}
+
+
+async def test_a_deadline_of_a_line_is_kept_or_told(batches: Batches, queue: JobQueue, redis: Redis, clock: Clock) -> None:
+    await queue.report_cost(MODEL, 64, 64, 1.0)  # 20 s a line
+    batch, _ = await batches.open("ada", [1, 2, 3], JOB)
+    await batches.put(batch, [Line(1, JOB, deadline_s=25.0), Line(2, JOB, deadline_s=5.0), Line(3, JOB)])
+    assert await batches.put(batch, [Line(2, JOB, deadline_s=5.0)]) == 0  # once more: it is known
+    await batches.seal(batch.id)
+    kept, late, free = await batches.jobs(batch, [1, 2, 3])
+    assert kept and late and free and kept.deadline_at == clock.now + 25 and free.deadline_at is None
+    assert (late.status, late.error.code if late.error else "") == (JobStatus.FAILED, "deadline_unmeetable")
+    assert late.error and late.error.message == "The job would be done in about 40 s; deadline_s is 5."
+    seen = await batches.get(batch.id)
+    assert seen and (seen.queued, seen.failed, seen.left) == (2, 1, 0)
+    await clock.advance(26)
+    await queue.reap()
+    [first] = await batches.jobs(batch, [1])
+    assert first and first.error and first.error.code == "deadline"
+    [job] = await queue.claim("w1", [MODEL], 9)
+    assert job.id == line_id(batch.id, 3)
+    assert await queue.finish("w1", 1, job.id, [sample_image(job)])
+    seen = await batches.get(batch.id)
+    assert seen and (seen.succeeded, seen.failed) == (1, 2) and seen.finished_at
+    assert await redis.zcard("{q0}:deadline") == 0

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.client import Redis as BlockingRedis
 
 from cards import card
-from jobs.batches import Batches, line_id
+from jobs.batches import Batches, Line, line_id
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
 from live_gateway import Live, assert_error, depth, running
@@ -70,12 +70,46 @@ def test_a_batch_is_a_list_or_an_object_or_lines(gateway: Live, redis_url: str, 
     assert gateway.http.get("/batches").json()["batches"][0]["id"] == batch["id"]
 
 
+def form(file: bytes, *, kind: str = "application/octet-stream", **texts: str) -> dict[str, Any]:
+    return {"file": ("prompts.jsonl", file, kind)} | {name: (None, text) for name, text in texts.items()}
+
+
+def test_a_file_of_a_form_is_a_batch_and_its_repeat_the_same(gateway: Live, redis_url: str) -> None:
+    said, key = lines({"defaults": {"steps": 7}}, "a cat", {"prompt": "a dog", "seed": 5}), {"Idempotency-Key": "form-1"}
+    files = form(said, defaults='{"steps": 3, "width": 128}')
+    first, again = [gateway.http.post("/batches", files=files, headers=key) for _ in range(2)]  # each with a boundary of its own
+    assert first.status_code == 202, first.text
+    assert again.json()["id"] == first.json()["id"] and again.headers["idempotency-replayed"] == "true"
+    params = [gateway.http.get(f"/jobs/{line['id']}").json()["params"] for line in results(gateway, first.json())]
+    assert [(p["prompt"], p["steps"], p["width"]) for p in params] == [("a cat", 7, 128), ("a dog", 7, 128)]
+    other = gateway.http.post("/batches", files=form(said, defaults='{"steps": 3}'), headers=key)
+    assert_error(other, 409, "idempotency_key_reused")
+    as_json = gateway.http.post("/batches", files=form(b'["a cow", "a bee"]', kind="application/json"))
+    assert as_json.json()["counts"]["queued"] == 2
+
+
+@pytest.mark.parametrize(("files", "status", "code", "param"), [
+    ({"defaults": (None, "{}")}, 400, "missing_field", "file"),
+    ({"file": (None, '"a cat"')}, 400, "missing_field", "file"),
+    (form(b'"a"', colour="red"), 400, "unknown_field", "colour"),
+    (form(b'"a"', defaults="[]"), 400, "invalid_value", "defaults"),
+    (form(b'"a"', defaults="{"), 400, "invalid_json", None),
+    (form(b'"a"', defaults='{"frames": 1}'), 400, "unknown_field", "defaults.frames"),
+    (form(b""), 400, "invalid_value", "lines"),
+    (form(b'"a"' + b"\n" * 300_000), 413, "body_too_large", None),
+])  # fmt: skip
+def test_forms_that_are_none_are_refused(redis_url: str, tmp_path: Path, files: Any, status: int, code: str, param: str | None) -> None:
+    with running(redis_url, tmp_path, card(), max_batch_bytes=200_000) as live:
+        assert_error(live.http.post("/batches", files=files), status, code, param)
+    assert depth(redis_url)["queued"] == 0
+
+
 def test_bad_lines_are_told_by_number_and_good_ones_are_queued(gateway: Live, redis_url: str) -> None:
-    said = lines("a cat", {"prompt": "a dog", "sampler": "nope"}, 5, {"prompt": "a", "deadline_s": 9}, {"prompt": "x", "frames": 2})
+    said = lines("a cat", {"prompt": "a dog", "sampler": "nope"}, 5, {"prompt": "a", "deadline_s": 0}, {"prompt": "x", "frames": 2})
     batch = post(gateway, said + b"\n{oops\n" + lines("a cow", {}), media_type=JSONL).json()
     told = [(one["line"], one["error"]["code"], one["error"]["param"]) for one in batch["refused"]]
     assert told == [
-        (2, "unknown_sampler", "sampler"), (3, "invalid_value", None), (4, "not_supported", "deadline_s"),
+        (2, "unknown_sampler", "sampler"), (3, "invalid_value", None), (4, "invalid_value", "deadline_s"),
         (5, "unknown_field", "frames"), (6, "invalid_json", None), (8, "missing_field", "prompt"),
     ]  # fmt: skip
     assert batch["counts"] | {"queued": 2, "refused": 6} == batch["counts"] and depth(redis_url)["queued"] == 2
@@ -143,7 +177,7 @@ async def test_a_key_makes_repeats_safe_and_completes_what_was_cut_short(gateway
 async def test_a_batch_that_was_cut_short_says_so(gateway: Live, redis: Redis, clock: Clock) -> None:
     batches = Batches(redis)
     batch, _ = await batches.open("default", [1, 2], sample_job())
-    await batches.put(batch, [(1, sample_job("default"), "")])
+    await batches.put(batch, [Line(1, sample_job("default"))])
     assert gateway.http.get(f"/batches/{batch.id}").json()["status"] == "open"
     await clock.advance(61)
     found = gateway.http.get(f"/batches/{batch.id}").json()

@@ -218,7 +218,7 @@ def test_a_redis_that_would_lose_jobs_stops_the_start_and_is_told_why(tmp_path: 
             client.config_set("maxmemory-policy", "allkeys-lru")
         told = {"CELADON_REDIS_URL": url, "CELADON_DATA_DIR": str(tmp_path), "CELADON_PORT": "0"}
         done = run("import sys; from celadon.__main__ import main; sys.argv[1:] = ['gateway']; main()", **told)
-        assert done.returncode == 1 and "noeviction" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.returncode == 2 and "noeviction" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     finally:
         server.kill()
         server.wait()

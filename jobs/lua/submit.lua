@@ -3,7 +3,8 @@
 --        <reuse_key> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day> <pictures> <retention_s> <batch or ''> <field> <value> ...
 --        -> {'created', what of the record is new, and of a job that waits what `outlook` tells} | {'existing', record} | {'conflict'} | {'gone'}
 --        | {'limited' | 'spent' | 'unmeetable', seconds} | {'full', seconds, 'client' where only its own part is full}
--- Of a batch, which batch_open has let in: {'created' | 'existing'} | {'canceled'}; its id is never taken twice.
+-- Of a batch, which batch_open has let in: {'created' | 'existing'} | {'canceled'}; its id is never taken twice, and where its deadline
+-- cannot be met it has failed with that.
 -- With batch_open the one script that is refused when the server is out of memory: nothing is accepted that cannot be kept.
 local id, client, queue, class, priority, steps, size, deadline_s, key, key_ttl, fingerprint = unpack(ARGV, 1, 11)
 local reuse_key, max_queued, max_per_client, rate, burst, per_day, pictures, retention, batch = unpack(ARGV, 12, 20)
@@ -47,7 +48,7 @@ if refusal then return refusal end
 
 local place = next_place()
 local score = place - tonumber(priority) * PRIORITY_US
-local predicted = predict(queue, size, steps)
+local predicted, late = predict(queue, size, steps), nil
 if deadline_s ~= '' and not ready then
   local _, eta
   if first then
@@ -55,7 +56,8 @@ if deadline_s ~= '' and not ready then
   else
     _, eta = estimate(queue, class, client, score, predicted, true)
   end
-  if eta > tonumber(deadline_s) then return { 'unmeetable', string.format('%.3f', eta) } end
+  if eta > tonumber(deadline_s) then late = eta end
+  if late and batch == '' then return { 'unmeetable', string.format('%.3f', late) } end
 end
 
 if accept then accept() end
@@ -78,6 +80,10 @@ if batch ~= '' then count_line(batch, queue, class, score, predicted, steps) end
 emit(id, 'queued')
 if ready then
   copy_end(first, id, retention)
+elseif late then -- a line of a batch: it is told as a failure of that line
+  local why = string.format('The job would be done in about %.3g s; deadline_s is %s.', late, tostring(tonumber(deadline_s)))
+  call('HSET', job(id), 'error', cjson.encode({ code = 'deadline_unmeetable', message = why, retryable = false }), 'reuse', 0)
+  settle(id, 'failed', retention)
 elseif first then
   call('HSET', job(id), 'follows', first)
   call('ZADD', q .. 'f:' .. first, score, id)

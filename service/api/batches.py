@@ -134,11 +134,21 @@ WHOLE = {
     "properties": {"defaults": {"type": "object", "propertyNames": {"enum": sorted(GenerateRequest.model_fields)}}, "lines": LINES},
     "additionalProperties": False,
 }
+FILE_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "JSON lines; or JSON, if it is sent as application/json"},
+        "defaults": {"type": "string", "description": "a JSON object, beneath the defaults of the file"},
+    },
+    "additionalProperties": False,
+}
 BODY = {
     "required": True,
     "content": {
         "application/json": {"schema": {"oneOf": [LINES, WHOLE]}, "example": {"defaults": {"steps": 20}, "lines": ["a red apple"]}},
         **{media_type: {"schema": {"type": "string"}} for media_type in JSON_LINES},
+        "multipart/form-data": {"schema": FILE_FORM},
     },
 }
 HEADERS = {name: {"description": about, "schema": {"type": "string"}} for name, about in (
@@ -155,7 +165,8 @@ HEADERS = {name: {"description": about, "schema": {"type": "string"}} for name, 
     responses={
         202: {"headers": HEADERS},
         **documented(
-            errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader, errors.UnknownModel,
+            errors.InvalidJson, errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader,
+            errors.UnknownModel,
             errors.InvalidBatch, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.KeyReused, errors.BatchExpired,
             errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.QueueUnavailable,
             errors.QueueOutOfMemory, errors.QueueReadOnly, errors.NoModel, errors.StorageUnavailable,
@@ -171,11 +182,11 @@ async def submit_batch(
     key: IdempotencyKey,
     query: Annotated[SubmitQuery, Depends(_once)],
 ) -> BatchAccepted:
-    """A JSON list of lines, an object with `lines` and `defaults`, or JSON lines. Lines are prompts or bodies of POST /generate.
-    All of them are checked first; there is room for all that can be drawn, or 429 and none is queued."""
+    """A JSON list of lines, an object with `lines` and `defaults`, or JSON lines, also as the `file` of a form. Lines are prompts or
+    bodies of POST /generate. All of them are checked first; there is room for all that can be drawn, or 429 and none is queued."""
     body, content_type = await request.body(), request.headers.get("content-type", "")
     upload = await asyncio.to_thread(read, body, content_type)
-    said = hashlib.sha256(f"batch {query.strict} {content_type}\n".encode() + body).hexdigest()
+    said = hashlib.sha256(f"batch {query.strict} {upload.said}".encode()).hexdigest()
     strict = query.strict == "true"
     taken = await gateway.batching.submit(upload, client=client, strict=strict, idempotency_key=key, fingerprint=said)
     batch = taken.batch
