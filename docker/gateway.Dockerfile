@@ -12,7 +12,7 @@ COPY pipelines pipelines
 COPY workers workers
 COPY training training
 COPY celadon celadon
-RUN pip install --constraint constraints.txt ".[s3]"
+RUN pip install --constraint constraints.txt ".[s3,otel]"
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin celadon \

@@ -18,7 +18,7 @@ COPY pipelines pipelines
 COPY workers workers
 COPY training training
 COPY celadon celadon
-RUN pip install --constraint constraints.txt ".[$EXTRA,s3]"
+RUN pip install --constraint constraints.txt ".[$EXTRA,s3,otel]"
 
 # The same slim base for CPU and GPU: torch's wheels bring the CUDA libraries, the host brings the driver.
 FROM python:3.11-slim

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -25,7 +26,7 @@ from tests.test_docs import PROJECT, ROOT
 from workers.settings import WorkerSettings
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-RENDERED = ("base", "overlays/small", "overlays/gpu")
+RENDERED = ("base", "overlays/small", "overlays/gpu", "overlays/large")
 VERSION = "1.37"
 
 # What KEDA 2.14 and newer ask of a ScaledObject, as far as ours goes. Nothing else is let through: a misspelt field does nothing.
@@ -186,7 +187,7 @@ def test_references_lead_somewhere(name: str) -> None:
     for title, pod in PODS.items():
         if title.startswith(f"{name}: "):
             claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
-            maps = {source["configMapRef"]["name"] for c in pod["containers"] for source in c.get("envFrom", ())}
+            maps = {source["configMapRef"]["name"] for c in pod["containers"] for source in c.get("envFrom", ()) if "configMapRef" in source}
             wanted_names = {("PersistentVolumeClaim", claim) for claim in claims} | {("ConfigMap", map_) for map_ in maps}
             assert wanted_names <= known
 
@@ -287,6 +288,32 @@ def test_only_gateways_can_be_reached_from_outside_and_workers_call_no_private_n
     blocks = [to["ipBlock"] for rule in policies["celadon-worker-internet"]["egress"] for to in rule["to"]]
     assert {"10.0.0.0/8", "169.254.0.0/16", "192.168.0.0/16"} <= set(blocks[0]["except"])
     assert blocks[1] == {"cidr": "2000::/3"}
+
+
+def test_gateways_and_workers_reach_the_store_and_the_collector_where_they_are_configured_and_no_more() -> None:
+    plain, large = (
+        {m["metadata"]["name"]: m["spec"] for m in render(f"overlays/{o}") if m["kind"] == "NetworkPolicy"} for o in ("gpu", "large")
+    )
+    assert set(large) - set(plain) == {"celadon-storage", "celadon-traces"}
+    for name in ("celadon-storage", "celadon-traces"):
+        (chosen,) = large[name]["podSelector"]["matchExpressions"]
+        assert set(chosen["values"]) == {"celadon-gateway", "celadon-worker"} and large[name]["policyTypes"] == ["Egress"]
+        assert all(rule["to"] and rule["ports"] for rule in large[name]["egress"])
+    internet, inside = large["celadon-storage"]["egress"]
+    assert internet["ports"] == [{"port": 443, "protocol": "TCP"}] and {p["port"] for p in inside["ports"]} == {443, 8333, 9000}
+    assert "10.0.0.0/8" in internet["to"][0]["ipBlock"]["except"]
+    settings = next(m["data"] for m in render("overlays/large") if m["kind"] == "ConfigMap")
+    assert settings["CELADON_STORAGE"].startswith("s3://") and settings["CELADON_LOG_LEVEL"] == "info"
+    endpoint = urlsplit(settings["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    namespace = large["celadon-traces"]["egress"][0]["to"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert endpoint.hostname and endpoint.hostname.endswith(f".{namespace}")
+    assert [{"port": endpoint.port, "protocol": "TCP"}] == large["celadon-traces"]["egress"][0]["ports"]
+    for name in ("celadon-gateway", "celadon-worker"):
+        (container,) = PODS[f"overlays/large: {name}"]["containers"]
+        settings_name, secret = container["envFrom"]
+        assert settings_name["configMapRef"]["name"].startswith("celadon-settings-") and secret["secretRef"]["optional"]
+        text = (ROOT / "docker" / f"{name.removeprefix('celadon-')}.Dockerfile").read_text()
+        assert re.search(r'"\.\[[^"]*s3,otel\]"', text)  # what the manifests ask for is in the image
 
 
 def test_valkey_takes_its_arguments_and_is_fit_to_keep_jobs() -> None:
