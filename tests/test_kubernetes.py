@@ -187,7 +187,9 @@ def test_references_lead_somewhere(name: str) -> None:
     for title, pod in PODS.items():
         if title.startswith(f"{name}: "):
             claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
-            maps = {source["configMapRef"]["name"] for c in pod["containers"] for source in c.get("envFrom", ()) if "configMapRef" in source}
+            maps = {
+                source["configMapRef"]["name"] for c in pod["containers"] for source in c.get("envFrom", ()) if "configMapRef" in source
+            }
             wanted_names = {("PersistentVolumeClaim", claim) for claim in claims} | {("ConfigMap", map_) for map_ in maps}
             assert wanted_names <= known
 
