@@ -155,6 +155,11 @@ class Job:
                 told[name] = usual
         return told
 
+    def stamped(self, news: Mapping[str, str]) -> Job:
+        """With what the queue has written into the record beside the job's own fields."""
+        times = {"created_at": float(news["created_at"]), "deadline_at": _float(news["deadline_at"])}
+        return dataclasses.replace(self, predicted_s=float(news["predicted_s"]), **times)
+
     @classmethod
     def from_hash(cls, data: Mapping[str, str]) -> Job:
         """The inverse of `to_hash`. Unknown fields (of the queue's own bookkeeping) are left out."""

@@ -16,7 +16,7 @@ import heapq
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import cast
 
 from redis.asyncio import Redis
@@ -146,7 +146,7 @@ class JobQueue:
         outcome, *rest = await shard.run_beside("submit", name(job.id), *wanted, *known, "", *record_of(job))
         raise_refusal(outcome, rest)
         if outcome == "created" and len(rest) > 1:
-            return Submitted(_stamped(job, rest[0]), True, _forecast(*rest[1:4]))
+            return Submitted(job.stamped(_pairs(rest[0])), True, _forecast(*rest[1:4]))
         return Submitted(_job(rest[0]), outcome == "created")
 
     async def forecast(self, job: Job, *, deadline_s: float | None = None, reuse_fingerprint: str = "") -> Forecast:
@@ -388,15 +388,12 @@ def _dump_all(items: Sequence[ImageRef] | Sequence[JobWarning]) -> str:
     return json.dumps([asdict(item) for item in items])
 
 
+def _pairs(record: Sequence[str]) -> dict[str, str]:
+    return dict(zip(record[::2], record[1::2], strict=True))
+
+
 def _job(record: Sequence[str]) -> Job:
-    return Job.from_hash(dict(zip(record[::2], record[1::2], strict=True)))
-
-
-def _stamped(job: Job, news: Sequence[str]) -> Job:
-    """The job with what the queue has written beside its own fields."""
-    told = dict(zip(news[::2], news[1::2], strict=True))
-    deadline_at = float(told["deadline_at"]) if told["deadline_at"] else None
-    return replace(job, created_at=float(told["created_at"]), predicted_s=float(told["predicted_s"]), deadline_at=deadline_at)
+    return Job.from_hash(_pairs(record))
 
 
 def _job_or_none(record: Sequence[str] | None) -> Job | None:
