@@ -157,8 +157,8 @@ class Job:
 
     def stamped(self, news: Mapping[str, str]) -> Job:
         """With what the queue has written into the record beside the job's own fields."""
-        times = {"created_at": float(news["created_at"]), "deadline_at": _float(news["deadline_at"])}
-        return dataclasses.replace(self, predicted_s=float(news["predicted_s"]), **times)
+        created_at, deadline_at = float(news["created_at"]), _float(news["deadline_at"])
+        return dataclasses.replace(self, created_at=created_at, deadline_at=deadline_at, predicted_s=float(news["predicted_s"]))
 
     @classmethod
     def from_hash(cls, data: Mapping[str, str]) -> Job:
