@@ -15,7 +15,8 @@ A1111 = {
     "num_images": "batch_size", "guidance": "cfg_scale", "sampler": "sampler_name", "schedule": "scheduler", "kind": "init_images",
     "image": "init_images", "strength": "denoising_strength", "start": "denoising_strength", "mask_feather": "mask_blur",
     "output_format": "override_settings", "output_quality": "override_settings", "model": "override_settings",
-    "clip_skip": "override_settings.CLIP_stop_at_last_layers", "mask_padding": "inpaint_full_res_padding", "mask_content": "inpainting_fill",
+    "clip_skip": "override_settings.CLIP_stop_at_last_layers",
+    "mask_padding": "inpaint_full_res_padding", "mask_content": "inpainting_fill",
     "upscale.factor": "hr_scale", "upscale.width": "hr_resize_x", "upscale.height": "hr_resize_y", "upscale.steps": "hr_second_pass_steps",
     "upscale.strength": "denoising_strength", "upscale.method": "hr_upscaler", "upscale": "hr_scale",
 }  # fmt: skip

@@ -45,8 +45,8 @@ def test_txt2img_as_the_client_sends_it(api: webuiapi.WebUIApi, fleet: Fleet) ->
 
 def test_hires_draws_a_second_pass(api: webuiapi.WebUIApi, fleet: Fleet) -> None:
     found = api.txt2img(
-        prompt="a red apple", seed=7, width=64, height=64, cfg_scale=3, enable_hr=True, hr_scale=2,
-        hr_upscaler=webuiapi.HiResUpscaler.Latent, hr_second_pass_steps=5, denoising_strength=0.6,
+        prompt="a red apple", seed=7, width=64, height=64, cfg_scale=3, enable_hr=True, hr_scale=2, hr_upscaler="Latent",
+        hr_second_pass_steps=5, denoising_strength=0.6,
     )  # fmt: skip
     assert found.image.size == (128, 128) and found.info["denoising_strength"] == 0.6
     assert "Denoising strength: 0.6, Hires resize: 128x128, Hires steps: 5, Hires upscaler: Latent" in found.info["infotexts"][0]
