@@ -157,7 +157,7 @@ def ask(live: Live, **body: Any) -> httpx2.Response:
     ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "not_supported", "hr_upscaler"),
     ({"enable_hr": True, "hr_sampler_name": "Euler a"}, "not_supported", "hr_sampler_name"),
     ({"enable_hr": True, "hr_scale": 9}, "invalid_value", "hr_scale"),
-    ({"enable_hr": True, "hr_resize_x": 100}, "invalid_size", "hr_scale"),
+    ({"enable_hr": True, "hr_resize_x": 100}, "invalid_size", "hr_resize_x"),
     ({"enable_hr": True, "denoising_strength": 0}, "invalid_value", "denoising_strength"),
     ({"restore_faces": True}, "not_supported", "restore_faces"),
     ({"tiling": True}, "not_supported", "tiling"),
@@ -181,7 +181,7 @@ def ask(live: Live, **body: Any) -> httpx2.Response:
     ({"scheduler": "Laplace"}, "unknown_schedule", "scheduler"),
     ({"width": 63}, "invalid_size", "width"),
     ({"steps": "many"}, "invalid_value", "steps"),
-    ({"batch_size": 100}, "invalid_value", "num_images"),
+    ({"batch_size": 100}, "invalid_value", "batch_size"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_refused(gateway: Live, redis_url: str, body: dict[str, Any], code: str, param: str) -> None:
     answer = ask(gateway, **body)
