@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 FLUSH_S = 1.0  # for spans that are on their way when a process ends
 TRACEPARENT = "traceparent"
 PROTOCOL = "http/protobuf"
+NAMES = {"operation": "operation.name", "namespace": "namespace"}  # of attributes, as OpenTelemetry has them
 
 
 class Tracing:
@@ -54,6 +56,43 @@ class Tracing:
         context = TraceContextTextMapPropagator().extract({TRACEPARENT: parent})
         told = {f"celadon.{key}": value for key, value in attributes.items()}
         self._tracer.start_span(name, context, attributes=told, start_time=_nanoseconds(began)).end(_nanoseconds(ended))
+
+    @contextmanager
+    def within(self, parent: str) -> Iterator[None]:
+        """What this code makes spans of stands behind the traceparent `parent`; where that is empty, behind what it stood behind."""
+        if self._tracer is None or not parent:
+            yield
+            return
+        from opentelemetry.context import attach, detach
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        token = attach(TraceContextTextMapPropagator().extract({TRACEPARENT: parent}))
+        try:
+            yield
+        finally:
+            detach(token)
+
+    @contextmanager
+    def call(self, name: str, **attributes: str) -> Iterator[None]:
+        """A span of a call of Redis; none where this code runs in no span. Of what fails only the kind is told."""
+        if self._tracer is None:
+            yield
+            return
+        from opentelemetry.trace import SpanKind, Status, StatusCode, get_current_span
+
+        if not get_current_span().get_span_context().is_valid:
+            yield
+            return
+        told = {"db.system.name": "redis"} | {f"db.{NAMES[key]}": value for key, value in attributes.items()}
+        with self._tracer.start_as_current_span(
+            name, kind=SpanKind.CLIENT, attributes=told, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield
+            except Exception as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+                raise
 
     async def aclose(self) -> None:
         """Send what is left, within a second: a receiver that is away must not keep a process."""

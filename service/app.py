@@ -31,6 +31,7 @@ from jobs.events import EventLog
 from jobs.followers import Followers
 from jobs.hooks import HookQueue
 from jobs.job_queue import JobQueue, ServerUnfit
+from jobs.redis_spans import watch
 from jobs.registry import Registry
 from jobs.shards import open_shards
 from jobs.stores import check_reachable
@@ -173,6 +174,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         shards = open_shards(settings.redis_url or _embedded_url(settings), settings.shards)
+        watch(shards, tracing)
         queue = JobQueue(
             shards,
             max_queued=settings.max_queued,

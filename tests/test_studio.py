@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from keyed import make_key
@@ -19,7 +22,7 @@ from live_gateway import running
 from tests.browser import chromium
 from tests.cards import card
 from tests.fleet import Fleet, shared
-from tests.picture_samples import as_url, sample_picture
+from tests.picture_samples import as_file, as_url, sample_picture
 from training.toy import write_toy
 
 expect.set_options(timeout=30_000)  # a machine that does much else is slow
@@ -122,6 +125,105 @@ def test_what_began_with_a_picture_is_drawn_again_from_it(page: Page, fleet: Fle
     assert fleet.picture(again) == fleet.picture(first)
 
 
+def choose(page: Page, wide: int = 128, high: int = 96) -> None:
+    """A picture in the field."""
+    file = {"name": "mine.png", "mimeType": "image/png", "buffer": as_file(sample_picture(wide, high))}
+    page.set_input_files("#image", files=[file])  # type: ignore[list-item]
+    expect(page.locator("#picture-state")).to_have_text(f"{wide} × {high} pixels")
+
+
+def test_a_chosen_picture_is_drawn_upon_with_a_strength(page: Page, fleet: Fleet) -> None:
+    choose(page)
+    expect(page.locator("#width")).to_have_value("128")
+    expect(page.locator("#height")).to_have_value("96")
+    page.focus("#strength")
+    for _ in range(6):
+        page.keyboard.press("ArrowLeft")  # from 0.8
+    expect(page.locator("#strength-is")).to_have_text("0.50")
+    draw(page, "a pink boat", seed=4)
+    expect(page.locator(f"{PICTURES}[alt='a pink boat']")).to_have_count(1)
+    params = latest(fleet)["params"]
+    assert (params["kind"], params["strength"], params["mask"], params["width"], params["height"]) == ("image_to_image", 0.5, "", 128, 96)
+    other = fleet.finished(fleet.submit(prompt="a pink boat", image=as_url(sample_picture(128, 96)), strength=0.5, seed=4, steps=4)["id"])
+    assert [fleet.picture(other)] == pixels(page, "a pink boat")
+    page.click("#remove")
+    draw(page, "a plain boat")
+    expect(page.locator(f"{PICTURES}[alt='a plain boat']")).to_have_count(1)
+    assert latest(fleet)["params"]["kind"] == "text_to_image"
+
+
+@pytest.mark.parametrize("how", ["pointer", "keyboard"])
+def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page, fleet: Fleet, how: str) -> None:
+    choose(page, 128, 128)
+    canvas = page.locator("#canvas")
+    canvas.scroll_into_view_if_needed()
+    if how == "pointer":
+        box = canvas.bounding_box()
+        assert box
+        page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.8, steps=5)
+        page.mouse.up()
+    else:
+        canvas.focus()
+        for _ in range(12):
+            page.keyboard.press("ArrowRight")  # from the middle
+        page.keyboard.down(" ")
+        for _ in range(5):
+            page.keyboard.press("ArrowDown")
+        page.keyboard.up(" ")
+    expect(page.locator("#strength-is")).to_have_text("1.00")
+    draw(page, f"a hat by {how}", seed=4)
+    expect(page.locator(f"{PICTURES}[alt='a hat by {how}']")).to_have_count(1)
+    params = latest(fleet)["params"]
+    assert params["kind"] == "inpaint" and params["mask"].startswith("in-")
+    drawn = np.asarray(Image.open(io.BytesIO(pixels(page, f"a hat by {how}")[0])))
+    np.testing.assert_array_equal(drawn[:, :48], sample_picture(128, 128)[:, :48])
+    assert (drawn[40:90, 96:] != sample_picture(128, 128)[40:90, 96:]).any()
+    page.click("#clear")
+    draw(page, f"all of it, {how}")
+    expect(page.locator(f"{PICTURES}[alt='all of it, {how}']")).to_have_count(1)
+    assert latest(fleet)["params"]["kind"] == "image_to_image"
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_a_picture_is_pasted_or_dropped(page: Page, how: str) -> None:
+    page.evaluate(
+        """async ([how, url]) => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob(url.split(",")[1]), (c) => c.charCodeAt(0));
+            data.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+            const told = { bubbles: true, cancelable: true };
+            if (how === "paste") document.body.dispatchEvent(new ClipboardEvent("paste", { ...told, clipboardData: data }));
+            else document.getElementById("picture").dispatchEvent(new DragEvent("drop", { ...told, dataTransfer: data }));
+        }""",
+        [how, as_url(sample_picture(64, 64))],
+    )
+    expect(page.locator("#picture-state")).to_have_text("64 × 64 pixels")
+
+
+def test_what_is_no_picture_is_said_beside_the_field(page: Page) -> None:
+    page.set_input_files("#image", files=[{"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}])  # type: ignore[list-item]
+    expect(page.locator("#image")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#problem")).not_to_be_empty()
+    expect(page.locator("#with-picture")).to_be_hidden()
+
+
+def test_the_gallery_gives_pictures_to_begin_with_and_variations(page: Page, fleet: Fleet) -> None:
+    first = fleet.finished(fleet.submit(prompt="a white boat", seed=5)["id"])
+    page.reload()
+    article = page.locator("#gallery article", has_text="a white boat").last
+    article.get_by_role("button", name="Begin with it").click()
+    expect(page.locator("#picture-state")).to_have_text("128 × 128 pixels")
+    draw(page, "a black boat")
+    expect(page.locator(f"{PICTURES}[alt='a black boat']")).to_have_count(1)
+    assert latest(fleet)["params"]["image"] == first["images"][0]["key"]
+    article.get_by_role("button", name="Variation").click()
+    expect(page.locator(f"{PICTURES}[alt='a white boat']")).to_have_count(2)
+    params = latest(fleet)["params"]
+    assert (params["kind"], params["image"]) == ("variations", first["images"][0]["key"])
+
+
 def test_curl_and_python_draw_the_same_picture(page: Page, fleet: Fleet, tmp_path: Path) -> None:
     prompt = 'it\'s a "cup" of tea, $HOME \\ `ls`'
     draw(page, prompt, seed=3)
@@ -187,6 +289,7 @@ def test_it_is_accessible_and_fits(page: Page, scheme: Any, size: Any) -> None:
     page.set_viewport_size(size)
     page.click("#compare")
     page.click("#access summary")
+    choose(page)
     draw(page, "a yellow cat")
     expect(page.locator(f"{PICTURES}[alt='a yellow cat']").first).to_be_visible()
     violations = Axe().run(page).response["violations"]

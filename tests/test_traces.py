@@ -12,9 +12,18 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
+from jobs.job_queue import JobQueue
+from jobs.redis_spans import watch
+from jobs.shards import Shards
 from jobs.tracing import Tracing, open_tracing
 from tests.fleet import Fleet, shared
+from tests.job_samples import sample_job
 from tests.test_docs import ROOT
 from training.toy import write_toy
 
@@ -100,7 +109,14 @@ def test_one_trace_leads_from_the_request_to_the_picture(fleet: Fleet, receiver:
     (request,) = (span for span in spans if span["name"] == "POST /generate")
     assert request["service"] == "celadon-gateway" and request["parent"] == PARENT
     assert request["http.route"] == "/generate" and request["celadon.request_id"] == "order-77"
-    behind = [span for span in spans if span is not request]
+    spans = receiver.wait_for({"redis submit", "redis finish"}, OURS)
+    calls = [span for span in spans if span["name"].startswith("redis ")]
+    assert {span["service"] for span in calls if span["name"] == "redis submit"} == {"celadon-gateway"}
+    assert {span["service"] for span in calls if span["name"] == "redis finish"} == {"celadon-worker"}
+    assert {span["parent"] for span in calls} - {span["id"] for span in calls} == {request["id"]}  # one that is sent again stands within
+    assert {span["db.operation.name"] for span in calls} >= {"submit", "finish"} and {span["db.system.name"] for span in calls} == {"redis"}
+    assert not {"reap", "renew", "claim"} & {span["db.operation.name"] for span in calls}  # they are made for nobody in particular
+    behind = [span for span in spans if span is not request and span not in calls]
     assert {span["name"] for span in behind} == WORKER_SPANS
     assert {(span["service"], span["parent"], span["celadon.job"]) for span in behind} == {("celadon-worker", request["id"], job["id"])}
     of_first = {span["name"]: span["times"] for span in behind if span.get("celadon.image", 0) == 0}
@@ -131,7 +147,8 @@ def test_a_request_without_an_id_gets_one_that_its_job_keeps(fleet: Fleet) -> No
 def test_probes_and_metrics_make_no_spans(fleet: Fleet, receiver: Receiver) -> None:
     for path in ("/healthz", "/readyz", "/metrics", "/samplers"):
         assert fleet.client.get(path, headers={"traceparent": f"00-{OURS[::-1]}-{PARENT}-01"}).status_code == 200
-    assert {span["name"] for span in receiver.wait_for({"GET /samplers"}, OURS[::-1])} == {"GET /samplers"}
+    found = {span["name"] for span in receiver.wait_for({"GET /samplers"}, OURS[::-1])}
+    assert {name for name in found if not name.startswith("redis ")} == {"GET /samplers"}
 
 
 @pytest.mark.parametrize("hidden", [True, False])
@@ -167,6 +184,35 @@ def test_where_the_extra_is_missing_it_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("jobs.tracing.find_spec", lambda name: None)
     tracing, said = open_tracing("x", "1", {"OTEL_EXPORTER_OTLP_ENDPOINT": HERE})
     assert tracing.provider is None and "pip install celadon[otel]" in said
+
+
+async def test_calls_of_redis_have_spans_behind_their_own_span_and_nobody_elses(redis: Redis) -> None:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    shards, tracing = Shards.of(redis), Tracing(provider)
+    watch(shards, tracing)
+    queue = JobQueue(shards)
+    await queue.submit(sample_job())  # in no span
+    await queue.reap()
+    assert memory.get_finished_spans() == ()
+    with tracing.within(f"00-{OURS}-{PARENT}-01"):
+        for _ in range(2):
+            await redis.script_flush()
+            await queue.submit(sample_job())
+        await queue.depth()
+        await redis.hgetall("{q0}:none")
+        with pytest.raises(ResponseError):
+            await redis.hget("{q0}:seq", PROMPT)
+    spans = memory.get_finished_spans()
+    names = [span.name for span in spans]
+    assert {"redis submit", "redis pipeline", "redis HGETALL", "redis HGET"} <= set(names) and names.count(
+        "redis submit"
+    ) == 4  # each in vain, and again
+    assert {f"{span.context.trace_id:032x}" for span in spans} == {OURS}
+    failed = next(span for span in spans if span.name == "redis HGET")
+    assert failed.attributes and failed.attributes["error.type"] == "ResponseError" and not failed.events
+    assert "heron" not in str([span.to_json() for span in spans])
 
 
 def test_without_a_provider_nothing_happens() -> None:

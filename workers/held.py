@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.job import ImageRef, Job, JobWarning
 
@@ -71,12 +72,20 @@ class Held:
         return tuple(self.images[i] for i in sorted(self.images))
 
 
+OF_JOB = frozenset({"progress", "checkpoint", "finish", "fail", "cancel_running", "release"})  # scripts about one job: worker, attempt, id
+
+
 class Holdings:
     """All that a worker holds. `changed` is set whenever a job or one of its images has left, so that there may be room."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Held] = {}
         self.changed = asyncio.Event()
+
+    def traceparent(self, script: str, args: Sequence[Any]) -> str:
+        """That of the job that a script is called for, if it is held."""
+        held = self.jobs.get(args[2]) if script in OF_JOB else None
+        return held.job.traceparent if held else ""
 
     def __iter__(self) -> Iterator[Held]:
         """Those of this moment: jobs may come and go while somebody walks through them."""

@@ -18,6 +18,7 @@ from redis.exceptions import AuthenticationError
 from jobs.hooks import HookQueue
 from jobs.image_store import StoreAway, StoreUnfit
 from jobs.job_queue import JobQueue, ServerUnfit
+from jobs.redis_spans import watch
 from jobs.registry import Registry, WorkerInfo
 from jobs.shards import Shards, open_shards
 from jobs.stores import ExtraMissing, check_reachable, open_store
@@ -71,6 +72,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
         info, inbox = describe(settings, model), Inbox()
         drawing = DrawingThread(model.stages, model.engine, inbox.put, metrics)
         worker = Worker(info, model.stages.card, settings, doors(settings, shards, safety), drawing, inbox, metrics, tracing)
+        watch(shards, tracing, worker.traceparent)
         told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)

@@ -86,7 +86,7 @@ class Worker:
         self._queue, self._registry, self._store, self._hooks = doors.queue, doors.registry, doors.store, doors.hooks
         self._drawing, self._inbox = drawing, inbox
         self._errands, held = Errands(inbox), Holdings()
-        self._held = held
+        self._held, self.traceparent = held, held.traceparent
         self._metrics.has_slots(settings.slots, lambda: held.open_images)
         self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands, self._metrics)
         self._previews = Previews(info.id, self._queue)

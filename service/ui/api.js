@@ -34,6 +34,13 @@ async function answer(path, options = {}) {
 export const get = async (path) => (await answer(path)).json();
 export const cancel = async (id) => (await answer(`jobs/${id}`, { method: "DELETE" })).json();
 
+export const image = async (path) => (await answer(path)).blob();
+
+// A picture that jobs may begin with; its answer holds the key.
+export async function upload(blob) {
+  return (await answer("uploads", { method: "POST", body: blob, headers: { "Content-Type": blob.type } })).json();
+}
+
 // `again` is the key under which a repeat after a lost answer stays one job.
 export async function generate(body, { dry = false, again = crypto.randomUUID?.() } = {}) {
   const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };

@@ -65,6 +65,13 @@ export function read() {
   return said;
 }
 
+// The model's size that is nearest to a picture's: its own where the model can draw it, else as large as may be in its proportions.
+export function fit(wide, high) {
+  const { size_multiple: unit, max_width, max_height } = model(), scale = Math.min(1, max_width / wide, max_height / high);
+  const side = (length) => Math.max(unit, Math.round((length * scale) / unit) * unit);
+  fill({ width: Math.min(side(wide), max_width), height: Math.min(side(high), max_height) });
+}
+
 export function changed() {
   localStorage.setItem(KEPT, JSON.stringify(read()));
   drawCurve(schedules.find((s) => s.id === $("schedule").value), Number($("steps").value));
@@ -76,7 +83,7 @@ export function unreadable() {
 }
 
 export function complain(error) {
-  for (const name of [...TEXTS, ...NUMBERS]) $(name).removeAttribute("aria-invalid");
+  for (const name of [...TEXTS, ...NUMBERS, "image", "strength"]) $(name).removeAttribute("aria-invalid");
   $("problem").textContent = error ? error.message : "";
   const field = error?.param && $("form").elements[error.param];
   if (!field) return;

@@ -67,6 +67,9 @@ function picture(job, image, actions) {
     element("img", { src: url, alt: params.prompt, width: image.width, height: image.height, loading: "lazy" }));
   const warnings = job.warnings.map((warning) => element("small", { text: warning.message }));
   const bar = buttons(job, params, actions);
+  bar.append(
+    element("button", { type: "button", text: "Begin with it", onclick: () => actions.begin(image, url) }),
+    element("button", { type: "button", text: "Variation", onclick: () => actions.variation(params, image) }));
   bar.append(element("a", { href: url, download: name, text: "Save" }));
   return element("article", { "data-job": job.id }, look, element("p", { text: params.prompt }), element("small", { text: summary(params) }), ...warnings, bar);
 }

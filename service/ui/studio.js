@@ -2,9 +2,10 @@
 
 import { ApiError, generate, get, useKey } from "./api.js";
 import { $, say } from "./dom.js";
-import { changed, complain, defaults, fill, loadChoices, loadModel, read, unreadable } from "./form.js";
+import { changed, complain, defaults, fill, fit, loadChoices, loadModel, read, unreadable } from "./form.js";
 import { axes, drawGrid } from "./grid.js";
 import { ended, finished, request, watch } from "./job.js";
+import * as picture from "./picture.js";
 
 const AGAIN_MS = 3000; // before the service is asked once more whether it is up
 const QUIET_MS = 400; // after the last key, before the cost is asked for
@@ -16,6 +17,8 @@ const actions = {
     draw(request(params));
   },
   vary: (params) => draw(request(params, { seed: undefined })),
+  variation: ({ prompt, model }, image) => draw({ prompt, model, kind: "variations", image: image.key, preview: true }),
+  begin: (image, url) => comes(picture.takeDrawn(image.key, url, fit)),
   withKey: () => $("key").value !== "",
 };
 
@@ -34,16 +37,28 @@ async function show(job) {
   ended(done);
 }
 
-function wish() {
+// What the form says, with the picture and its mask; those are sent before.
+async function wish(how) {
   const name = unreadable();
   if (name) throw Object.assign(new Error("This is no number."), { param: name });
-  return { ...read(), preview: true };
+  return { ...read(), ...(await picture.said(how)), preview: true };
+}
+
+// A picture that is on its way into the form.
+async function comes(taken) {
+  complain(null);
+  try {
+    await taken;
+    tellCost();
+  } catch (error) {
+    complain(error);
+  }
 }
 
 async function onDraw(event) {
   event.preventDefault();
   try {
-    draw(wish());
+    draw(await wish());
   } catch (error) {
     complain(error);
   }
@@ -52,7 +67,7 @@ async function onDraw(event) {
 async function onCompare() {
   complain(null);
   try {
-    const { preview, ...body } = wish();
+    const { preview, ...body } = await wish();
     await drawGrid({ ...body, seed: body.seed ?? Math.floor(Math.random() * 2 ** 32) }, axes());
   } catch (error) {
     complain(error);
@@ -70,7 +85,7 @@ function onChange() {
 async function tellCost() {
   if (!$("prompt").value) return ($("cost").textContent = "");
   try {
-    const told = await generate(wish(), { dry: true });
+    const told = await generate(await wish({ dry: true }), { dry: true });
     const warnings = told.warnings.map((warning) => ` ${warning.message}`).join("");
     $("cost").textContent = `About ${told.predicted_s.toFixed(1)} s of work, done in ${told.eta_s.toFixed(1)} s.${warnings}`;
   } catch (error) {
@@ -129,6 +144,7 @@ $("compare").addEventListener("click", () => {
   $("compare").setAttribute("aria-expanded", String(!$("axes").hidden));
 });
 $("compare-now").addEventListener("click", onCompare);
+picture.start(fit, comes);
 $("more").addEventListener("click", () => older().catch(complain));
 $("key").value = sessionStorage.getItem("key") ?? "";
 $("key").addEventListener("change", () => {
