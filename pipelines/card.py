@@ -102,6 +102,15 @@ class GuidanceInfo:
     options: Mapping[str, OptionInfo] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LoraInfo:
+    """One LoRA file that the model can be drawn with, or why not."""
+
+    name: str
+    hash: str
+    refused: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """Sizes, limits, words and defaults of one checkpoint. Pixels; `vae_factor` pixels make one latent cell."""
@@ -128,6 +137,7 @@ class ModelCard:
     prompt_syntaxes: tuple[str, ...] = ("plain",)  # that its workers read
     size_conditioning: bool = False  # it is told sizes, as SDXL is
     distilled_guidance: bool = False  # it is told the scale, and asked once a row
+    loras: tuple[LoraInfo, ...] = ()
     max_clip_skip: int = 1  # layers of its text encoder, where its workers can do without some
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +153,7 @@ class ModelCard:
         fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
         fields["kinds"] = tuple(fields.get("kinds", ("text_to_image",)))  # cards of workers that know no other say nothing
+        fields["loras"] = tuple(LoraInfo(**lora) for lora in fields.get("loras", ()))
         fields["prompt_syntaxes"] = tuple(fields.get("prompt_syntaxes", ("plain",)))  # likewise
         return cls(**fields)
 

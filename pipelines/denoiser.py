@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.prompts import Worn
+
 Array = Any
 
 PROBE_ROWS = (2, 3, 4, 8)
@@ -26,7 +28,9 @@ class Denoiser(Protocol):
     xp: ModuleType
     device: Any
 
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /) -> Array: ...
+    def __call__(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *, worn: Worn = ()
+    ) -> Array: ...
 
 
 def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:

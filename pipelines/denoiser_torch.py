@@ -12,7 +12,9 @@ import array_api_compat.torch
 import torch
 
 from pipelines.conditioning import Told
+from pipelines.loras_torch import Wardrobe
 from pipelines.perturbation import disturbed
+from pipelines.prompts import Worn
 
 Array = Any
 
@@ -20,17 +22,21 @@ Array = Any
 class TorchDenoiser:
     """A diffusers U-Net. On a CPU the registers are numpy arrays (shared memory, no copy), on a GPU torch tensors."""
 
-    def __init__(self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype, told: Told | None = None) -> None:
+    def __init__(
+        self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype, told: Told | None = None, wardrobe: Wardrobe | None = None
+    ) -> None:
         self._unet, self._dtype, self._torch_device = unet, dtype, device
-        self._told = told or Told()
+        self._told, self._wardrobe = told or Told(), wardrobe or Wardrobe(None, {"unet": unet})
         on_cpu = device.type == "cpu"
         self.xp: ModuleType = array_api_compat.numpy if on_cpu else array_api_compat.torch
         self.device: Any = "cpu" if on_cpu else device
 
     @torch.inference_mode()
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
+    ) -> Array:
         x, timestep, context = (torch.as_tensor(a, device=self._torch_device) for a in (x, timestep, context))
-        with disturbed(self._unet, marks) if any(marks) else nullcontext():
+        with disturbed(self._unet, marks) if any(marks) else nullcontext(), self._wardrobe.wearing("unet", worn):
             further = told_unet(self._told, torch.as_tensor(told, device=self._torch_device), self._dtype) if self._told.width else {}
             out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False, **further)[0]
         out = out.float()

@@ -5,7 +5,7 @@ without a second copy. Only safetensors are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
 from pipelines.conditioning import Told
 from pipelines.ladder import Ladder
+from pipelines.loras_torch import Wardrobe
 from pipelines.solver_files import Solver
 
 
@@ -49,6 +50,7 @@ class Checkpoint:
     second: SecondEncoder | None = None  # of SDXL
     told: Told = field(default_factory=Told)
     zero_negative: bool = False  # an empty negative prompt is no text at all, as SDXL was trained
+    wardrobe: Wardrobe = field(default_factory=lambda: Wardrobe(None, {}))
 
     @property
     def unet_channels(self) -> int:
@@ -64,24 +66,28 @@ class Checkpoint:
         return self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def load(source: str | Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load a local folder or a hub id, and the solvers in its folder `solvers`.
+def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None) -> Checkpoint:
+    """Load a local folder or a hub id, the solvers in its folder `solvers`, and what fits it of a folder of LoRAs.
 
     Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
-    return load_described(describe(source), device=device, dtype=dtype)
+    return load_described(describe(source), device=device, dtype=dtype, loras=loras)
 
 
-def load_described(said: Described, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
+def load_described(said: Described, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None) -> Checkpoint:
     """The modules of what was described. Raises CheckpointError where the weights are not those that the configs describe."""
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
     vae = _module(AutoencoderKL, said.folder / "vae", device, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
     text_encoder = _module(CLIPTextModel, said.folder / "text_encoder", device, rest)
     tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
+    second = _second(said, device, rest)
+    modules = {"unet": unet, "text_encoder": text_encoder} | ({"text_encoder_2": second.text_encoder} if second else {})
+    wardrobe = Wardrobe(loras, modules)
+    card = replace(said.card, loras=wardrobe.loras.infos)
     return Checkpoint(
-        said.card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
-        _second(said, device, rest), said.told, said.zero_negative,
+        card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
+        second, said.told, said.zero_negative, wardrobe,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,14 +23,16 @@ from pipelines.checkpoint_folder import Described
 from pipelines.conditioning import Text, Told
 from pipelines.graphs import clip, unet, vae
 from pipelines.graphs.runtime import openvino
-from pipelines.graphs.weights import Weights
+from pipelines.graphs.weights import Changed
 from pipelines.known import Pixels, Posterior
+from pipelines.loras import KEPT, Kept, Loras, shapes
 from pipelines.planning import from_pixels, to_pixels
 from pipelines.prompt_chunks import chunks, weighted
-from pipelines.prompts import PLAIN, Reading, read
+from pipelines.prompts import PLAIN, Reading, Worn, read
 from pipelines.tokens import Tokenizer
 
 Array = Any
+Dressed = Callable[[Worn], openvino.CompiledModel]
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
@@ -47,14 +50,17 @@ def fastest_precision(core: openvino.Core | None = None) -> str:
 class Compiler:
     """Compiles parts of a checkpoint for the CPU, or takes them from the cache. `int8` rounds weights of the U-Net."""
 
-    def __init__(self, said: Described, cache: Path | None, threads: int = 0, *, int8: bool = False) -> None:
+    def __init__(self, said: Described, cache: Path | None, threads: int = 0, *, int8: bool = False, loras: Path | None = None) -> None:
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
         self._core = openvino.Core()
+        self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
 
-    def compile(self, part: str, precision: str, streams: int = 1) -> openvino.CompiledModel:
-        """`part` is unet, vae, vae_encoder or text_encoder; `precision` float32 or bfloat16. Raises NoGraph or FileNotFoundError."""
-        hints = self._hints(precision, streams)
-        path = self._path(part, hints)
+    def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = ()) -> openvino.CompiledModel:
+        """`part` is unet, vae, vae_encoder or text_encoder; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk.
+        Raises NoGraph, FileNotFoundError or LoraError.
+        """
+        hints, deltas = self._hints(precision, streams), self.loras.deltas(part, worn)
+        path = None if deltas else self._path(part, hints)
         if path and path.exists():
             try:
                 return self._core.import_model(path.read_bytes(), "CPU", hints)
@@ -63,7 +69,7 @@ class Compiler:
                 path.with_suffix(".json").unlink(missing_ok=True)
         folder = FOLDERS.get(part, part)
         rounding = {"int8": True} if part == "unet" and self._int8 else {}
-        model = GRAPHS[part](Weights(self._said.folder / folder), self._said.configs[folder], **rounding)
+        model = GRAPHS[part](Changed(self._said.folder / folder, deltas), self._said.configs[folder], **rounding)
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
@@ -110,11 +116,17 @@ class OpenVinoDenoiser:
     xp: ModuleType = array_api_compat.numpy
     device: Any = "cpu"
 
-    def __init__(self, compiled: openvino.CompiledModel, config: Mapping[str, Any], streams: int = 1) -> None:
+    def __init__(
+        self, compiled: openvino.CompiledModel, config: Mapping[str, Any], streams: int = 1, dressed: Dressed | None = None
+    ) -> None:
+        """`dressed` compiles the same with LoRAs."""
         self._config = config
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._requests = _requests(compiled, streams)
+        self._sets = Kept(lambda worn: _requests(dressed(worn) if dressed else compiled, streams), KEPT)
 
-    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
+    ) -> Array:
         """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32. There is no graph of a model that is told more."""
         assert told is None, "there is no graph of a model that is told more"
         rows = len(x)
@@ -123,15 +135,20 @@ class OpenVinoDenoiser:
             "x": x, "time": unet.time_embedding(np.asarray(timestep), self._config), "context": context,
             "pag": _marked(told, "pag"), "seg": _marked(told, "seg"),
         }  # fmt: skip
-        cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(self._requests))) if len(cut)]
-        for request, cut in zip(self._requests, cuts, strict=False):
+        requests = self._sets.get(worn) if worn else self._requests
+        cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(requests))) if len(cut)]
+        for request, cut in zip(requests, cuts, strict=False):
             part = slice(int(cut[0]), int(cut[-1]) + 1)
             request.start_async({name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()})
         out = []
-        for request, _ in zip(self._requests, cuts, strict=False):
+        for request, _ in zip(requests, cuts, strict=False):
             request.wait()
             out.append(request.get_output_tensor(0).data.copy())
         return out[0] if len(out) == 1 else np.concatenate(out)
+
+
+def _requests(compiled: openvino.CompiledModel, count: int) -> list[openvino.InferRequest]:
+    return [compiled.create_infer_request() for _ in range(count)]
 
 
 def _marked(marks: Sequence[str], kind: str) -> NDArray[np.float32]:
@@ -145,12 +162,14 @@ class OpenVinoStages:
         """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32.
 
         Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
-        self.card, self.ladder, self.latent_rgb, self.solvers = said.card, said.ladder, said.latent_rgb, said.solvers
+        self.card, self.ladder = replace(said.card, loras=compiler.loras.infos), said.ladder
+        self.latent_rgb, self.solvers = said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
         self.told, self.zero_negative = Told(), False  # what is told more has no graph
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
+        self._texts = Kept(lambda worn: compiler.compile("text_encoder", "float32", worn=worn).create_infer_request(), KEPT)
         self._decoder = compiler.compile("vae", precision).create_infer_request()
         self._compiler = compiler
         self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone
@@ -163,14 +182,15 @@ class OpenVinoStages:
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         if reading.syntax == "plain":
-            return Text(self._states(self._tokenizer.ids(prompt or ""), reading.clip_skip))
+            return Text(self._states(self._tokenizer.ids(prompt or ""), reading))
         told = chunks(read(prompt or ""), self._tokenizer.pieces, self._tokenizer.marks)
-        states = [self._states(np.array([c.ids], np.int32), reading.clip_skip) for c in told]
+        states = [self._states(np.array([c.ids], np.int32), reading) for c in told]
         return Text(np.concatenate([weighted(s, np.array(c.weights, np.float32)) for s, c in zip(states, told, strict=True)]))
 
-    def _states(self, ids: NDArray[np.int32], clip_skip: int) -> NDArray[np.float32]:
+    def _states(self, ids: NDArray[np.int32], reading: Reading) -> NDArray[np.float32]:
         """[1, L] -> [L, E]."""
-        return np.array(self._text.infer({"ids": ids, "skip": np.array([clip_skip], np.int32)})[0][0])
+        encoder = self._texts.get(reading.loras) if reading.loras else self._text
+        return np.array(encoder.infer({"ids": ids, "skip": np.array([reading.clip_skip], np.int32)})[0][0])
 
     def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
         """Raises FloatingPointError where the VAE overflows."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.prompts import Reading, Syntax
+from pipelines.prompts import Reading, Syntax, Worn, worn_in
 
 Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -23,11 +23,19 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
-    "clip_skip": 1,
+    "clip_skip": 1, "loras": (),
 }  # fmt: skip
 
 FIRST_PASS = "first pass"  # in the place of a key
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA of the worker's, and how strongly it acts."""
+
+    name: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +77,19 @@ class GenerationParams:
     prompt_syntax: Syntax = "plain"
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)  # what SDXL is told: original_size, crop, target_size; pairs
     clip_skip: int = 1
+    loras: tuple[LoraUse, ...] = ()  # beside those that the prompt names
     upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
 
     @property
     def reading(self) -> Reading:
         """How both prompts are read."""
-        return Reading(self.prompt_syntax, self.clip_skip)
+        return Reading(self.prompt_syntax, self.clip_skip, self.worn)
+
+    @property
+    def worn(self) -> Worn:
+        """All LoRAs of the picture, those that its prompt names too, in the order of their names."""
+        named = worn_in(self.prompt)[0] if self.prompt_syntax == "a1111" else ()
+        return tuple(sorted({**dict(named), **{lora.name: lora.weight for lora in self.loras}}.items()))
 
     @property
     def passes(self) -> tuple[GenerationParams, ...]:
@@ -106,12 +121,13 @@ class GenerationParams:
     def brief(self) -> dict[str, Any]:
         """The same without what most jobs do not have: as records hold it, and those read it who know nothing of that."""
         fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)  # asdict would copy all that is inside
-        return {name: value for name, value in fields if value != UNSAID.get(name, self)}
+        brief = {name: value for name, value in fields if value != UNSAID.get(name, self)}
+        return brief | {"loras": [dataclasses.asdict(lora) for lora in self.loras]} if self.loras else brief
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:
         """The inverse of `to_dict` and of `brief`. Raises TypeError on missing or unknown fields."""
-        return cls(**data)
+        return cls(**{**data, "loras": tuple(LoraUse(**lora) for lora in data.get("loras", ()))})
 
 
 def kept_steps(steps: int, *, strength: float = 1.0, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:

@@ -23,7 +23,7 @@ REMARK = re.compile(r"#[^\n]*(?:\n|$)")
 LEFT = {")": "(", "]": "["}
 EDITED = re.compile(r"\||:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*$")  # what brackets hold that change the prompt on the way
 COMPOSED = re.compile(r"\bAND\b")
-NETWORK = re.compile(r"<(\w+):[^>]+>")
+NETWORK = re.compile(r"<(?P<kind>\w+):(?P<rest>[^>]+)>")
 
 
 class PromptError(ValueError):
@@ -34,12 +34,16 @@ class PromptUnsupported(PromptError):
     """It means something in A1111 that is not done here."""
 
 
+Worn = tuple[tuple[str, float], ...]  # LoRAs by name with their weights, in the order of their names
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How a prompt is read. `clip_skip` names the layer of the text encoder whose states are taken: 1 is the last, 2 the one before."""
 
     syntax: Syntax = "plain"
     clip_skip: int = 1
+    loras: Worn = ()
 
 
 PLAIN = Reading()
@@ -58,8 +62,7 @@ Section = tuple[Part, ...]  # what stands between two BREAKs; neighbours differ 
 
 def read(prompt: str) -> tuple[Section, ...]:
     """The parts of a prompt in A1111's syntax, by section. Raises PromptError."""
-    if found := NETWORK.search(prompt):
-        raise PromptUnsupported(f"<{found[1]}:…> names a network; none can be named in a prompt here")
+    _, prompt = worn_in(prompt)
     if COMPOSED.search(prompt):
         raise PromptUnsupported("AND composes several prompts in A1111, which is not done here; write it in small letters")
     scan = _Scan(REMARK.sub("\n", prompt))
@@ -75,6 +78,20 @@ def read(prompt: str) -> tuple[Section, ...]:
         else:
             parts.append(Part(text, weight))
     return tuple(map(tuple, sections))
+
+
+def worn_in(prompt: str) -> tuple[Worn, str]:
+    """The LoRAs that a prompt in A1111's syntax names, and the prompt without them. Raises PromptError."""
+    found: dict[str, float] = {}
+    for tag in NETWORK.finditer(prompt):
+        name, *weights = tag["rest"].split(":")
+        if tag["kind"] != "lora":
+            raise PromptUnsupported(f"<{tag['kind']}:…> names a network of a kind that is not done here; <lora:name:1> is")
+        if len(weights) > 1:
+            raise PromptUnsupported("a LoRA has one weight here, for U-Net and text encoder alike, as in <lora:name:0.8>")
+        if found.setdefault(name, weight := _number(weights[0]) if weights else 1.0) != weight:
+            raise PromptError("a LoRA is named twice, with two weights")
+    return tuple(sorted(found.items())), NETWORK.sub("", prompt)
 
 
 def words(prompt: str, syntax: Syntax) -> str:
@@ -147,4 +164,4 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise PromptError("a weight is no number; it is written as in (word:1.3)") from None
+        raise PromptError("a weight is no number; it is written as in (word:1.3) or <lora:name:0.8>") from None

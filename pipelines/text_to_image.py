@@ -34,9 +34,12 @@ def encode_text(checkpoint: Checkpoint, prompt: str | None, reading: Reading = P
     One prompt a call: the result must not depend on which prompts came along.
     """
     second = checkpoint.second
-    encoders: list[tuple[CLIPTokenizer, Any]] = [(checkpoint.tokenizer, checkpoint.text_encoder)]
-    encoders += [(second.tokenizer, second.text_encoder)] if second else []
-    said = [_said(checkpoint, *encoder, prompt or "", reading) for encoder in encoders]
+    encoders: dict[str, tuple[CLIPTokenizer, Any]] = {"text_encoder": (checkpoint.tokenizer, checkpoint.text_encoder)}
+    encoders |= {"text_encoder_2": (second.tokenizer, second.text_encoder)} if second else {}
+    said = []
+    for part, encoder in encoders.items():
+        with checkpoint.wardrobe.wearing(part, reading.loras):
+            said.append(_said(checkpoint, *encoder, prompt or "", reading))
     states, pooled = torch.cat([s for s, _ in said], dim=-1), said[-1][1]
     if prompt is None:
         states, pooled = torch.zeros_like(states), None if pooled is None else torch.zeros_like(pooled)
@@ -143,8 +146,9 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
         x = torch.from_numpy(registers["x"]).to(checkpoint.device)
         seen, timestep, mark = torch.cat([x * float(c_in), *beside]), table.timestep[row], guidance.mark_at(row)
-        c, u = _evaluate(checkpoint, seen, timestep, [cond, uncond] if guidance.guided(row) else [cond])
-        with plain_guidance.disturbed(checkpoint.unet, mark):
+        with checkpoint.wardrobe.wearing("unet", params.worn):
+            c, u = _evaluate(checkpoint, seen, timestep, [cond, uncond] if guidance.guided(row) else [cond])
+        with plain_guidance.disturbed(checkpoint.unet, mark), checkpoint.wardrobe.wearing("unet", params.worn):
             p = _evaluate(checkpoint, seen, timestep, [cond, cond])[1] if mark else c
         c_skip, c_out = float(table.c_skip[row]), float(table.c_out[row])
         n = plain_guidance.numbers(guidance, row)

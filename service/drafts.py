@@ -18,12 +18,13 @@ from typing import Any
 from jobs.job import JobWarning
 from pipelines import names
 from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
-from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, MaskContent, OutputFormat, kept_steps
+from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, LoraUse, MaskContent, OutputFormat, kept_steps
 from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
 from service.inputs import Pictures
 from service.kinds import kind_warnings, of_picture, size_of
+from service.loras import check_loras
 from service.option_values import checked_options, idle_options
 from service.second_pass import second_pass
 from service.settings import Settings
@@ -48,6 +49,7 @@ class Draft:
     negative_prompt: str = ""
     prompt_syntax: Syntax = "plain"
     clip_skip: int = 1
+    loras: tuple[LoraUse, ...] = ()
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -102,6 +104,7 @@ def resolve(draft: Draft, card: ModelCard, settings: Settings, given: Pictures =
 def check_texts(draft: Draft, card: ModelCard, settings: Settings) -> None:
     for name in ("prompt", "negative_prompt"):
         _check_text(name, getattr(draft, name), draft.prompt_syntax, settings)
+    check_loras(draft.prompt, draft.negative_prompt, draft.prompt_syntax, draft.loras, card)
     if draft.prompt_syntax not in card.prompt_syntaxes:
         raise NotSupported(f"{card.id} reads {' and '.join(card.prompt_syntaxes)} prompts alone.", param="prompt_syntax")
 
@@ -141,6 +144,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
         prompt_syntax=draft.prompt_syntax,
         size_conditioning=_told_sizes(draft, card),
         upscale=second,
+        loras=draft.loras,
         clip_skip=_within("clip_skip", draft.clip_skip, 1, card.max_clip_skip),
         **picture,
     )

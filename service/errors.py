@@ -12,6 +12,7 @@
     │   ├── UnknownSampler            400 unknown_sampler
     │   ├── UnknownSchedule           400 unknown_schedule
     │   ├── UnknownOption             400 unknown_option
+    │   ├── UnknownLora               400 unknown_lora
     │   ├── WebhookRefused            400 webhook_refused
     │   ├── InvalidBatch              400 invalid_batch
     │   ├── InvalidPicture            400 invalid_picture (and others: `service.picture_errors`)

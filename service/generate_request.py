@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
-from pipelines.params import Kind, MaskContent, OutputFormat, UpscaleMethod
+from pipelines.params import Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
 from pipelines.prompts import Syntax
 from service.drafts import Draft
 from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
+from service.loras import MAX_LORA_WEIGHT, MAX_LORAS
 from service.second_pass import MAX_FACTOR
 from service.terms import Terms
 
@@ -103,6 +104,15 @@ def _or_factor(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "number", "exclusiveMinimum": 1, "maximum": MAX_FACTOR}, *schema["anyOf"]]
 
 
+class LoraRequest(BaseModel):
+    """A LoRA, and how strongly it acts."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=255)
+    weight: float = Field(default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
+
+
 class GenerateRequest(BaseModel):
     """What to draw. A field left out, or null where null is allowed, takes the model's default."""
 
@@ -117,6 +127,9 @@ class GenerateRequest(BaseModel):
     negative_prompt: str = Field(default="", description="what it should not show")
     prompt_syntax: Syntax = Field(
         default="plain", description="plain takes every sign of both as text, a1111 knows (weights:1.3), [less] and BREAK; docs/prompts.md"
+    )
+    loras: list[LoraRequest] = Field(
+        default_factory=list, max_length=MAX_LORAS, description="LoRAs that act on this picture, by the names of GET /models; each once"
     )
     clip_skip: int = Field(default=1, ge=1, description="the text encoder's layer that is read: 1 the last, 2 the one before, as in A1111")
     width: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
@@ -184,6 +197,8 @@ class GenerateRequest(BaseModel):
         said = {name: getattr(self, name) for name in self.model_fields_set if name in Draft.__dataclass_fields__}
         if self.outpaint:
             said["outpaint"] = {side: pixels for side, pixels in self.outpaint if pixels}
+        if "loras" in said:
+            said["loras"] = tuple(LoraUse(lora.name, lora.weight) for lora in self.loras)
         if "size_conditioning" in said:
             said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
         if "upscale" in said:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.job import SELDOM, SERVICE_CLASSES, TERMINAL, TRANSITIONS, ImageRef, Job, JobError, JobStatus, JobWarning, Loss, Webhook
-from pipelines.params import SEED_LIMIT, GenerationParams
+from pipelines.params import SEED_LIMIT, GenerationParams, LoraUse
 from tests.job_samples import sample_job
 
 texts = st.text(max_size=20)
@@ -83,12 +83,12 @@ def test_every_field_of_the_record_is_written_unless_most_jobs_do_without() -> N
     seldom: dict[str, Any] = {
         "image": "up/1", "mask": "up/2", "mask_feather": 4, "mask_padding": 8, "mask_content": "fill", "outpaint": {"left": 8},
         "strength": 0.5, "start": 0.25, "end": 0.75,
-        "prompt_syntax": "a1111", "size_conditioning": {"crop": [8, 0]}, "clip_skip": 2,
+        "prompt_syntax": "a1111", "size_conditioning": {"crop": [8, 0]}, "clip_skip": 2, "loras": (LoraUse("ink", 0.5),),
         "upscale": {"width": 128, "height": 128, "steps": 3, "strength": 0.5, "method": "latent"},
     }  # fmt: skip
     assert json.loads(job.to_hash()["params"]) == {n: v for n, v in job.params.to_dict().items() if n not in seldom}
     whole = dataclasses.replace(job, params=dataclasses.replace(job.params, **seldom))
-    assert json.loads(whole.to_hash()["params"]) == whole.params.to_dict()
+    assert json.loads(whole.to_hash()["params"]) == json.loads(json.dumps(whole.params.to_dict()))
     assert Job.from_hash(whole.to_hash()) == whole and Job.from_hash(job.to_hash()) == job
 
 

@@ -36,6 +36,7 @@ ROUTES = {
     ("get", "/sdapi/v1/cmd-flags"),
     ("get", "/sdapi/v1/scripts"),
     ("get", "/sdapi/v1/embeddings"),
+    ("get", "/sdapi/v1/loras"),
     ("get", "/sdapi/v1/{what}"),
     ("post", "/v1/images/generations"),
     ("post", "/v1/images/edits"),

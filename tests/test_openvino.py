@@ -57,7 +57,7 @@ def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[Genera
         machine.add(Sample(
             id=str(i), table=table, shape=shape, seed=params.image_seed(0),
             cond=stages.encode(params.prompt, params.reading).states, uncond=guided,
-            guidance=params.guidance, guidance_rescale=rescale, guidance_options=params.guidance_options, preview=False,
+            guidance=params.guidance, guidance_rescale=rescale, guidance_options=params.guidance_options, worn=params.worn,
         ))  # fmt: skip
     found: dict[str, np.ndarray] = {}
     while machine.busy:

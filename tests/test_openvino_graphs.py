@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.graphs import clip, unet, vae
 from pipelines.graphs.runtime import openvino
 from pipelines.graphs.unet import NoGraph
@@ -185,7 +186,7 @@ def test_weights_of_any_precision_and_in_shards(tmp_path: Path) -> None:
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(shards))
     found = Weights(tmp_path)
     assert "a" not in found and np.array_equal(np.concatenate([found["b"], found["c"]]), values.numpy())
-    with pytest.raises(FileNotFoundError, match="holds no safetensors"):
+    with pytest.raises(CheckpointError, match="holds no safetensors"):
         Weights(tmp_path / "elsewhere")
 
 

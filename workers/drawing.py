@@ -226,6 +226,7 @@ class DrawingThread:
         uncond = self._encode(negative_of(stages, params), params.reading) if guided else None
         return Sample(
             id=_sample_id(job.id, index),
+            worn=params.worn,
             table=table,
             shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),

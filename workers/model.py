@@ -91,8 +91,9 @@ def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> b
 def open_backend(settings: WorkerSettings) -> Opened:
     """The weights in place, nothing measured yet. Raises ModelRefused."""
     solvers = Path(settings.solvers) if settings.solvers else None
-    if solvers and not solvers.is_dir():
-        raise ModelRefused(f"CELADON_SOLVERS: {solvers} is no folder")
+    for name, folder in (("CELADON_SOLVERS", settings.solvers), ("CELADON_LORAS", settings.loras)):
+        if folder and not Path(folder).is_dir():
+            raise ModelRefused(f"{name}: {folder} is no folder")
     backend, _ = pick_backend(settings)
     try:
         return _open(backend, describe(settings.model, solvers, settings.caches), settings)

@@ -27,10 +27,11 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     cache = settings.caches
     int8 = settings.weights == "int8"
-    compiler = Compiler(said, cache, cores, int8=int8)
+    compiler = Compiler(said, cache, cores, int8=int8, loras=settings.lora_folder)
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
-    denoiser = OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
+    unet = compiler.compile("unet", precision, streams)
+    denoiser = OpenVinoDenoiser(unet, said.configs["unet"], streams, lambda worn: compiler.compile("unet", precision, streams, worn))
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))

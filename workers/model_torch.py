@@ -18,8 +18,8 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = load_described(said, device=device, dtype=dtype)
-    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told)
+    checkpoint = load_described(said, device=device, dtype=dtype, loras=settings.lora_folder)
+    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told, wardrobe=checkpoint.wardrobe)
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}")
 

@@ -26,6 +26,7 @@ class WorkerSettings(BaseSettings):
     s3_endpoint: str = Field(default="", description="of an S3 that is not Amazon's")
     model: str = str(DEFAULT_MODEL)
     solvers: str = Field(default="", description="folder of solver files")
+    loras: str = Field(default="", description="folder of LoRA files")
     backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -60,6 +61,10 @@ class WorkerSettings(BaseSettings):
 
     _storage = field_validator("storage")(checked_storage)
     _endpoint = field_validator("s3_endpoint")(checked_endpoint)
+
+    @property
+    def lora_folder(self) -> Path | None:
+        return Path(self.loras) if self.loras else None
 
     @field_validator("redis_url")
     @classmethod

@@ -22,6 +22,7 @@ from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import AVERAGE, DENOISED, NOISE, UNCONDITIONAL, Shape, SlotPool, X
 from pipelines.known import begin
 from pipelines.noise import NormalStream
+from pipelines.prompts import Worn
 
 Array = Any
 
@@ -158,7 +159,8 @@ class Engine:
         marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
         latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
         vectors = [f.sample.told for f in batch] + [batch[i].sample.uncond_told for i in guided] + [batch[i].sample.told for i in marked]
-        out = self._call(latents, timestep, context, marks, self._told(vectors))  # [R, D]
+        worn = [batch[i].sample.worn for i in (*range(len(batch)), *guided, *marked)]
+        out = self._call(latents, timestep, context, marks, self._told(vectors), worn)  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
@@ -187,40 +189,44 @@ class Engine:
         full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
         return full
 
-    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str], told: Array | None) -> Array:
-        """The model over R rows -> [R, D]. Rows whose prompts are of one length share a call: nothing is padded to another's."""
+    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str], told: Array | None, worn: list[Worn]) -> Array:
+        """The model over R rows -> [R, D]. Rows share a call whose prompts are of one length, so that nothing is padded to another's, and
+        whose LoRAs are the same.
+        """
         xp = self._xp
-        lengths = [len(states) for states in context]
-        if len(set(lengths)) == 1:
-            return self._together(x, timestep, xp.stack(context), marks, told)
+        kinds = [(len(states), loras) for states, loras in zip(context, worn, strict=True)]
+        if len(set(kinds)) == 1:
+            return self._together(x, timestep, xp.stack(context), marks, told, worn[0])
         found = []
-        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-        for _, group in groupby(order, key=lambda row: lengths[row]):
+        order = sorted(range(len(kinds)), key=lambda row: kinds[row])
+        for (_, loras), group in groupby(order, key=lambda row: kinds[row]):
             rows = list(group)
             index = xp.asarray(rows, dtype=xp.int64, device=self._denoiser.device)
             part = [None if array is None else xp.take(array, index, axis=0) for array in (x, timestep, told)]
-            found.append(self._together(part[0], part[1], xp.stack([context[r] for r in rows]), [marks[r] for r in rows], part[2]))
+            found.append(self._together(part[0], part[1], xp.stack([context[r] for r in rows]), [marks[r] for r in rows], part[2], loras))
         back = xp.asarray(np.argsort(order), dtype=xp.int64, device=self._denoiser.device)
         return xp.take(xp.concat(found, axis=0), back, axis=0)
 
-    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None) -> Array:
+    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None, worn: Worn) -> Array:
         """The model over R rows with contexts [R, L, E] -> [R, D]: at once, or in calls of exactly `rows` rows."""
         xp, count = self._xp, x.shape[0]
         if self._rows is None:
-            return xp.reshape(self._ask(x, timestep, context, marks, told), (count, -1))
+            return xp.reshape(self._ask(x, timestep, context, marks, told, worn), (count, -1))
         padding = -count % self._rows
         index = xp.asarray([*range(count), *([0] * padding)], dtype=xp.int64, device=self._denoiser.device)
         x, timestep, context = (xp.take(a, index, axis=0) for a in (x, timestep, context))
         cuts = [slice(i, i + self._rows) for i in range(0, count + padding, self._rows)]
         marks, told = marks + [""] * padding, None if told is None else xp.take(told, index, axis=0)
-        out = xp.concat([self._ask(x[c], timestep[c], context[c], marks[c], None if told is None else told[c]) for c in cuts], axis=0)
+        parts = [(x[c], timestep[c], context[c], marks[c], None if told is None else told[c]) for c in cuts]
+        out = xp.concat([self._ask(*part, worn) for part in parts], axis=0)
         return xp.reshape(out[:count], (count, -1))
 
-    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None) -> Array:
-        """One call of the model; it hears of marks and of further vectors only where there are some, so that a backend may do without."""
+    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None, worn: Worn) -> Array:
+        """One call of the model; it hears of marks, further vectors and LoRAs only where there are some: a backend may do without."""
+        dressed = {"worn": worn} if worn else {}
         if told is not None:
-            return self._denoiser(x, timestep, context, marks if any(marks) else (), told)
-        return self._denoiser(x, timestep, context, marks) if any(marks) else self._denoiser(x, timestep, context)
+            return self._denoiser(x, timestep, context, marks if any(marks) else (), told, **dressed)
+        return self._denoiser(x, timestep, context, *([marks] if any(marks) else []), **dressed)
 
     def _update(
         self, batch: list[InFlight], pool: SlotPool, x: Array, scalars: Array, cond: Array, uncond: Array, disturbed: Array | None

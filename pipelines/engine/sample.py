@@ -14,6 +14,7 @@ from pipelines.engine.update import Sums
 from pipelines.guidance_plan import Plan, plan
 from pipelines.known import Known, Start
 from pipelines.noise import NormalStream
+from pipelines.prompts import Worn
 from pipelines.step_table import StepTable
 
 Array = Any
@@ -43,6 +44,7 @@ class Sample:
     preview: bool = False  # now and then
     previews: frozenset[int] = frozenset()  # always, after so many rows
     known: Known | None = None
+    worn: Worn = ()
     plan: Plan = field(init=False)
     script: NDArray[np.float32] = field(init=False)  # [rows, 10], what the engine is told of each row
 

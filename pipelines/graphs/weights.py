@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int6
 class Weights:
     """The tensors of one part of a checkpoint, by name. Each is read when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises FileNotFoundError where the folder holds no safetensors of the usual names."""
+    def __init__(self, source: Path) -> None:
+        """Of a folder, or of one file. Raises CheckpointError where the folder holds no safetensors of the usual names."""
         self._data: dict[str, Any] = {}
-        for path in weight_files(folder):
+        for path in [source] if source.is_file() else weight_files(source):
             self._data.update(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
 
     def __contains__(self, name: str) -> bool:
@@ -39,3 +40,15 @@ class Weights:
             upper = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16
             return upper.view(np.float32).reshape(info["shape"])
         return np.frombuffer(info["data"], TYPES[info["dtype"]]).reshape(info["shape"])
+
+
+class Changed(Weights):
+    """The same with something added to some of them."""
+
+    def __init__(self, source: Path, deltas: Mapping[str, NDArray[np.float32]]) -> None:
+        super().__init__(source)
+        self._deltas = deltas
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = super().__getitem__(name)
+        return values.astype(np.float32) + self._deltas[name] if name in self._deltas else values

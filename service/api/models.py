@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.registry import WorkerInfo
-from pipelines.card import Defaults, GuidanceInfo, ModelCard, SamplerInfo, ScheduleInfo
+from pipelines.card import Defaults, GuidanceInfo, LoraInfo, ModelCard, SamplerInfo, ScheduleInfo
 from service import drafts, errors, schedule_plot
 from service.error_answers import documented
 from service.gateway import Current
@@ -50,6 +50,7 @@ class ModelAnswer(BaseModel):
         description="whether it has learned guidance, so that it is asked once a step and takes no guidance_options"
     )
     max_clip_skip: int
+    loras: tuple[LoraInfo, ...] = Field(description="LoRAs that it can be drawn with, or why not")
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 

@@ -19,6 +19,7 @@ from service.error_answers import documented
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generate_request import GenerateRequest
 from service.headers import IdempotencyKey, WaitSeconds
+from service.loras import UnknownLora
 from service.strict_json import StrictJsonRoute
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["jobs"])
@@ -94,6 +95,7 @@ GENERATE_HEADERS = {
             errors.UnknownModel,
             errors.UnknownSampler,
             errors.UnknownSchedule,
+            UnknownLora,
             errors.UnknownOption,
             errors.WebhookRefused,
             errors.BodyTooLarge,

@@ -19,6 +19,7 @@ from service.dialects import A1111, said_in
 from service.error_answers import documented
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import Client, Current, Gateway
+from service.loras import UnknownLora
 from service.picture_errors import InvalidPicture, KindNotSupported, PictureTrailingData, PictureTruncated
 from service.png_text import texts
 from service.sdapi import Txt2ImgRequest, info, progress, title
@@ -29,14 +30,14 @@ from service.terms import Terms
 router = APIRouter(prefix="/sdapi/v1", route_class=StrictJsonRoute, tags=["a1111"])
 
 EMPTY_LISTS = (
-    "upscalers", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info",
+    "upscalers", "sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info",
     "latent-upscale-modes", "extensions",
 )  # fmt: skip
 BODY = (errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.BodyTooLarge, errors.UnsupportedMediaType)
 DOWN = documented(errors.QueueUnavailable)
 OF_DRAWING = (
     errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
-    errors.UnknownSampler, errors.UnknownSchedule, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
+    errors.UnknownSampler, errors.UnknownSchedule, UnknownLora, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
     errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams,
     errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
     errors.JobFailed, errors.StillRunning,
@@ -198,9 +199,16 @@ async def embeddings() -> Anything:
     return {"loaded": {}, "skipped": {}}
 
 
+@router.get("/loras", summary="LoRAs of the default model", responses=documented(errors.NoModel, errors.QueueUnavailable))
+async def loras(gateway: Current) -> list[Anything]:
+    """Those that can be used, as in `<lora:name:0.8>`. `path` is no path."""
+    known = (await gateway.catalog.card(None)).loras
+    return [{"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora in known if not lora.refused]
+
+
 @router.get("/{what}", summary="Lists that are empty here", responses=documented(errors.NotFound))
 async def nothing(what: str) -> list[Anything]:
-    """Of upscalers, loras, VAEs and the like. 404 for anything else."""
+    """Of upscalers, VAEs and the like. 404 for anything else."""
     if what not in EMPTY_LISTS:
         raise errors.NotFound()
     return []
