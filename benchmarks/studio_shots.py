@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser import chromium
 
@@ -32,9 +32,23 @@ def shot(browser: Browser, url: str, scheme: str, *, draw: bool) -> Image.Image:
     page.fill("#axis-steps", "2, 4, 8")
     page.click("#compare-now")
     expect(page.locator("#grids td img")).to_have_count(9, timeout=120_000)
+    begin_with(page, PROMPTS[0])
     page.wait_for_load_state("networkidle")
     page.evaluate("scrollTo(0, 0)")
     return Image.open(io.BytesIO(page.screenshot()))
+
+
+def begin_with(page: Page, prompt: str) -> None:
+    """The gallery's picture in the field, with a part of it painted."""
+    page.locator("#gallery article", has_text=prompt).last.get_by_role("button", name="Begin with it").click()
+    expect(page.locator("#picture-state")).to_contain_text("pixels", timeout=30_000)
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.75)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.75, steps=8)
+    page.mouse.up()
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ export async function take(file, fit) {
 
 // Takes a picture of the gallery, by its key; `url` is where it can be seen.
 export async function takeDrawn(key, url, fit) {
-  await busy("The picture is being fetched …", async () => begin(key, await createImageBitmap(await image(url)), fit));
+  const refused = () => Promise.reject(new Error("This page cannot fetch the picture; save it, and choose the file.")); // of a store elsewhere
+  await busy("The picture is being fetched …", async () => begin(key, await createImageBitmap(await image(url).catch(refused)), fit));
 }
 
 async function busy(text, work) {
@@ -100,7 +101,7 @@ const radius = () => (Number($("brush").value) / 200) * Math.min(mask.width, mas
 function paint(x, y) {
   const ink = mask.getContext("2d");
   ink.globalCompositeOperation = erasing ? "destination-out" : "source-over";
-  ink.fillStyle = ink.strokeStyle = "#d22";
+  ink.fillStyle = ink.strokeStyle = "#06f";
   Object.assign(ink, { lineWidth: 2 * radius(), lineCap: "round" });
   ink.beginPath();
   ink.moveTo(at.x, at.y);
