@@ -75,6 +75,10 @@ class Connection(asyncio.Protocol):
             self._due = 0.0
             self._free.append(self)
 
+    def give_up(self) -> None:
+        """What it still waits for is counted already."""
+        self._due = 0.0
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._due:
             self._tally.answers[f"connection lost: {type(exc).__name__}"] += 1
@@ -93,7 +97,8 @@ async def load(port: int, rate: float, seconds: float) -> Tally:
             number += 1
         await asyncio.sleep(0.001)
     tally.answers["given up"] += wanted - sum(tally.answers.values())
-    for transport, _ in made:
+    for transport, connection in made:
+        connection.give_up()
         transport.close()
     return tally
 
