@@ -13,9 +13,20 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from training import text, unet, vae
-from training.captions import article, caption, plural, vocabulary
+from training.captions import article, caption, plural, shown_words, vocabulary
 from training.checkpoint import Clock, learning_rate
-from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, SPRITE, Compositor, Scene, allowed, held_out, main_hue, recolour, to_hsv
+from training.compositor import (
+    BACKGROUND_NAMES,
+    COLOUR_NAMES,
+    SPRITE,
+    Compositor,
+    Scene,
+    allowed,
+    held_out,
+    main_hue,
+    recolour,
+    to_hsv,
+)
 from training.data import compose, load_scenes
 from training.export import fold_statistics, latent_rgb
 from training.judge import background_of, colour_of
@@ -90,6 +101,8 @@ def test_captions_say_what_the_scene_shows(sprites: np.ndarray):
         assert not re.search(r"\b(an?|some|two|2) (an?|some|two|2)\b|\ba [aeio]|\{|  ", line), line
         assert set(line.replace(",", " ").split()) <= words, line
         thing = THINGS[scene.thing]
+        if scene.count == 1 and thing.countable:
+            assert not re.search(r"(icon|render|cartoon|drawing|sketch|picture|image) of (?!an? )", line), line
         assert any((n if scene.count == 1 else plural(n)) in line for n in thing.names), line
         assert scene.colour < 0 or f"{COLOUR_NAMES[scene.colour]} " in line, line
         if scene.background >= 0:
@@ -125,6 +138,51 @@ def test_recolouring_moves_the_main_hue_and_keeps_the_outline(sprites: np.ndarra
     assert np.array_equal(blue[..., 3], sprite[..., 3])
     hue = to_hsv(blue[..., :3])[..., 0][blue[..., 3] > 0]
     assert 195 < np.median(hue) < 235
+
+
+def half_and_half(left: tuple[int, int, int], right: tuple[int, int, int], share: float) -> np.ndarray:
+    """An RGBA sprite whose left `share` has one colour, the rest another."""
+    sprite = np.full((SPRITE, SPRITE, 4), (*right, 255), np.uint8)
+    sprite[:, : round(share * SPRITE), :3] = left
+    return sprite
+
+
+def test_what_has_two_colours_is_recoloured_all_over():
+    """A blue frog is no green frog with a blue belly; a car keeps its windows."""
+    green, orange, blue = (62, 166, 78), (244, 138, 36), COLOUR_NAMES.index("blue")
+    frog, car = half_and_half(green, orange, 0.45), half_and_half(green, orange, 0.3)
+    assert (main_hue(frog)[2], main_hue(car)[2]) == (True, False)
+    compositor = Compositor(np.stack([frog, car])[None])
+    drawn = [compositor.draw(Scene(0, thing, blue), np.random.default_rng(0)) for thing in (0, 1)]
+    assert [colour_of(picture) for picture in drawn] == ["blue", "blue"]
+    hues = [to_hsv(picture)[..., 0][picture.min(-1) < 200] for picture in drawn]
+    assert [bool((np.abs(h - 120) < 40).any()) for h in hues] == [False, True]
+
+
+def test_the_colour_rule_goes_by_area():
+    picture = np.full((128, 128, 3), 255, np.uint8)
+    picture[20:100, 20:100] = (110, 190, 120)  # pale green, most of it
+    picture[80:100, 20:100] = (20, 60, 255)
+    assert colour_of(picture) == "green"
+    picture[60:100, 20:100] = (20, 60, 255)
+    assert colour_of(picture) == "mixed"
+    assert colour_of(np.full((128, 128, 3), 255, np.uint8)) == "none"
+
+
+def test_a_share_of_a_batch_may_be_coloured_things(data: Path):
+    scenes = np.load(data / "scenes.npy")
+    scenes[:, 2] = -1
+    scenes[[3, 7], 2] = 4
+    plain, some = unet.Settings(batch=16), unet.Settings(batch=16, coloured=0.25)
+    rows, again = (unet.draw_rows(scenes, settings, np.random.default_rng(0)) for settings in (plain, some))
+    assert set(again[:4]) <= {3, 7} and np.array_equal(rows[4:], again[4:])
+
+
+def test_pictures_of_another_recolouring_are_other_pictures(sprites: np.ndarray):
+    compositor, other = (Compositor(sprites[:, :2]) for _ in range(2))
+    assert compositor.identity == other.identity
+    other.whole = ~other.whole
+    assert compositor.identity != other.identity
 
 
 def test_pictures_have_the_named_background_and_colour(sprites: np.ndarray):
@@ -315,7 +373,7 @@ def test_the_shipped_model_fits_and_describes_itself():
     weights = [load_file(p) for p in files if p.suffix == ".safetensors"]
     assert len(weights) == 3 and {t.dtype for part in weights for t in part.values()} == {torch.float16}
     celadon = json.loads((MODEL / "celadon.json").read_text())
-    assert celadon["words"] == vocabulary() and celadon["width"] == 128
+    assert celadon["words"] == shown_words() and "photo" not in celadon["words"] and celadon["width"] == 128
     assert np.shape(celadon["latent_rgb"]["matrix"]) == (4, 3)
     assert (MODEL / "ATTRIBUTION.md").read_text(encoding="utf-8") == attribution()
     assert json.loads((MODEL / "scheduler" / "scheduler_config.json").read_text())["trained_betas"][-1] == 1.0

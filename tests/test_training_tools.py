@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,9 @@ from pipelines.loading import load as load_checkpoint
 from pipelines.prediction import MEASURED, preconditioning
 from pipelines.samplers import compile_table
 from tests.test_training import drawn_icons, small_vae, stop_after
-from training import lcm, machine, noise, parts, text, vae
+from training import lcm, machine, noise, parts, text, unet, vae
 from training.captions import vocabulary
-from training.data import compose, pack, unpack
+from training.data import checksums, compose, pack, unpack, verify
 from training.export import card, write_checkpoint
 from training.noise import COSINE, Noise
 from training.pencil import pencil_drawing
@@ -102,7 +104,39 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         machine.machine_of(parser.parse_args(["--device", "cuda"]))
 
 
+def test_every_stage_compiles_what_it_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda part: compiled.append(type(part).__name__) or part)
+    fast = machine.Machine(compiled=True)
+    pictures, scenes = np.load(data / "pictures.npy"), np.load(data / "scenes.npy")
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    vae.encode(pictures, small_vae(), folder, machine=fast)
+    vae.train(pictures, tmp_path, replace(vae.Settings(), total=0), vae=small_vae(), machine=fast)
+    text.train(pictures, scenes, tmp_path, text.Settings(total=0), machine=fast)
+    network = build_unet((16, 32), context=32, groups=8, heads=2)
+    encoder = text.build_text_encoder(text.build_tokenizer(), width=32, layers=1, heads=2)
+    lcm.Run(tmp_path, lcm.Settings(total=0), network, encoder, fast)
+    unet.Run(tmp_path, unet.Settings(total=0), network, encoder, fast)
+    assert compiled == ["Encoder", "Encoder", "Decoder", "CLIPTextModel", *["UNet2DConditionModel"] * 4]
+
+
 # Files
+
+
+def test_composed_pictures_are_compared_with_their_checksums(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with pytest.raises(SystemExit, match=r"lacks checksums\.json"):
+        verify(folder)
+    shutil.copytree(data, folder)
+    np.save(folder / "sprites.npy", drawn_icons())
+    (folder / "checksums.json").write_text(json.dumps(checksums(folder)))
+    verify(folder)
+    pictures = np.lib.format.open_memmap(folder / "pictures.npy", "r+")
+    pictures[3, 0, 0] ^= 1
+    pictures.flush()
+    with pytest.raises(SystemExit, match=r"^pictures\.npy in .*compose again"):
+        verify(folder)
 
 
 def test_the_pack_is_exact_and_the_same_every_time(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
+from training.machine import autocast, multiplies_bfloat16
+
 # The service's names of samplers -> the classes that are their references.
 CLASSES = {
     "unipc": "UniPCMultistepScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler",
@@ -48,7 +50,8 @@ class Artist:
     def key(self) -> str:
         """What its pictures depend on beside prompt and seed."""
         d = self.defaults
-        return f"{self.weights[:12]}-{d['sampler']}-{d['steps']}-{d['guidance']:g}-{d['guidance_rescale']:g}"
+        layers = "" if self.device != "cpu" or multiplies_bfloat16() else "-float32"
+        return f"{self.weights[:12]}-{d['sampler']}-{d['steps']}-{d['guidance']:g}-{d['guidance_rescale']:g}{layers}"
 
     def draw(self, prompts: list[str], seed: int, batch: int = 16, drawn: Callable[[int], None] = lambda n: None) -> np.ndarray:
         """[n, 128, 128, 3] uint8; picture i has seed `seed + i`. `drawn` is told the number after each batch."""
@@ -56,7 +59,7 @@ class Artist:
         for start in range(0, len(prompts), batch):
             some = prompts[start : start + batch]
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-            with torch.autocast(self.device.partition(":")[0], torch.bfloat16):
+            with autocast(self.device):
                 pictures = self.pipe(
                     some, num_inference_steps=self.defaults["steps"], guidance_scale=self.defaults["guidance"],
                     guidance_rescale=self.defaults["guidance_rescale"], generator=generators, output_type="np",

@@ -39,6 +39,7 @@ STYLED = {
     ),
 }
 UNSTYLED = ("{}", "{}", "{}", "{}", "{}", "a picture of {}", "an image of {}", "a photo of {}")
+NOT_SHOWN = frozenset({"photo"})  # people write it and get the default look; there are no photographs, so cards do not list it
 ON = (
     " on {a} {} background",
     " on {a} {} background",
@@ -77,8 +78,8 @@ def coloured(noun: str, colour: str) -> str:
     return f"{colour} {noun}" if colour else noun
 
 
-def noun_phrase(thing: Thing, noun: str, colour: str, count: int, rng: np.random.Generator) -> str:
-    """ "a red apple", "two red apples", "grapes", "some popcorn", and one time in four without the article."""
+def noun_phrase(thing: Thing, noun: str, colour: str, count: int, rng: np.random.Generator, *, bare: bool = True) -> str:
+    """ "a red apple", "two red apples", "grapes", "some popcorn", and where it may be bare, one time in four without the article."""
     if count == 2:
         many = coloured(plural(noun), colour)
         return choose(("two {}", "two {}", "2 {}", "a pair of {}"), rng).format(many)
@@ -87,7 +88,7 @@ def noun_phrase(thing: Thing, noun: str, colour: str, count: int, rng: np.random
         return f"a pair of {words}"
     if ("m" in thing.flags and " " not in noun) or "p" in thing.flags:  # "coffee", but "a cup of coffee"
         return words if rng.random() < 0.8 else f"some {words}"
-    return words if rng.random() < 0.25 else f"{article(words)} {words}"
+    return words if rng.random() < 0.25 and bare else f"{article(words)} {words}"
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -95,14 +96,19 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     thing = THINGS[scene.thing]
     noun = thing.name if rng.random() < 0.7 else choose(thing.names, rng)
     colour = COLOUR_NAMES[scene.colour] if scene.colour >= 0 else ""
-    words = noun_phrase(thing, noun, colour, scene.count, rng)
     style = STYLES[scene.style]
-    wordings = UNSTYLED if style == STYLES[0] and rng.random() < 0.6 else STYLED[style]
+    wording = choose(UNSTYLED if style == STYLES[0] and rng.random() < 0.6 else STYLED[style], rng)
+    words = noun_phrase(thing, noun, colour, scene.count, rng, bare=" of " not in wording)
     place = ""
     if scene.background >= 0:
         name = gray(BACKGROUND_NAMES[scene.background], rng)
         place = choose(ON, rng).format(name, a=article(name))
-    return choose(wordings, rng).format(words + place)
+    return wording.format(words + place)
+
+
+def shown_words() -> list[str]:
+    """Those that mean something in a picture, sorted: what a card lists."""
+    return [word for word in vocabulary() if word not in NOT_SHOWN]
 
 
 def vocabulary() -> list[str]:

@@ -58,29 +58,43 @@ def hue_distance(hue: np.ndarray, centre: float) -> np.ndarray:
     return (hue - centre + 180) % 360 - 180
 
 
-def main_hue(sprite: np.ndarray) -> tuple[float, float]:
-    """The strongest hue of an RGBA sprite and the share of its visible pixels near that hue."""
-    hsv = to_hsv(sprite[..., :3])
-    visible = sprite[..., 3] > 128
-    vivid = visible & (hsv[..., 1] > 0.22) & (hsv[..., 2] > 0.15)
-    histogram, _ = np.histogram(hsv[..., 0][vivid], bins=36, range=(0, 360), weights=hsv[..., 1][vivid])
+def rivalry(hue: np.ndarray) -> float:
+    """The area of the second hue as a share of the first's, each 90 degrees wide: 1 where nobody could say which colour a thing has."""
+    histogram, _ = np.histogram(hue, bins=36, range=(0, 360))
+    window = range(-4, 5)
+    first = sum(np.roll(histogram, k) for k in window)
+    rest = histogram.copy()
+    rest[(np.argmax(first) + np.array(window)) % 36] = 0
+    return float(max(sum(np.roll(rest, k) for k in window)) / max(first.max(), 1))
+
+
+def main_hue(sprite: np.ndarray) -> tuple[float, float, bool]:
+    """The strongest hue of an RGBA sprite, the share of its visible pixels near that hue, and whether it has two colours.
+
+    It has where most of it is coloured and a second hue covers seven tenths of what the first does: a frog's belly and its back.
+    """
+    hsv = to_hsv(sprite[..., :3])[sprite[..., 3] > 128]  # [visible, 3]
+    vivid = hsv[(hsv[:, 1] > 0.22) & (hsv[:, 2] > 0.15)]
+    histogram, _ = np.histogram(vivid[:, 0], bins=36, range=(0, 360), weights=vivid[:, 1])
     smooth = sum(np.roll(histogram, k) for k in (-2, -1, 0, 1, 2))
     peak = float(np.argmax(smooth) * 10 + 5)
-    near = vivid & (np.abs(hue_distance(hsv[..., 0], peak)) < 40)
-    return peak, float(near.sum() / max(visible.sum(), 1))
+    near = np.abs(hue_distance(vivid[:, 0], peak)) < 40
+    bright = vivid[vivid[:, 2] > 0.35, 0]
+    two = len(bright) > 0.5 * len(hsv) and rivalry(bright) > 0.7
+    return peak, float(near.sum() / max(len(hsv), 1)), two
 
 
-def recolour(sprite: np.ndarray, colour: str, peak: float) -> np.ndarray:
-    """Move the main hue of an RGBA sprite to a named colour; shading, outlines and other hues stay."""
+def recolour(sprite: np.ndarray, colour: str, peak: float, *, whole: bool = False) -> np.ndarray:
+    """Move the main hue of an RGBA sprite, or (whole) all of its hues, to a named colour; shading and outlines stay."""
     hue, saturation, value = COLOURS[colour]
     hsv = to_hsv(sprite[..., :3])
     distance = hue_distance(hsv[..., 0], peak)
-    mask = (np.abs(distance) < 48) & (hsv[..., 1] > 0.12)
+    mask = (hsv[..., 1] > 0.12) & ((np.abs(distance) < 48) | whole)
     weight = np.where(mask & (sprite[..., 3] > 64), 1.0, 0.0)
     mean_s, mean_v = (float((hsv[..., k] * weight).sum() / max(weight.sum(), 1)) for k in (1, 2))
     new = np.stack(
         [
-            hue + 0.25 * distance,
+            hue + 0.25 * distance.clip(-48, 48),
             (hsv[..., 1] * saturation / max(mean_s, 0.05)).clip(0, 1),
             (hsv[..., 2] * value / max(mean_v, 0.05)).clip(0, 1),
         ],
@@ -95,17 +109,23 @@ class Compositor:
 
     def __init__(self, sprites: np.ndarray) -> None:
         self.sprites = sprites
-        hues = [[main_hue(s) for s in row] for row in sprites]
-        self.peak = np.array([[h[0] for h in row] for row in hues])  # [styles, things]
-        share = np.array([[h[1] for h in row] for row in hues])
-        self.recolourable = (share > 0.4) & np.array([t.recolourable for t in THINGS])[None]
+        hues = np.array([[main_hue(s) for s in row] for row in sprites])  # [styles, things, 3]
+        self.peak, share, self.whole = hues[..., 0], hues[..., 1], hues[..., 2] > 0  # whole: recoloured all over
+        self.recolourable = ((share > 0.4) | self.whole) & np.array([t.recolourable for t in THINGS[: sprites.shape[1]]])
         self.present = sprites[..., 3].max(axis=(2, 3)) > 0
+
+    @property
+    def identity(self) -> str:
+        """A digest of the sprites and of what of them may be recoloured, and where."""
+        parts = (self.sprites, self.peak, self.whole, self.recolourable)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
     def draw(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """[128, 128, 3] uint8. A background that is not named is white."""
         sprite = self.sprites[scene.style, scene.thing]
         if scene.colour >= 0:
-            sprite = recolour(sprite, COLOUR_NAMES[scene.colour], self.peak[scene.style, scene.thing])
+            at = scene.style, scene.thing
+            sprite = recolour(sprite, COLOUR_NAMES[scene.colour], self.peak[at], whole=bool(self.whole[at]))
         background = BACKGROUND_NAMES[scene.background] if scene.background >= 0 else "white"
         picture = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[background])
         source = Image.fromarray(sprite, "RGBA")

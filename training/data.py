@@ -25,6 +25,7 @@ from training.slices import Slices
 from training.sources import fetch
 from training.words import STYLES, THINGS
 
+MADE = ("pictures", "scenes", "sprites")  # .npy
 XLINK = "http://www.w3.org/1999/xlink"
 
 
@@ -87,7 +88,7 @@ def rasterise(packages: list[Path]) -> np.ndarray:
 def compose(sprites: np.ndarray, count: int, seed: int, folder: Path, minutes: float = 1e9) -> Slices:
     """Write pictures.npy [count, 128, 128, 3] uint8 and scenes.npy [count, 5]: style, thing, colour, background, count."""
     compositor = Compositor(sprites)
-    of = {"sprites": hashlib.sha256(sprites.tobytes()).hexdigest(), "count": count, "seed": seed}
+    of = {"compositor": compositor.identity, "count": count, "seed": seed}
     slices = Slices(folder / "compose.json", of, count, minutes)
     mode: Literal["w+", "r+"] = "w+" if slices.new else "r+"
     pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode, np.uint8, (count, SIZE, SIZE, 3))
@@ -105,6 +106,23 @@ def compose(sprites: np.ndarray, count: int, seed: int, folder: Path, minutes: f
 
 def load_scenes(folder: Path) -> list[Scene]:
     return [Scene(*(int(v) for v in row)) for row in np.load(folder / "scenes.npy")]
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / f"{name}.npy" for name in MADE)}
+
+
+def verify(folder: Path) -> None:
+    """Raises SystemExit naming what is missing, or is not what `python -m training.data` wrote there."""
+    path = folder / "checksums.json"
+    missing = [name for name in (path.name, *(f"{made}.npy" for made in MADE)) if not (folder / name).exists()]
+    if missing:
+        raise SystemExit(f"{folder} lacks {', '.join(missing)}: run python -m training.data without --check")
+    kept, found = json.loads(path.read_text()), checksums(folder)
+    other = [name for name in found if kept.get(name) != found[name]]
+    if other:
+        raise SystemExit(f"{', '.join(other)} in {folder}: not what was composed; delete the folder, and compose again")
+    print(f"{folder}: {', '.join(found)} are what was composed")
 
 
 def pack(sprites: np.ndarray, path: Path) -> None:
@@ -133,8 +151,12 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the sprites there as well")
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="take the sprites from there")
     parser.add_argument("--minutes", type=float, default=1e9, help="end cleanly after this time; the same command goes on")
+    parser.add_argument("--check", action="store_true", help="compare what lies there with the checksums, and compose nothing")
     args = parser.parse_args()
     folder = args.root / "data"
+    if args.check:
+        verify(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     sprites = unpack(args.unpack) if args.unpack else rasterise(fetch(args.root / "npm"))
     if args.pack:
@@ -142,8 +164,7 @@ def main() -> None:
     np.save(folder / "sprites.npy", sprites)
     slices = compose(sprites, args.count, args.seed, folder, args.minutes)
     to_the_end("data", slices.done, slices.total)
-    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.npy"))}
-    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    (folder / "checksums.json").write_text(json.dumps(checksums(folder), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.captions import vocabulary
+from training.captions import shown_words
 from training.checkpoint import Average, load, same_run, told
 from training.noise import COSINE, Noise, add_arguments, noise_of
 from training.sources import attribution
@@ -65,7 +65,7 @@ def card(name: str, title: str, description: str, preview: dict[str, list], **ch
     defaults = {"sampler": "unipc", "schedule": "auto", "steps": 10, "guidance": 3.0, "guidance_rescale": 0.7}
     return {
         "schema": 1, "id": name, "title": title, "description": description, "license": "Apache-2.0", "width": 128, "height": 128,
-        "max_width": 512, "max_height": 512, "defaults": defaults, "words": vocabulary(), "latent_rgb": preview,
+        "max_width": 512, "max_height": 512, "defaults": defaults, "words": shown_words(), "latent_rgb": preview,
     } | changes  # fmt: skip
 
 

@@ -6,7 +6,6 @@ renders it has not seen is the ceiling of every figure it gives.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.checkpoint import Clock, descend, generator, learning_rate, load, save, to_the_end
-from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, hue_distance, to_hsv
+from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, hue_distance, rivalry, to_hsv
+from training.machine import autocast
 from training.words import BACKGROUNDS, COLOURS, STYLES, THINGS
 
 SIDE = 128
@@ -86,7 +86,7 @@ def train_judge(
             scenes = [any_scene(compositor, rng) for _ in range(batch)]
             x = soften(shrink(np.stack([compositor.draw(s, rng) for s in scenes])), rng).to(device, memory_format=torch.channels_last)
             targets = torch.tensor([(s.thing, s.style, s.count - 1) for s in scenes], device=device)
-            with torch.autocast(device.partition(":")[0], torch.bfloat16):
+            with autocast(device):
                 logits = judge(x)
             loss = sum(F.cross_entropy(part, target) for part, target in zip(logits, targets.T, strict=True))
             descend(optimiser, loss, partial(learning_rate, images / total, hold=0.3), longest=float("inf"))
@@ -103,7 +103,7 @@ def train_judge(
 
 def identity(compositor: Compositor, total: int) -> str:
     """What a judge must have been trained on to judge pictures of these sprites, and for how long."""
-    return f"{hashlib.sha256(np.ascontiguousarray(compositor.sprites[: len(STYLES)]).tobytes()).hexdigest()}-{total}"
+    return f"{compositor.identity}-{total}"
 
 
 def judge_for(compositor: Compositor, folder: Path, device: str = "cpu", total: int = TOTAL, minutes: float = 1e9) -> Judge:
@@ -128,14 +128,20 @@ def background_of(picture: np.ndarray) -> str:
 
 
 def colour_of(picture: np.ndarray) -> str:
-    """The named colour nearest to the main hue of whatever is not background."""
+    """The named colour nearest to the hue that covers most of whatever is not background.
+
+    "none" for what is grey, "mixed" where another hue covers more than four fifths of what that one does: a green frog with a
+    blue mouth is not blue.
+    """
     picture = np.asarray(Image.fromarray(picture).convert("RGB"))
     ground = np.array(BACKGROUNDS[background_of(picture)])
     hsv = to_hsv(picture)
-    vivid = (np.abs(picture.astype(int) - ground).sum(-1) > 90) & (hsv[..., 1] > 0.25) & (hsv[..., 2] > 0.2)
+    vivid = (np.abs(picture.astype(int) - ground).sum(-1) > 90) & (hsv[..., 1] > 0.25) & (hsv[..., 2] > 0.35)
     if vivid.sum() < 50:
         return "none"
-    histogram, _ = np.histogram(hsv[..., 0][vivid], bins=36, range=(0, 360), weights=hsv[..., 1][vivid])
+    if rivalry(hsv[..., 0][vivid]) > 0.8:
+        return "mixed"
+    histogram, _ = np.histogram(hsv[..., 0][vivid], bins=36, range=(0, 360))
     peak = float(np.argmax(histogram + np.roll(histogram, 1) + np.roll(histogram, -1)) * 10 + 5)
     near = vivid & (np.abs(hue_distance(hsv[..., 0], peak)) < 25)
     hue = peak + float(hue_distance(hsv[..., 0][near], peak).mean())

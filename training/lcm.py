@@ -71,6 +71,7 @@ class Run:
         self.teacher = machine.place(copy.deepcopy(unet)).requires_grad_(False)
         self.target = machine.place(copy.deepcopy(unet)).requires_grad_(False)
         self.student = machine.place(unet)
+        self.networks = [machine.compile(part) for part in (self.teacher, self.target, self.student)]
         self.average = Average([self.student], settings.decay)
         self.optimiser = torch.optim.AdamW(self.average.params, lr=settings.peak, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
@@ -98,7 +99,7 @@ class Run:
     def taught(self, x: torch.Tensor, now: torch.Tensor, later: torch.Tensor, context: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
         """x at `later`, by one guided DDIM step of the teacher."""
         both, twice = torch.cat([empty.expand(len(x), -1, -1), context]), now.repeat(2)
-        uncond, cond = self.teacher(self.noise.seen(x, now).repeat(2, 1, 1, 1), twice, both).sample.float().chunk(2)
+        uncond, cond = self.networks[0](self.noise.seen(x, now).repeat(2, 1, 1, 1), twice, both).sample.float().chunk(2)
         v = uncond + self.settings.guidance * (cond - uncond)
         shrunk = cond.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True)
         v = v * (1 - self.settings.rescale + self.settings.rescale * shrunk)
@@ -109,9 +110,10 @@ class Run:
         """Pseudo-Huber distance of the student at `now` and the target one teacher step on (arXiv 2310.14189, equation 6)."""
         alpha, sigma = (v.view(-1, 1, 1, 1) for v in self.noise.level(now))
         x, later = alpha * x0 + sigma * noise, (now - self.settings.stride).clamp(min=0)
+        _, target, student = self.networks
         with torch.no_grad():
-            wanted = self.denoised(self.target, self.taught(x, now, later, context, empty), later, context)
-        error = self.denoised(self.student, x, now, context) - wanted
+            wanted = self.denoised(target, self.taught(x, now, later, context, empty), later, context)
+        error = self.denoised(student, x, now, context) - wanted
         return ((error.square() + self.settings.huber**2).sqrt() - self.settings.huber).mean()
 
     def step(self, loss: torch.Tensor) -> None:

@@ -61,6 +61,11 @@ def fetch(folder: Path) -> list[Path]:
     return paths
 
 
+def styles_of(source: Source) -> str:
+    """The pencil drawings are a filter's, over the renders."""
+    return f"{source.style}; pencil drawings made of it" if source.style == "3d" else source.style
+
+
 def attribution() -> str:
     """ATTRIBUTION.md: what the weights learned from."""
     lines = [
@@ -71,7 +76,7 @@ def attribution() -> str:
         "| style | art | licence | package | SHA-256 |",
         "|---|---|---|---|---|",
     ]
-    lines += [f"| {s.style} | [{s.art}]({s.home}) | {s.licence} | npm `{s.package}` | `{s.sha256}` |" for s in SOURCES]
+    lines += [f"| {styles_of(s)} | [{s.art}]({s.home}) | {s.licence} | npm `{s.package}` | `{s.sha256}` |" for s in SOURCES]
     lines += [
         "",
         "The Apache License 2.0 is the file LICENSE at the root of the repository. The MIT licence reads:",

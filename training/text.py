@@ -173,7 +173,7 @@ def train(
     save_tokenizer(tokenizer, folder / "tokenizer")
     text, thumbs = build_text_encoder(tokenizer, **size), thumbnails_of(pictures)
     heads = Heads(text.config.hidden_size, thumbs.shape[1], settings.contrastive).to(machine.device)
-    text.to(machine.device)
+    network = machine.compile(text.to(machine.device))
     params = [*text.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(params, lr=settings.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images, path = 0, folder / "text.pt"
@@ -198,7 +198,7 @@ def train(
             ids = tokenize(tokenizer, [caption(Scene(*map(int, scenes[r])), rng) for r in rows])
             with machine.autocast():
                 longest = int((ids == tokenizer.eos_token_id).int().argmax(1).max()) + 1  # attention is causal: padding adds nothing
-                state = text(machine.on(ids[:, :longest])).pooler_output
+                state = network(machine.on(ids[:, :longest])).pooler_output
             loss = heads.loss(state.float(), machine.on(torch.from_numpy(scenes[rows]).long()), machine.on(torch.from_numpy(thumbs[rows])))
             descend(optimiser, loss, partial(learning_rate, images / settings.total))
             images += settings.batch

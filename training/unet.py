@@ -40,6 +40,7 @@ class Settings:
     peak: float = 6e-4
     text_peak: float = 2e-4
     drop: float = 0.1  # captions replaced by the empty prompt
+    coloured: float = 0.0  # share of a batch that is drawn from coloured things alone, besides those among the rest
     decay: float = 0.998
     save_every: int = 9_600
     seed: int = 0
@@ -60,6 +61,16 @@ def stratified_timesteps(count: int, rng: np.random.Generator) -> torch.Tensor:
     """One timestep from each of `count` equal parts of the ladder, shuffled."""
     u = (rng.permutation(count) + rng.random(count)) / count
     return torch.from_numpy((u * STEPS).astype(np.int64))
+
+
+def draw_rows(scenes: np.ndarray, settings: Settings, rng: np.random.Generator) -> np.ndarray:
+    """Which pictures a step sees, by row of `scenes` [n, 5]."""
+    rows = rng.integers(len(scenes), size=settings.batch)
+    some = round(settings.coloured * settings.batch)
+    if some:
+        coloured = np.flatnonzero(scenes[:, 2] >= 0)
+        rows[:some] = coloured[rng.integers(len(coloured), size=some)]
+    return rows
 
 
 def diffusion_loss(run: Run, x0: torch.Tensor, context: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -155,7 +166,7 @@ def train(run: Run, tokenizer: CLIPTokenizer, vae: AutoencoderKL, data: Path, mi
     with Clock("unet", settings.total, run.images, minutes) as clock:
         while run.images < settings.total and not clock.out_of_time:
             rng = generator(settings.seed, run.images)
-            rows = rng.integers(len(latents), size=settings.batch)
+            rows = draw_rows(scenes, settings, rng)
             texts = ["" if rng.random() < settings.drop else caption(Scene(*map(int, scenes[r])), rng) for r in rows]
             x0 = torch.from_numpy(latents[rows].astype(np.float32))  # [B, 4, 16, 16]
             noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
@@ -200,9 +211,10 @@ def main() -> None:
     add_noise(parser)
     parser.add_argument("--batch", type=int, default=Settings.batch, help="pictures a step; 512 on a GPU, with --peak")
     parser.add_argument("--peak", type=float, default=Settings.peak, help="highest learning rate of the U-Net")
+    parser.add_argument("--coloured", type=float, default=Settings.coloured, help="share of each batch drawn from coloured things alone")
     parser.add_argument("--init", type=Path, help="a checkpoint folder to train on from, instead of from random weights")
     args = parser.parse_args()
-    settings = replace(Settings(), total=args.total or Settings.total, batch=args.batch, peak=args.peak)
+    settings = replace(Settings(), total=args.total or Settings.total, batch=args.batch, peak=args.peak, coloured=args.coloured)
     run, tokenizer = start(args.root, settings, machine_of(args), noise_of(args), args.init)
     train(run, tokenizer, averaged(args.root), args.root / "data", args.minutes)
     to_the_end("unet", run.images, settings.total)

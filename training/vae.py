@@ -225,14 +225,14 @@ def encode(pictures: np.ndarray, vae: AutoencoderKL, folder: Path, batch: int = 
     pictures that are not all composed.
     """
     of = {"weights": fingerprint(vae), "pictures": finished(folder / "compose.json")}
-    vae = machine.place(vae)
+    encoder = machine.compile(Encoder(machine.place(vae)))
     slices = Slices(folder / "encode.json", of, len(pictures), minutes, batch)
     shape = (len(pictures), 4, *(side // 8 for side in pictures.shape[1:3]))
     z = np.lib.format.open_memmap(folder / "encoded.npy", "w+" if slices.new else "r+", np.float32, shape)
     with torch.no_grad(), machine.autocast():
         for block in slices:
             part = slice(block.start, block.stop)
-            z[part] = vae.encode(machine.on(to_tensor(pictures[part]))).latent_dist.mean.float().cpu().numpy()
+            z[part] = encoder(machine.on(to_tensor(pictures[part])))[0].float().cpu().numpy()
     if slices.complete:
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
         np.save(folder / "latent_stats.npy", np.stack([mean, std]))
@@ -270,7 +270,7 @@ def main() -> None:
         to_the_end("encode", slices.done, slices.total)
         return
     settings = REFINE if args.refine else Settings()
-    settings = replace(settings, total=args.total or settings.total, batch=args.batch or settings.batch)
+    settings = replace(settings, total=settings.total if args.total is None else args.total, batch=args.batch or settings.batch)
     if args.refine:
         refine(pictures, data, settings, averaged(args.root), args.minutes, machine)
     else:
