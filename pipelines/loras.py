@@ -1,7 +1,7 @@
 """LoRA files, read without torch: which layers of a model they change, and by how much. Safetensors only.
 
 W' = W + weight * alpha / rank * up @ down (arXiv 2106.09685, section 4.1). Two forms are read: that of diffusers and PEFT, whose keys
-name modules, and that of kohya, which writes underscores for dots.
+name modules, and that of kohya, which writes underscores for dots and for SDXL the original layout's names.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipelines.card import LoraInfo
 from pipelines.graphs.weights import Weights
+from pipelines.lora_names import original
 from pipelines.prompts import Worn
 from pipelines.weight_files import weight_files
 
@@ -40,6 +41,7 @@ KEY = re.compile(
 )
 KINDS = {"lora_A": "down", "lora_down": "down", "down": "down", "lora_B": "up", "lora_up": "up", "up": "up", "alpha": "alpha"}
 OLD_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # of text encoders, in older files
+END = ".weight"
 END_BYTES = 1 << 20
 KEPT = 2  # sets of LoRAs that are kept ready, each with weights of its own for what it changes
 METADATA = "lora_adapter_metadata"  # PEFT's configuration, as diffusers keeps it
@@ -65,7 +67,11 @@ class Loras:
 
     def __init__(self, folder: Path | None, shapes: Mapping[str, Shapes]) -> None:
         """`shapes` are those of the model's parts: unet, text_encoder and perhaps text_encoder_2."""
-        self._layers = {part: {_flat(name.removesuffix(".weight")): name for name in of_part} for part, of_part in shapes.items()}
+        self._layers = {
+            part: {_flat(name.removesuffix(END)): name for name in of_part if name.endswith(END)} for part, of_part in shapes.items()
+        }
+        of_unet = self._layers.get("unet", {})
+        self._layers["unet"] = {other: name for flat, name in of_unet.items() if (other := original(flat, of_unet))} | of_unet
         self._shapes = shapes
         self._paths = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"} if folder else {}
         pickles = [path for path in folder.iterdir() if path.suffix in PICKLES and path.stem not in self._paths] if folder else []

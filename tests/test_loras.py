@@ -141,6 +141,41 @@ def test_sdxl_wears_them_too(tmp_path: Path) -> None:
     assert np.abs(worn.states - plain.states).max() > 0.05 and np.abs(worn.states - same.states).max() < 1e-5
 
 
+ORIGINAL = {  # written down by hand, of a U-Net with one layer a block
+    "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
+    "input_blocks_2_0_op": "down_blocks.0.downsamplers.0.conv",
+    "input_blocks_3_1_transformer_blocks_1_attn1_to_q": "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q",
+    "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
+    "output_blocks_1_1_transformer_blocks_0_attn2_to_k": "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k",
+    "output_blocks_1_2_conv": "up_blocks.0.upsamplers.0.conv",
+    "output_blocks_2_0_emb_layers_1": "up_blocks.1.resnets.0.time_emb_proj",
+}
+
+
+def test_kohyas_names_for_sdxl_are_those_of_the_original_layout(tmp_path: Path) -> None:
+    folder = write(tmp_path / "xl", "sdxl")
+    pipe, generator, tensors = DiffusionPipeline.from_pretrained(folder), torch.Generator().manual_seed(0), {}
+    for name, layer in ORIGINAL.items():
+        shape = pipe.unet.get_submodule(layer).weight.shape
+        up = torch.randn(shape[0], 2, *[1] * (len(shape) - 2), generator=generator)
+        tensors |= {f"lora_unet_{name}.lora_down.weight": torch.randn(2, *shape[1:], generator=generator)}
+        tensors |= {f"lora_unet_{name}.lora_up.weight": up, f"lora_unet_{name}.alpha": torch.tensor(1.0)}
+    (tmp_path / "loras").mkdir()
+    save_file(tensors, tmp_path / "loras" / "ink.safetensors")
+    wardrobe = load(folder, device=torch.device("cpu"), dtype=torch.float32, loras=tmp_path / "loras").wardrobe
+    assert [info.refused for info in wardrobe.loras.infos] == [""]
+    assert {name.removesuffix(".weight") for name in wardrobe.loras.deltas("unet", (("ink", 1.0),))} == set(ORIGINAL.values())
+    attentions = {name: tensor for name, tensor in tensors.items() if "transformer_blocks" in name or "proj_in" in name}
+    save_file(attentions, tmp_path / "loras" / "ink.safetensors")
+    pipe.load_lora_weights(str(tmp_path / "loras"), weight_name="ink.safetensors", adapter_name="ink")
+    x, told = torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 32, 48, generator=generator)
+    further = {"text_embeds": torch.randn(1, 22, generator=generator), "time_ids": torch.ones(1, 6) * 64}
+    checkpoint = load(folder, device=torch.device("cpu"), dtype=torch.float32, loras=tmp_path / "loras")
+    with torch.inference_mode(), checkpoint.wardrobe.wearing("unet", (("ink", 1.0),)):
+        wanted = pipe.unet(x, 500, told, added_cond_kwargs=further)[0]
+        assert (checkpoint.unet(x, 500, told, added_cond_kwargs=further)[0] - wanted).abs().max() < 1e-4
+
+
 def pair(name: str, *down: int, up: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {f"{name}.lora_A.weight": torch.zeros(down), f"{name}.lora_B.weight": torch.zeros(up)}
 
