@@ -49,6 +49,16 @@ async def _read(shard: Scripts) -> Told:
         return lanes, await pipe.execute()
 
 
+async def oldest(redis: Redis | Shards) -> dict[str, float]:
+    """Model -> seconds for which the oldest of its jobs that wait has waited. Raises RedisError."""
+    found: dict[str, float] = {}
+    for lanes in await Shards.of(redis).each(lambda shard: shard.run("lanes")):
+        for lane, age in zip(lanes[::3], lanes[2::3], strict=True):
+            model = lane.partition("@")[0]
+            found[model] = max(found.get(model, 0.0), float(age))
+    return found
+
+
 def _add(told: list[Told], costs: Mapping[str, str]) -> QueueFigures:
     ready, ended, oldest = Counter[ServiceClass](), Counter[tuple[str, str]](), dict.fromkeys(SERVICE_CLASSES, 0.0)
     for lanes, (*_, ends) in told:

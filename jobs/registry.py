@@ -10,6 +10,7 @@ from typing import cast
 
 from redis.asyncio import Redis
 
+from jobs.figures import oldest
 from jobs.shards import Shards
 from pipelines.card import ModelCard
 
@@ -64,6 +65,10 @@ class Registry:
         """The workers that are alive, by id."""
         found = [json.loads(text) for text in await self._scripts.run("workers")]
         return sorted((WorkerInfo(**{**w, "models": tuple(w["models"])}) for w in found), key=lambda w: w.id)
+
+    async def waiting(self) -> dict[str, float]:
+        """Model -> seconds for which the oldest of its jobs that wait has waited."""
+        return await oldest(self._shards)
 
     async def image_secret(self) -> bytes:
         """32 bytes that sign image URLs: made by the first gateway, the same for all of them ever after.

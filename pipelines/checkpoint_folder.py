@@ -26,7 +26,7 @@ from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 from pipelines.sources import local, slug
-from pipelines.weight_files import check_headers
+from pipelines.weight_files import numbers_in
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
 HASHED = {".safetensors", ".json", ".txt"}
@@ -52,6 +52,7 @@ class Described:
     tokens: int  # of a prompt, start and end included
     told: Told  # what the U-Net takes beside timestep and text
     zero_negative: bool  # an empty negative prompt is no text at all
+    parameters: int  # numbers in all weights
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""
@@ -79,8 +80,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     ladder = read_ladder(folder, extra)
     configs = {part: read_json(folder / part / "config.json") for part in parts}
     told, kinds = _told(folder, configs), _kinds(folder, configs)
-    for part in parts:
-        check_headers(folder / part)
+    parameters = sum(numbers_in(folder / part) for part in parts)
     if not isinstance(configs["vae"]["block_out_channels"], list):
         raise TypeError("block_out_channels of the VAE is no list")
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
@@ -93,7 +93,9 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     known = _solvers(folder, solvers, ladder)
-    return Described(folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens, told, zero_negative)
+    return Described(
+        folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens, told, zero_negative, parameters
+    )
 
 
 def _parts(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,12 +35,17 @@ class TorchDenoiser:
     def __call__(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
     ) -> Array:
-        x, timestep, context = (torch.as_tensor(a, device=self._torch_device) for a in (x, timestep, context))
+        x, timestep, context = (self._own(a) for a in (x, timestep, context))
         with disturbed(self._unet, marks) if any(marks) else nullcontext(), self._wardrobe.wearing("unet", worn):
-            further = told_unet(self._told, torch.as_tensor(told, device=self._torch_device), self._dtype) if self._told.width else {}
+            further = told_unet(self._told, self._own(told), self._dtype) if self._told.width else {}
             out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False, **further)[0]
         out = out.float()
         return out.numpy() if self.xp is array_api_compat.numpy else out
+
+    def _own(self, array: Array) -> torch.Tensor:
+        """On the device; on a CPU in torch's own memory, which is aligned: the last bits of a product depend on where its numbers lie."""
+        tensor = torch.as_tensor(array, device=self._torch_device)
+        return tensor.clone() if self._torch_device.type == "cpu" else tensor
 
 
 def told_unet(parts: Told, told: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:

@@ -63,10 +63,9 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def check_headers(folder: Path) -> None:
-    """Raises CheckpointError where the files of a part cannot hold what they say."""
-    for path in weight_files(folder):
-        read_header(path)
+def numbers_in(folder: Path) -> int:
+    """How many numbers the weights of a part are. Raises CheckpointError where its files cannot hold what they say."""
+    return sum(math.prod(tensor.shape) for path in weight_files(folder) for tensor in read_header(path).values())
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

@@ -59,8 +59,8 @@ class FaultyEngine:
 def break_engine(strike: Callable[[], None]) -> None:
     whole = workers.serving.open_model
 
-    def broken(settings: Any) -> Any:
-        model = whole(settings)
+    def broken(*told: Any) -> Any:
+        model = whole(*told)
         return replace(model, engine=FaultyEngine(model.engine, strike))
 
     workers.serving.open_model = broken

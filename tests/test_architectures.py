@@ -18,7 +18,7 @@ from PIL import Image
 from jobs.job import Job
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import describe
-from pipelines.denoiser import batch_invariant
+from pipelines.denoiser import batch_invariant, place_invariant
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.known import Pixels
@@ -28,7 +28,7 @@ from pipelines.text_to_image import TorchStages, generate
 from tests import checkpoints
 from tests.test_image_kinds import pixels
 from workers.drawing import DrawingThread
-from workers.messages import Broken, Draw, Drawn, Inputs
+from workers.messages import Broken, Draw, Drawn, Hold, Inputs
 
 TOLERANCE = 1e-3  # on pixels in [0, 1], float32
 SIZE = (40, 56)  # height, width
@@ -98,7 +98,8 @@ class Worker:
         self.checkpoint, self._reports = checkpoint, queue.Queue[Any]()
         denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, told=checkpoint.told)
         self.stages = Kept(checkpoint)
-        self._thread = DrawingThread(self.stages, Engine(denoiser, slots=8, rows=4), self._reports.put)
+        self._thread = DrawingThread(self._reports.put)
+        self._thread.put(Hold(checkpoint.card.id, self.stages, Engine(denoiser, slots=8, rows=4)))
         self._thread.start()
 
     def draw(self, *wanted: GenerationParams, inputs: Inputs | None = None) -> list[Pixels]:
@@ -195,7 +196,45 @@ def test_the_probe_asks_a_model_that_is_told_more(folders: Callable[[str], Path]
     checkpoint = opened(folders("sdxl"))
     denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, told=checkpoint.told)
     states = TorchStages(checkpoint).encode("").states
-    assert isinstance(batch_invariant(denoiser, checkpoint.latent_shape(56, 40), states, checkpoint.told.width), bool)
+    about = checkpoint.latent_shape(64, 64), states, checkpoint.told.width
+    assert isinstance(batch_invariant(denoiser, *about), bool)
+    assert place_invariant(denoiser, *about, 1), "one row has one place"
+
+
+def test_a_place_that_changes_a_row_is_found(folders: Callable[[str], Path]) -> None:
+    checkpoint = opened(folders("sdxl"))
+
+    class Placed(TorchDenoiser):
+        def __call__(self, *told: Any) -> Any:
+            out = super().__call__(*told)
+            out[1:] += np.float32(1e-6)
+            return out
+
+    denoiser = Placed(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, told=checkpoint.told)
+    states = TorchStages(checkpoint).encode("").states
+    assert not place_invariant(denoiser, checkpoint.latent_shape(64, 64), states, checkpoint.told.width, 2)
+
+
+def test_where_numbers_lie_in_memory_changes_no_bit(folders: Callable[[str], Path]) -> None:
+    checkpoint, rng = opened(folders("lcm")), np.random.default_rng(0)
+    denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, told=checkpoint.told)
+    states = np.stack([TorchStages(checkpoint).encode("a red apple").states] * 2)
+    x, t, told = (
+        rng.standard_normal((2, 4, 16, 16), dtype=np.float32),
+        np.array([500, 100], np.float32),
+        rng.random((2, 14), dtype=np.float32),
+    )
+
+    def at(array: np.ndarray, offset: int) -> np.ndarray:
+        memory = np.empty(array.nbytes + 128, np.uint8)
+        start = -memory.ctypes.data % 64 + offset
+        moved = memory[start : start + array.nbytes].view(np.float32).reshape(array.shape)
+        moved[...] = array
+        return moved
+
+    wanted = denoiser(at(x, 0), t, at(states, 0), (), at(told, 0))
+    for offset in (4, 8, 56):
+        np.testing.assert_array_equal(denoiser(at(x, offset), t, at(states, offset), (), at(told, offset)), wanted)
 
 
 def test_cards_say_what_the_model_is(folders: Callable[[str], Path]) -> None:

@@ -20,7 +20,7 @@ from pipelines.params import GenerationParams
 from pipelines.text_to_image import TorchStages, denoise, encode_prompt
 from training.toy import write_toy
 from workers.drawing import DrawingThread
-from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Exported, Report, Save, Warned
+from workers.messages import Advanced, Broken, Draw, Drawn, Drop, Exported, Hold, Report, Save, Warned
 
 TIMEOUT_S = 30
 
@@ -44,7 +44,8 @@ class Studio:
     def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
         self._reports: queue.Queue[Report] = queue.Queue()
         engine = Engine(Poisoned(checkpoint, "poison"), slots=slots, rows=4)
-        self.thread = DrawingThread(TorchStages(checkpoint), engine, self._reports.put)
+        self.thread = DrawingThread(self._reports.put)
+        self.thread.put(Hold(checkpoint.card.id, TorchStages(checkpoint), engine))
         self.thread.start()
         self.seen: list[Report] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,7 +18,7 @@ class Measuring(DrawingThread):
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        super().__init__(cast(Any, None), cast(Any, None), self.told.append)
+        super().__init__(self.told.append)
 
     def tick(self, job: Job, images: int, seconds: float) -> None:
         if job.id not in self._jobs:
@@ -43,6 +43,6 @@ def test_images_of_one_tick_share_its_time_and_sizes_are_told_apart() -> None:
     thread, small, large = Measuring(), sample_job(), sample_job(size=128)
     thread.tick(large, 1, 0.9)
     thread.tick(small, 4, 1.0)
-    assert thread.told == [Measured(64, 64, 0.25)]
+    assert thread.told == [Measured(small.params.model, 64, 64, 0.25)]
     thread.tick(large, 1, 0.3)
-    assert thread.told[1] == Measured(128, 128, pytest.approx(0.6))
+    assert thread.told[1] == Measured(small.params.model, 128, 128, pytest.approx(0.6))

@@ -31,7 +31,7 @@ from training.packages import Package, fetch_package
 from training.toy import write_toy
 from workers import serving
 from workers.drawing import DrawingThread
-from workers.messages import Command, Draw, Drawn, Report, Warned
+from workers.messages import Command, Draw, Drawn, Hold, Report, Warned
 from workers.safety import MEMBER, Checker, CheckerUnfit, Safety, looked_at, open_checker
 from workers.settings import WorkerSettings
 
@@ -69,7 +69,8 @@ def test_a_vae_that_overflows_in_half_precision_decodes_again_and_says_so(half: 
     assert again and half.vae.dtype == torch.float16 and len(np.unique(exact)) > 10
     reports: queue.Queue[Report] = queue.Queue()
     denoiser = TorchDenoiser(half.unet, device=half.device, dtype=half.dtype)
-    thread = DrawingThread(TorchStages(half), Engine(denoiser, slots=2, rows=4), reports.put)
+    thread = DrawingThread(reports.put)
+    thread.put(Hold(half.card.id, TorchStages(half), Engine(denoiser, slots=2, rows=4)))
     thread.start()
     thread.put(Draw(test_drawing.job("one")))
     seen: list[Report] = []

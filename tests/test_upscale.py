@@ -32,7 +32,7 @@ from tests.live_gateway import Live, assert_error, depth, running
 from tests.picture_samples import as_url, sample_mask, sample_picture
 from tests.test_drawing import Studio
 from workers.drawing import DrawingThread
-from workers.messages import Advanced, Draw, Drawn, Exported, Inputs, Report, Save
+from workers.messages import Advanced, Draw, Drawn, Exported, Hold, Inputs, Report, Save
 
 checkpoint = test_drawing.checkpoint
 studio = test_drawing.studio
@@ -85,11 +85,9 @@ def every_state(checkpoint: Checkpoint, one: Job) -> tuple[dict[int, Saved], np.
         if isinstance(report, Advanced):
             thread.put(Save(one))  # obeyed before the next row
 
-    thread = DrawingThread(
-        TorchStages(checkpoint),
-        Engine(TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype), slots=1, rows=4),
-        told,
-    )
+    denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype)
+    thread = DrawingThread(told)
+    thread.put(Hold(one.params.model, TorchStages(checkpoint), Engine(denoiser, slots=1, rows=4)))
     thread.start()
     thread.put(Draw(one))
     states: dict[int, Saved] = {}

@@ -88,7 +88,7 @@ async def test_a_read_only_server_is_waited_for(redis: Redis, tmp_path: Path, he
 async def test_a_server_that_may_evict_refuses_the_start(
     redis: Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(workers.serving, "open_model", lambda settings: None)
+    monkeypatch.setattr(workers.serving, "_stock", lambda settings: (None, []))
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
         assert (

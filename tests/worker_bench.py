@@ -21,6 +21,7 @@ from workers.inbox import Inbox
 from workers.messages import Command, Draw, Drawn, Exported, Report, Save
 from workers.safety import UNCHECKED, Safety
 from workers.settings import WorkerSettings
+from workers.shelf import Shelf
 from workers.worker import Doors, Worker
 
 CARD = card()
@@ -79,7 +80,7 @@ class Bench:
         store = store or LocalImageStore(folder, timeout_s=settings.store_s)
         doors, inbox = Doors(queue, Registry(redis), store, HookQueue(redis), safety), Inbox()
         self.puppet.report = inbox.put
-        worker = Worker(info, CARD, settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
+        worker = Worker(info, Shelf.of(CARD), settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
         self._running = asyncio.create_task(worker.run(self._stop))
 
     async def ended(self, job_id: str) -> Job:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Job, JobWarning
-from pipelines.conditioning import Text, vector
+from pipelines.conditioning import vector
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask
 from pipelines.planning import Stages, decoded, negative_of, on_host, plan_for, preview, scale_for, table_for
-from pipelines.prompts import Reading
 from workers.messages import (
     Advanced,
     Broken,
@@ -32,6 +31,8 @@ from workers.messages import (
     Drawn,
     Drop,
     Exported,
+    Forget,
+    Hold,
     Inputs,
     Measured,
     Pixels,
@@ -43,35 +44,36 @@ from workers.messages import (
 )
 from workers.metrics import WorkerMetrics
 from workers.passes import Second, enlarged, gone_on, of_a_pass, of_the_whole, rows_of
+from workers.prompts import Prompts
 from workers.regions import returned
 from workers.watch import Piece
 
 Array = Any
 
-CACHED_TOKENS = 20_000  # of prompts that are kept encoded
 STOP_S = 0.1  # for the thread to end: it is a daemon, nobody needs what it is at, and it may hang
 COSTS_TOLD_S = 1.0  # of ticks of one size, before their mean is told: a first tick alone may be many times slower than the rest
 
 
 class DrawingThread:
-    """Owns the engine. `put` is called from any thread; `report` is called from this one."""
+    """Owns the engines, one of each model. `put` is called from any thread; `report` is called from this one."""
 
-    def __init__(self, stages: Stages, engine: Engine, report: Callable[[Report], None], metrics: WorkerMetrics | None = None) -> None:
-        self._stages, self._engine, self._report = stages, engine, report
+    def __init__(self, report: Callable[[Report], None], metrics: WorkerMetrics | None = None) -> None:
+        self._report = report
+        self._models: dict[str, tuple[Stages, Engine]] = {}
         self._metrics = metrics or WorkerMetrics()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
-        self._prompts: OrderedDict[tuple[str | None, Reading], Text] = OrderedDict()
-        self._encodings = 0
+        self._prompts = Prompts()
+        self._encodings = 0  # of pictures
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
         self._known: dict[str, Known] = {}  # the same, encoded
         self._second: dict[str, Second] = {}  # sample id -> its second pass, once it is at it
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
-        self._costs: dict[tuple[int, int], tuple[float, int]] = {}  # size -> seconds, evaluations
+        self._costs: dict[tuple[str, int, int], tuple[float, int]] = {}  # model and size -> seconds, evaluations
         self.piece: Piece | None = None  # that it is at; read by the watch
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
 
@@ -100,21 +102,30 @@ class DrawingThread:
         try:
             while self._obey():
                 self._admit()
-                began = time.monotonic()
-                with self._at("tick", *self._jobs):
-                    events = self._engine.step(began)
-                seconds = time.monotonic() - began
-                self._engine.took(seconds)
-                self._measure(events, seconds)
-                for event in events:
-                    self._handle(event)
+                for _, engine in self._models.values():
+                    if engine.busy:
+                        self._tick(engine)
                 self._decode_one()
         except BaseException as error:  # a thread that dies silently would leave its jobs to expire one by one
             self._report(Crashed(error))
 
+    def _tick(self, engine: Engine) -> None:
+        """Models take turns, a tick each."""
+        began = time.monotonic()
+        with self._at("tick", *self._jobs):
+            events = engine.step(began)
+        seconds = time.monotonic() - began
+        engine.took(seconds)
+        self._measure(events, seconds)
+        for event in events:
+            self._handle(event)
+
+    def _of(self, job: Job) -> tuple[Stages, Engine]:
+        return self._models[job.params.model]
+
     def _obey(self) -> bool:
         """Take every command that is there, or wait for one if there is nothing to do; False ends the thread."""
-        idle = not (self._waiting or self._finished or self._engine.busy)
+        idle = not (self._waiting or self._finished or any(engine.busy for _, engine in self._models.values()))
         while idle or not self._commands.empty():
             began = time.monotonic()
             command = self._commands.get()
@@ -130,10 +141,20 @@ class DrawingThread:
                         self._export(command.job)
                 case Drop() if self._jobs.get(command.job.id) is command.job:
                     self._drop(command.job)
+                case Hold():
+                    self._models[command.model] = command.stages, command.engine
+                case Forget():
+                    self._let_go(command.model)
+                    command.gone.set()
                 case Drop():
                     pass  # it ended meanwhile, or runs here again as another attempt
             idle = False
         return True
+
+    def _let_go(self, model: str) -> None:
+        """What was kept of it goes too."""
+        self._models.pop(model, None)
+        self._prompts.forget(model)
 
     def _take(self, draw: Draw) -> None:
         """Every open image of the job waits for a slot; one that had its last row already waits for its decoding."""
@@ -156,9 +177,10 @@ class DrawingThread:
         """The state within its pass."""
         if saved is None or not job.params.upscale:
             return saved
-        before, saved = of_a_pass(saved, rows_of(self._stages, job.params))
+        stages, _ = self._of(job)
+        before, saved = of_a_pass(saved, rows_of(stages, job.params))
         if before:
-            self._second[_sample_id(job.id, index)] = gone_on(self._stages, job.params, before)
+            self._second[_sample_id(job.id, index)] = gone_on(stages, job.params, before)
         return saved
 
     def _export(self, job: Job) -> None:
@@ -166,10 +188,11 @@ class DrawingThread:
         if self._jobs.get(job.id) is not job:
             return  # it ended, or was dropped, since the command was given
         images = {i: saved for waiting, i, saved in self._waiting if waiting is job and saved}
+        stages, engine = self._of(job)
         for index in self._images[job.id]:
-            if saved := self._engine.export(_sample_id(job.id, index)):
+            if saved := engine.export(_sample_id(job.id, index)):
                 images[index] = saved
-        rows = rows_of(self._stages, job.params)
+        rows = rows_of(stages, job.params)
         for finished, index, latents in self._finished:
             if finished is job:
                 length = rows[_sample_id(job.id, index) in self._second]
@@ -186,7 +209,7 @@ class DrawingThread:
 
     def _drop(self, dropped: Job) -> None:
         for index in self._images.get(dropped.id, ()):
-            self._engine.cancel(_sample_id(dropped.id, index))
+            self._of(dropped)[1].cancel(_sample_id(dropped.id, index))
             self._began.pop(_sample_id(dropped.id, index), None)
             self._second.pop(_sample_id(dropped.id, index), None)
         self._forget(dropped)
@@ -199,31 +222,36 @@ class DrawingThread:
 
     def _admit(self) -> None:
         """Give free slots to waiting images, until one of them has cost a text encoding."""
-        while self._waiting and self._engine.free_slots:
-            job, index, saved = self._waiting.popleft()
-            encodings, began = self._encodings, time.monotonic()
+        while (place := self._next()) is not None:
+            job, index, saved = self._waiting[place]
+            del self._waiting[place]
+            encodings, began = self._encodings + self._prompts.encodings, time.monotonic()
             try:
                 with self._at("encode", job.id):
-                    self._engine.add(self._sample(job, index), saved)
+                    self._of(job)[1].add(self._sample(job, index), saved)
                 self._began.setdefault(_sample_id(job.id, index), time.monotonic())
                 self._trace(job, "encode", index, began)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
             except Exception as error:
                 self._break(job, *describe(error, "Its prompt or its picture could not be encoded."), error)
-            if self._encodings != encodings:
+            if self._encodings + self._prompts.encodings != encodings:
                 return
 
+    def _next(self) -> int | None:
+        """The first waiting image whose model has a free slot."""
+        return next((place for place, (job, *_) in enumerate(self._waiting) if self._of(job)[1].free_slots), None)
+
     def _sample(self, job: Job, index: int) -> Sample:
-        stages, second = self._stages, self._second.get(_sample_id(job.id, index))
+        stages, second = self._of(job)[0], self._second.get(_sample_id(job.id, index))
         params = job.params.passes[1 if second else 0]
         if index == 0 and not second and params.prompt_syntax == "plain":
             self._warn_of_length(job)
         before = second.before if second else 0
         table = table_for(stages, params)
         guided = plan_for(stages, params, table).ever_guided
-        text = self._encode(params.prompt, params.reading)
-        uncond = self._encode(negative_of(stages, params), params.reading) if guided else None
+        text = self._prompts.encode(stages, params.prompt, params.reading)
+        uncond = self._prompts.encode(stages, negative_of(stages, params), params.reading) if guided else None
         return Sample(
             id=_sample_id(job.id, index),
             worn=params.worn,
@@ -244,39 +272,28 @@ class DrawingThread:
 
     def _known_of(self, job: Job) -> Known | None:
         """What the VAE's encoder says of the job's picture, once for all of its images."""
-        given, params = self._inputs.get(job.id), job.params
+        given, params, stages = self._inputs.get(job.id), job.params, self._of(job)[0]
         if given is None or job.id in self._known:
             return self._known.get(job.id)
         self._encodings += 1
         mask = None
         if given.mask is not None:
-            mask = latent_mask(given.mask, self._stages.latent_shape(params.width, params.height)[1:])
+            mask = latent_mask(given.mask, stages.latent_shape(params.width, params.height)[1:])
             if not mask.any():
                 self._report(Warned(job, JobWarning("mask_empty", "No part of the mask is large enough to be drawn.")))
         begins = params.masked and params.kept[0] == 0
-        picture, hidden = self._stages.encode_picture(given.picture), None
-        if self._stages.unet_channels > len(picture.mean):  # an inpainting model looks at what is known
-            hidden = self._stages.encode_picture(given.picture, given.mask)
+        picture, hidden = stages.encode_picture(given.picture), None
+        if stages.unet_channels > len(picture.mean):  # an inpainting model looks at what is known
+            hidden = stages.encode_picture(given.picture, given.mask)
         self._known[job.id] = Known(picture, mask, begins, hidden)
         return self._known[job.id]
 
     def _warn_of_length(self, job: Job) -> None:
-        read, tokens = self._stages.card.max_prompt_tokens, max(map(self._stages.tokens, (job.params.prompt, job.params.negative_prompt)))
+        stages, params = self._of(job)[0], job.params
+        read, tokens = stages.card.max_prompt_tokens, max(map(stages.tokens, (params.prompt, params.negative_prompt)))
         if tokens > read:
             message = f"The model reads {read} tokens; the rest of the {tokens} was left out."
             self._report(Warned(job, JobWarning("prompt_truncated", message)))
-
-    def _encode(self, prompt: str | None, reading: Reading) -> Text:
-        """From the cache of recent prompts where it is there."""
-        key = prompt, reading
-        if key in self._prompts:
-            self._prompts.move_to_end(key)
-            return self._prompts[key]
-        self._encodings += 1
-        self._prompts[key] = self._stages.encode(prompt, reading)
-        while len(self._prompts) > 1 and sum(len(text.states) for text in self._prompts.values()) > CACHED_TOKENS:
-            self._prompts.popitem(last=False)
-        return self._prompts[key]
 
     def _measure(self, events: list[Event], seconds: float) -> None:
         """Keep the mean cost of an evaluation by size, and tell it after every second of them. A tick serves one size."""
@@ -286,8 +303,8 @@ class DrawingThread:
         for event in moved:
             self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
         params = self._jobs[_split(moved[0].sample_id)[0]].params.passes[moved[0].sample_id in self._second]
-        size = params.width, params.height
-        self._metrics.ticked(*size, len(moved), seconds)
+        size = params.model, params.width, params.height
+        self._metrics.ticked(params.width, params.height, len(moved), seconds)
         total, count = self._costs.pop(size, (0.0, 0))
         total, count = total + seconds, count + len(moved)
         if total < COSTS_TOLD_S:
@@ -306,7 +323,7 @@ class DrawingThread:
                 self._report(Advanced(job, index, before + event.done))
             case Preview():
                 with self._at("preview", job.id):
-                    self._report(Previewed(job, index, preview(self._stages, on_host(event.denoised)), before + event.at))
+                    self._report(Previewed(job, index, preview(self._of(job)[0], on_host(event.denoised)), before + event.at))
             case Finished():
                 self._trace(job, "steps", index, self._began.get(event.sample_id))
                 self._finished.append((job, index, event.latents))
@@ -323,7 +340,7 @@ class DrawingThread:
                 if job.params.upscale and _sample_id(job.id, index) not in self._second:
                     self._enlarge(job, index, latents)
                     return
-                found, again = decoded(self._stages, latents)
+                found, again = decoded(self._of(job)[0], latents)
                 pixels = self._finish(job, found)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
@@ -341,8 +358,9 @@ class DrawingThread:
         self._report(Drawn(job, index, pixels, seconds))
 
     def _enlarge(self, job: Job, index: int, latents: Array) -> None:
-        before, _ = rows_of(self._stages, job.params)
-        self._second[_sample_id(job.id, index)] = enlarged(self._stages, job.params, latents, before)
+        stages, _ = self._of(job)
+        before, _ = rows_of(stages, job.params)
+        self._second[_sample_id(job.id, index)] = enlarged(stages, job.params, latents, before)
         self._waiting.appendleft((job, index, None))
 
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:

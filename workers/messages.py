@@ -5,6 +5,7 @@ A report names the very `Job` that was claimed: after a lost lease the same id m
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.job import Job, JobWarning
+from pipelines.engine.engine import Engine
 from pipelines.engine.sample import Saved
 from pipelines.masks import Box
+from pipelines.planning import Stages
 
 Pixels = NDArray[np.uint8]
 
@@ -69,6 +72,23 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """To the thread: jobs of this model may come."""
+
+    model: str
+    stages: Stages
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """To the thread: let go of this model, of which there are no jobs; `gone` is set then."""
+
+    model: str
+    gone: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
 class Advanced:
     """From the thread: image `index` has `done` U-Net evaluations behind it."""
 
@@ -99,6 +119,7 @@ class Exported:
 class Measured:
     """From the thread: what one U-Net evaluation of one image of this size costs at present, in seconds of the device."""
 
+    model: str
     width: int
     height: int
     seconds: float
@@ -150,5 +171,5 @@ class Crashed:
     cause: BaseException
 
 
-Command = Draw | Save | Drop
+Command = Draw | Save | Drop | Hold | Forget
 Report = Advanced | Previewed | Exported | Measured | Spent | Warned | Drawn | Broken | Crashed

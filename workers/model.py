@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import structlog
 
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
-from pipelines.denoiser import Denoiser, batch_invariant, warm_up
+from pipelines.denoiser import Denoiser, batch_invariant, place_invariant, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
 from workers.settings import WorkerSettings
@@ -56,18 +56,35 @@ class Model:
     backend: str  # for example openvino-bfloat16, 2 streams of 1 thread, rows any
 
 
-def open_model(settings: WorkerSettings) -> Model:
+def describe_models(settings: WorkerSettings) -> dict[str, Described]:
+    """Every model of the settings by its id. Raises ModelRefused."""
+    found: dict[str, Described] = {}
+    try:
+        sources = settings.sources
+    except ValueError as error:
+        raise ModelRefused(f"CELADON_DATA_DIR: {error}") from error
+    for name, source in sources.items():
+        said = _described(settings, source, "" if name == source else name)
+        if said.card.id in found:
+            raise ModelRefused(f"CELADON_MODELS: two models are called {said.card.id}; name one by `celadon models add --name`")
+        found[said.card.id] = said
+    return found
+
+
+def open_model(settings: WorkerSettings, said: Described | None = None) -> Model:
     """Load, warm up with one call of every stage, and find out whether a row's result depends on its neighbours.
 
     Raises ModelRefused.
     """
-    opened = open_backend(settings)
+    opened = open_backend(settings, said)
     stages, card = opened.stages, opened.stages.card
     shape = stages.latent_shape(card.width, card.height)
     context = stages.encode("").states
     rows: int | None = settings.rows or None
-    if rows is None and not _invariant(opened, (stages.unet_channels, *shape[1:]), context):
+    seen = stages.unet_channels, *shape[1:]
+    if rows is None and not _invariant(opened, seen, context):
         rows = FIXED_ROWS[opened.device]
+        rows = rows if place_invariant(opened.denoiser, seen, context, stages.told.width, rows) else 1
     xp = opened.denoiser.xp
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
@@ -88,17 +105,33 @@ def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> b
     return found
 
 
-def open_backend(settings: WorkerSettings) -> Opened:
-    """The weights in place, nothing measured yet. Raises ModelRefused."""
-    solvers = Path(settings.solvers) if settings.solvers else None
-    for name, folder in (("CELADON_SOLVERS", settings.solvers), ("CELADON_LORAS", settings.loras)):
-        if folder and not Path(folder).is_dir():
-            raise ModelRefused(f"{name}: {folder} is no folder")
+def open_backend(settings: WorkerSettings, said: Described | None = None) -> Opened:
+    """The weights in place, nothing measured yet: of what was described, or of CELADON_MODEL. Raises ModelRefused."""
+    said = said or _described(settings, settings.model)
     backend, _ = pick_backend(settings)
     try:
-        return _open(backend, describe(settings.model, solvers, settings.caches), settings)
-    except (CheckpointError, OSError) as error:  # OSError: a weight file is missing, or the hub cannot be reached
+        return _open(backend, said, settings)
+    except (CheckpointError, OSError) as error:  # OSError: a file of weights is gone or cannot be read
+        raise ModelRefused(f"{said.card.id}: {error}") from error
+
+
+def _described(settings: WorkerSettings, source: str, name: str = "") -> Described:
+    """`name` is its id where one was given."""
+    solvers = Path(settings.solvers) if settings.solvers else None
+    for setting, folder in (("CELADON_SOLVERS", settings.solvers), ("CELADON_LORAS", settings.loras)):
+        if folder and not Path(folder).is_dir():
+            raise ModelRefused(f"{setting}: {folder} is no folder")
+    try:
+        said = describe(source, solvers, settings.caches)
+    except (CheckpointError, OSError) as error:
         raise ModelRefused(f"CELADON_MODEL: {error}") from error
+    return replace(said, card=replace(said.card, id=name)) if name else said
+
+
+def weight_bytes(said: Described, settings: WorkerSettings) -> int:
+    """What its weights take in memory, roughly: two bytes a number on a GPU or in half precision, else four."""
+    half = settings.dtype in ("bfloat16", "float16") or (settings.dtype == "auto" and pick_backend(settings)[1] == "there is a GPU")
+    return said.parameters * (2 if half or settings.device == "cuda" else 4)
 
 
 def pick_backend(settings: WorkerSettings) -> tuple[Backend, str]:

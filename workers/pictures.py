@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -35,7 +36,7 @@ class Pictures:
 
     def __init__(
         self,
-        card: ModelCard,
+        cards: Mapping[str, ModelCard],
         version: str,
         store_s: float,
         queue: JobQueue,
@@ -47,7 +48,7 @@ class Pictures:
         tracing: Tracing,
         safety: Safety,
     ) -> None:
-        self._card, self._version, self._store_s = card, version, store_s
+        self._cards, self._version, self._store_s = cards, version, store_s
         self._queue, self._store, self._holdings, self._ends, self._previews = queue, store, holdings, ends, previews
         self._metrics, self._tracing, self._safety = metrics, tracing, safety
 
@@ -60,7 +61,8 @@ class Pictures:
         try:
             async with asyncio.timeout(self._store_s):
                 await asyncio.to_thread(self._safety.check, drawn.pixels)
-                data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, self._card, self._version)
+                card = self._cards[params.model]
+                data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, card, self._version)
             await self._keep(held, key, data)
         except Withheld:
             log.warning("withheld", **of(job))

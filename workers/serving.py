@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -26,10 +27,12 @@ from jobs.tracing import open_tracing
 from workers.drawing import DrawingThread
 from workers.inbox import Inbox
 from workers.insist import insist, unless
+from workers.messages import Hold
 from workers.metrics import WorkerMetrics
-from workers.model import Model, ModelRefused, open_model
+from workers.model import Model, ModelRefused, describe_models, open_model, weight_bytes
 from workers.safety import CheckerUnfit, Safety, open_checker
 from workers.settings import WorkerSettings
+from workers.shelf import Shelf, Ware
 from workers.worker import Doors, Worker
 
 log = structlog.get_logger("worker")
@@ -49,7 +52,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     try:
-        model = await asyncio.to_thread(open_model, settings)
+        shelf, models = await asyncio.to_thread(_stock, settings)
     except ModelRefused as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -69,11 +72,13 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     try:
         if (status := await _unfit(shards, stop)) is not None:
             return status
-        info, inbox = describe(settings, model), Inbox()
-        drawing = DrawingThread(model.stages, model.engine, inbox.put, metrics)
-        worker = Worker(info, model.stages.card, settings, doors(settings, shards, safety), drawing, inbox, metrics, tracing)
+        info, inbox = describe(settings, shelf, models[0]), Inbox()
+        drawing = DrawingThread(inbox.put, metrics)
+        for model in models:
+            drawing.put(Hold(model.stages.card.id, model.stages, model.engine))
+        worker = Worker(info, shelf, settings, doors(settings, shards, safety), drawing, inbox, metrics, tracing)
         watch(shards, tracing, worker.traceparent)
-        told = {"worker": info.id, "model": info.models[0], "device": info.device, "backend": info.backend}
+        told = {"worker": info.id, "models": info.models, "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
     finally:
@@ -81,6 +86,16 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
         await tracing.aclose()
         close()
     return 0
+
+
+def _stock(settings: WorkerSettings) -> tuple[Shelf, list[Model]]:
+    """What the worker may draw with, and what of it is open. Raises ModelRefused."""
+    wares = {
+        model: Ware(said.card, weight_bytes(said, settings), partial(open_model, settings, said))
+        for model, said in describe_models(settings).items()
+    }
+    shelf = Shelf(wares, budget=settings.model_memory_mb * 1_000_000, stay_s=settings.model_stay_s)
+    return shelf, shelf.fill()
 
 
 def _open_metrics(settings: WorkerSettings, metrics: WorkerMetrics) -> Callable[[], None]:
@@ -114,11 +129,11 @@ async def _unfit(shards: Shards, stop: asyncio.Event) -> int | None:
         return REFUSED
 
 
-def describe(settings: WorkerSettings, model: Model) -> WorkerInfo:
+def describe(settings: WorkerSettings, shelf: Shelf, model: Model) -> WorkerInfo:
     """What the fleet sees of this worker. Ids are new with every process."""
     return WorkerInfo(
         id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
-        models=(model.stages.card.id,),
+        models=tuple(shelf.cards),
         device=model.device_name,
         backend=model.backend,
         slots=settings.slots,

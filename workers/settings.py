@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.address import parse
 from jobs.stores import checked_endpoint, checked_storage
+from workers.added import read_added
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-mini"
 
@@ -25,6 +26,11 @@ class WorkerSettings(BaseSettings):
     storage: str = Field(default="", description="of pictures: s3://bucket/prefix; empty: the folder `images` of the data dir")
     s3_endpoint: str = Field(default="", description="of an S3 that is not Amazon's")
     model: str = str(DEFAULT_MODEL)
+    models: str = Field(
+        default="", description="several, by commas: sources, or names of `celadon models add`; empty: `model` and what was added"
+    )
+    model_memory_mb: int = Field(default=0, ge=0, description="what the weights of the models may take together; 0: any amount")
+    model_stay_s: float = Field(default=30.0, ge=0, le=86_400, description="how long a model draws at least while jobs of others wait")
     solvers: str = Field(default="", description="folder of solver files")
     loras: str = Field(default="", description="folder of LoRA files")
     backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
@@ -58,6 +64,15 @@ class WorkerSettings(BaseSettings):
     def caches(self) -> Path:
         """Where compiled and converted models lie."""
         return self.cache_dir or self.data_dir / "cache"
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where its models come from, by the name that was given, or by the source itself. Raises ValueError."""
+        added = read_added(self.data_dir)
+        if self.models:
+            named = [name.strip() for name in self.models.split(",") if name.strip()]
+            return {name: added.get(name, name) for name in named}
+        return {self.model: self.model} | added
 
     _storage = field_validator("storage")(checked_storage)
     _endpoint = field_validator("s3_endpoint")(checked_endpoint)

@@ -22,7 +22,6 @@ from jobs.job import Job, JobError
 from jobs.job_queue import JobQueue
 from jobs.registry import Registry, WorkerInfo
 from jobs.tracing import Tracing
-from pipelines.card import ModelCard
 from pipelines.engine.sample import Saved
 from workers import encode, inputs
 from workers.checkpoints import Checkpoints
@@ -40,6 +39,7 @@ from workers.previews import Previews
 from workers.resume import resume
 from workers.safety import UNCHECKED, Safety
 from workers.settings import WorkerSettings
+from workers.shelf import Shelf
 from workers.watch import Watch
 from workers.webhooks import HookSettings, deliver
 
@@ -48,6 +48,7 @@ log = structlog.get_logger("worker")
 RETRYABLE = frozenset({"out_of_memory", "engine_error"})
 PREVIEW_SCALE = 4
 BEAT_S = 5.0
+LOOK_S = 1.0  # between two looks at what waits for models that are not here
 TICK_S = 60.0  # after which a tick that a drain waits for is given up
 LEAVE_S = 0.5  # for what is on its way to Redis when a worker goes: one that is silent must not keep it
 LAST_S = 0.2  # for handing back what could not be saved
@@ -73,7 +74,7 @@ class Worker:
     def __init__(
         self,
         info: WorkerInfo,
-        card: ModelCard,
+        shelf: Shelf,
         settings: WorkerSettings,
         doors: Doors,
         drawing: DrawingThread,
@@ -82,7 +83,8 @@ class Worker:
         tracing: Tracing | None = None,
     ) -> None:
         self._metrics, self._tracing = metrics or WorkerMetrics(), tracing or Tracing()
-        self._info, self._card, self._settings = info, card, settings
+        self._info, self._shelf, self._settings = info, shelf, settings
+        self._claiming = asyncio.Lock()  # what is claimed finds its model here
         self._queue, self._registry, self._store, self._hooks = doors.queue, doors.registry, doors.store, doors.hooks
         self._drawing, self._inbox = drawing, inbox
         self._errands, held = Errands(inbox), Holdings()
@@ -91,7 +93,7 @@ class Worker:
         self._ends = Ends(info.id, self._queue, self._store, held, drawing, self._errands, self._metrics)
         self._previews = Previews(info.id, self._queue)
         parts = (self._queue, self._store, held, self._ends, self._previews, self._metrics, self._tracing, doors.safety)
-        self._pictures = Pictures(card, info.version, settings.store_s, *parts)
+        self._pictures = Pictures(shelf.cards, info.version, settings.store_s, *parts)
         self._checkpoints = Checkpoints(info.id, settings.checkpoint_s, self._queue, held, drawing, self._ends)
         self._watch = Watch(lambda: drawing.piece, settings.stall_s)
         self._leases = Leases(info.id, settings, self._queue, held, drawing, self._ends)
@@ -119,7 +121,7 @@ class Worker:
         self._drawing.stop()
 
     async def _serve(self) -> None:
-        loops = (self._take_reports, self._leases.tell_progress, self._leases.renew, self._checkpoints.ask)
+        loops = (self._take_reports, self._leases.tell_progress, self._leases.renew, self._checkpoints.ask, self._swap)
         async with asyncio.TaskGroup() as group:
             for loop in (*loops, self._watch.run, self._beat, self._reap, self._deliver):
                 group.create_task(loop())
@@ -135,7 +137,7 @@ class Worker:
             # one job a claim: how many images it brings, and so how many slots are left, is known only afterwards
             jobs = await self._claim_one()
             if not jobs:
-                await insist(self._queue.wait_for_work, [self._card.id])
+                await insist(self._queue.wait_for_work, self._shelf.claimable or list(self._shelf.cards))
 
     async def _claim_one(self) -> list[Job]:
         """A claim that has been sent is seen through, also when the worker stops: nobody else would know of it."""
@@ -148,13 +150,18 @@ class Worker:
             raise
 
     async def _claim_and_start(self) -> list[Job]:
-        began = time.monotonic()
-        jobs = await insist(self._queue.claim, self._info.id, [self._card.id], 1, [held.job for held in self._held])
-        self._metrics.claimed(time.monotonic() - began, jobs)
-        for job in jobs:
-            self._tracing.record("claim", job.traceparent, began, time.monotonic(), job=job.id, attempt=job.attempt, worker=self._info.id)
-            await self._start(job)
-        return jobs
+        async with self._claiming:
+            began, models = time.monotonic(), self._shelf.claimable
+            if not models:
+                return []
+            jobs = await insist(self._queue.claim, self._info.id, models, 1, [held.job for held in self._held])
+            self._metrics.claimed(time.monotonic() - began, jobs)
+            for job in jobs:
+                self._tracing.record(
+                    "claim", job.traceparent, began, time.monotonic(), job=job.id, attempt=job.attempt, worker=self._info.id
+                )
+                await self._start(job)
+            return jobs
 
     async def _start(self, job: Job) -> None:
         """Draw a claimed job, from its checkpoint if an earlier attempt left one."""
@@ -172,6 +179,17 @@ class Worker:
             self._errands.send(self._fetch(held, saved))
         else:
             self._drawing.put(Draw(job, saved, frozenset(held.images)))
+
+    async def _swap(self) -> None:
+        """Models come and go where they do not all fit."""
+        while not self._shelf.whole:
+            await asyncio.sleep(LOOK_S)
+            waiting = await insist(self._registry.waiting)
+            async with self._claiming:
+                wanted = await self._shelf.make_room(waiting, {held.job.params.model for held in self._held}, self._drawing.put)
+            if wanted:
+                await self._shelf.fetch(wanted, self._drawing.put)
+                await self._announce()
 
     async def _fetch(self, held: Held, saved: dict[int, Saved]) -> None:
         """Draw a job that begins with a picture, once that is here."""
@@ -195,7 +213,7 @@ class Worker:
             if isinstance(message, Crashed):
                 raise message.cause
             if isinstance(message, Measured):
-                self._errands.send(insist(self._queue.report_cost, self._card.id, message.width, message.height, message.seconds))
+                self._errands.send(insist(self._queue.report_cost, message.model, message.width, message.height, message.seconds))
                 continue
             held = self._held.jobs.get(message.job.id)
             if held and held.job is message.job:  # else it was lost or cancelled while the thread was still drawing
@@ -241,11 +259,15 @@ class Worker:
     # presence, and what everybody does
 
     async def _beat(self) -> None:
-        await insist(self._registry.announce, self._card)
+        await self._announce()
         while True:
-            info = replace(self._info, busy=self._held.open_images, ready=True)
+            info = replace(self._info, models=tuple(self._shelf.cards), busy=self._held.open_images, ready=True)
             await insist(self._registry.beat, info)
             await asyncio.sleep(BEAT_S)
+
+    async def _announce(self) -> None:
+        for card in self._shelf.cards.values():
+            await insist(self._registry.announce, card)
 
     async def _reap(self) -> None:
         while True:
