@@ -33,7 +33,7 @@ from jobs.hooks import HookQueue
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.redis_spans import watch
 from jobs.registry import Registry
-from jobs.shards import open_shards
+from jobs.shards import Shards, open_shards
 from jobs.stores import check_reachable
 from jobs.tracing import Tracing, open_tracing
 from jobs.tries import Tries
@@ -122,7 +122,7 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
         settings = settings.model_copy(update={"host": listener.getsockname()[0]})
     asyncio.run(check_reachable(settings.storage, settings.s3_endpoint))
     redis_url = settings.redis_url or _embedded_url(settings)
-    asyncio.run(_check_servers(redis_url, settings.shards))
+    asyncio.run(_check_first(redis_url, settings.shards))
     asyncio.run(check_keys(settings, redis_url))
     config = uvicorn.Config(
         create_app(settings),
@@ -196,6 +196,7 @@ def _lifespan(
             settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching,
             Uploads(UploadCount(shards), store, generations.inputs, keyring, settings),
         )  # fmt: skip
+        await _check_servers(shards)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]
         log.info("gateway up", version=app.version, host=settings.host, port=settings.port, keys=settings.keys_in_force)
         try:
@@ -213,14 +214,19 @@ def _lifespan(
     return lifespan
 
 
-async def _check_servers(url: str, shards: int) -> None:
+async def _check_first(url: str, count: int) -> None:
+    """Before the server runs, which would tell a refusal with its trace. Raises ServerUnfit."""
+    async with aclosing(open_shards(url, count)) as shards:
+        await _check_servers(shards)
+
+
+async def _check_servers(shards: Shards) -> None:
     """A server that is away, or silent, may come; one that would lose jobs stops the start. Raises ServerUnfit."""
-    async with aclosing(open_shards(url, shards)) as opened:
-        try:
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await opened.check()
-        except (RedisError, TimeoutError):
-            return
+    try:
+        async with asyncio.timeout(FIRST_LOOK_S):
+            await shards.check()
+    except (RedisError, TimeoutError):
+        return
 
 
 def _embedded_url(settings: Settings) -> str:

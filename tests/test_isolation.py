@@ -303,7 +303,8 @@ TABLE: dict[tuple[str, str], Check] = {
     ("get", "/sdapi/v1/cmd-flags"): shared(),
     ("get", "/sdapi/v1/scripts"): shared(),
     ("get", "/sdapi/v1/embeddings"): shared(),
-    ("get", "/sdapi/v1/{what}"): shared("/sdapi/v1/loras"),
+    ("get", "/sdapi/v1/loras"): shared("/sdapi/v1/loras"),
+    ("get", "/sdapi/v1/{what}"): shared("/sdapi/v1/upscalers"),
 }
 
 
