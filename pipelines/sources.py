@@ -57,7 +57,7 @@ def _converted(path: Path, cache: Path | None) -> Path:
         raise CheckpointError(f"no file {path.name}", "not_found")
     release_of(path.name, {name: tensor.shape for name, tensor in read_header(path).items()})
     if cache is None:
-        raise CheckpointError(f"{path.name} is a single file: it is converted for workers, or by `celadon models add`", "not_diffusers")
+        raise CheckpointError(f"{path.name} is a single file: workers convert it", "not_diffusers")
     out = cache / "converted" / _mark(path) / slug(path.stem)
     if out.is_dir():
         return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 
 from tests.cards import card
 from workers.messages import Forget, Hold
-from workers.model import ModelRefused
+from workers.model import ModelRefused, describe_models
+from workers.settings import DEFAULT_MODEL, WorkerSettings
 from workers.shelf import Shelf, Ware
 from workers.swaps import Plan, plan
 
@@ -108,3 +111,15 @@ async def test_a_model_that_is_gone_is_struck_off_and_the_others_go_on() -> None
 def test_a_model_that_does_not_fit_alone_is_refused_at_the_start() -> None:
     with pytest.raises(ModelRefused, match="b takes 5 MB"):
         Shelf({"a": ware("a", []), "b": ware("b", [], size=5_000_000)}, budget=4_000_000).fill()
+
+
+def test_models_may_have_names_of_their_own(tmp_path: Path) -> None:
+    told = {"redis_url": "redis://localhost", "data_dir": tmp_path}
+    (tmp_path / "models.json").write_text(json.dumps({"small": str(DEFAULT_MODEL)}))
+    assert list(describe_models(WorkerSettings(**told))) == ["celadon-mini", "small"]
+    assert list(describe_models(WorkerSettings(**told, models=" small,"))) == ["small"]
+    with pytest.raises(ModelRefused, match="two models are called celadon-mini"):
+        describe_models(WorkerSettings(**told, models=f"{DEFAULT_MODEL},{DEFAULT_MODEL}/"))
+    (tmp_path / "models.json").write_text("[]")
+    with pytest.raises(ModelRefused, match=r"models\.json holds no names"):
+        describe_models(WorkerSettings(**told))

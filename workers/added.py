@@ -1,4 +1,4 @@
-"""Models that `celadon models add` has named: `models.json` in the data folder, {name: source}."""
+"""Models with names of their own: `models.json` in the data folder, {name: source}."""
 
 from __future__ import annotations
 
@@ -17,11 +17,3 @@ def read_added(data_dir: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"{FILE} holds no names and sources")
     return found
-
-
-def write_added(data_dir: Path, models: dict[str, str]) -> None:
-    """Whole or not at all."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    part = data_dir / f"{FILE}.part"
-    part.write_text(json.dumps(models, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(data_dir / FILE)

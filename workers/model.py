@@ -66,7 +66,7 @@ def describe_models(settings: WorkerSettings) -> dict[str, Described]:
     for name, source in sources.items():
         said = _described(settings, source, "" if name == source else name)
         if said.card.id in found:
-            raise ModelRefused(f"CELADON_MODELS: two models are called {said.card.id}; name one by `celadon models add --name`")
+            raise ModelRefused(f"CELADON_MODELS: two models are called {said.card.id}: name one in models.json")
         found[said.card.id] = said
     return found
 

@@ -27,7 +27,7 @@ class WorkerSettings(BaseSettings):
     s3_endpoint: str = Field(default="", description="of an S3 that is not Amazon's")
     model: str = str(DEFAULT_MODEL)
     models: str = Field(
-        default="", description="several, by commas: sources, or names of `celadon models add`; empty: `model` and what was added"
+        default="", description="several, by commas: sources, or names in models.json; empty: `model` and all that it names"
     )
     model_memory_mb: int = Field(default=0, ge=0, description="what the weights of the models may take together; 0: any amount")
     model_stay_s: float = Field(default=30.0, ge=0, le=86_400, description="how long a model draws at least while jobs of others wait")
