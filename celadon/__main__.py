@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from celadon import eyes, keys
+from celadon import eyes, keys, models
 from celadon import generate_options as asked
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app = typer.Typer(
 jobs = typer.Typer(help="Look at jobs and dead letters; queue dead letters again.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(jobs, name="jobs")
 app.add_typer(keys.app, name="keys", context_settings=HELP)
+app.add_typer(models.app, name="models", context_settings=HELP)
 app.add_typer(eyes.plot, name="plot", context_settings=HELP)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [CELADON_HOST, else 127.0.0.1]", show_default=False)]

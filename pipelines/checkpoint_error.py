@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 Code = Literal[
-    "not_found", "not_cached", "not_diffusers", "bad_config", "unsupported_pipeline", "refiner", "unsupported_unet", "pickle",
-    "weights_missing", "weights_truncated", "weights_unreadable", "weights_misfit", "weights_not_finite", "needs_torch", "bad_solver",
+    "not_found", "not_cached", "not_diffusers", "bad_config", "unsupported_pipeline", "refiner", "unsupported_unet", "unsupported_vae",
+    "pickle", "weights_missing", "weights_truncated", "weights_unreadable", "weights_misfit", "weights_not_finite", "needs_torch",
+    "bad_solver",
 ]  # fmt: skip
 
 

@@ -81,6 +81,8 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     configs = {part: read_json(folder / part / "config.json") for part in parts}
     told, kinds = _told(folder, configs), _kinds(folder, configs)
     parameters = sum(numbers_in(folder / part) for part in parts)
+    if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):  # Playground's: no scaling factor says it
+        raise CheckpointError(f"the VAE of {folder.name} normalises each channel of its latents, which is not done here", "unsupported_vae")
     if not isinstance(configs["vae"]["block_out_channels"], list):
         raise TypeError("block_out_channels of the VAE is no list")
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)

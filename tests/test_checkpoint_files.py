@@ -248,6 +248,10 @@ def write(path: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / path).write_text(text) and None
 
 
+def changed(path: str, **fields: Any) -> Callable[[Path], None]:
+    return lambda folder: (folder / path).write_text(json.dumps(json.loads((folder / path).read_text()) | fields)) and None
+
+
 def renamed(folder: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
 
@@ -272,6 +276,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a config of words": (write("vae/config.json", '{"block_out_channels": "many"}'), "bad_config"),
     "another pipeline": (write("model_index.json", '{"_class_name": "FluxPipeline"}'), "unsupported_pipeline"),
     "other channels": (write("unet/config.json", '{"in_channels": 7}'), "unsupported_unet"),
+    "latents with means": (changed("vae/config.json", latents_mean=[0.1] * 4, latents_std=[2.0] * 4), "unsupported_vae"),
     "a broken solver": (lambda f: ((f / "solvers").mkdir(), (f / "solvers" / "x.json").write_text("{"))[0], "bad_solver"),
 }
 
@@ -283,6 +288,23 @@ def test_a_broken_folder_is_refused_before_any_weight_is_loaded(folders: Callabl
     with pytest.raises(CheckpointError) as refused:
         describe(tmp_path / "broken")
     assert refused.value.code == code, str(refused.value)
+
+
+def test_a_hub_id_is_found_in_the_cache_and_named_where_it_is_not(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `huggingface_hub` lays its cache out; nothing is asked of any network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "models--somebody--little-model"
+    shutil.copytree(folders("sd1"), kept / "snapshots" / ("0" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0" * 40)
+    said = describe("somebody/little-model")
+    assert said.card.id == "little-model" and said.card.hash == describe(folders("sd1")).card.hash
+    with pytest.raises(CheckpointError, match="somebody/else: it is not in the hub's cache") as refused:
+        describe("somebody/else")
+    assert refused.value.code == "not_cached"
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])
