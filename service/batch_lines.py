@@ -76,7 +76,10 @@ def _of_form(body: bytes, content_type: str) -> tuple[bytes, str, Any]:
     if file is None or not file.file:
         raise MissingField("The lines come as a file of the form: send file.", param="file")
     kind = JSON if file.media_type == JSON else JSON_LINES[0]
-    return bytes(file.data), kind, parse(bytes(defaults.data)) if defaults else {}
+    try:
+        return bytes(file.data), kind, parse(bytes(defaults.data)) if defaults else {}
+    except InvalidJson as error:
+        raise InvalidValue("defaults must be a JSON object.", param="defaults") from error
 
 
 def _request(fields: Mapping[str, Any]) -> GenerateRequest:

@@ -43,9 +43,7 @@ GREEN = (  # a PNG, 64 by 64
 def _say_the_rest(schema: dict[str, Any]) -> None:
     """To the document: fields that are taken at some values only, and that there are no others; and that a picture must be there."""
     say_the_rest(schema)
-    schema["properties"] |= {name: {"enum": [None, *good]} for name, (good, _) in ONLY.items()} | {
-        name: {} for name in (*OF_MASKS, *sorted(MOOT))
-    }
+    schema["properties"] |= {name: {"enum": [None, *good]} for name, (good, _) in ONLY.items()} | {name: {} for name in sorted(MOOT)}
     pictures = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
     schema["properties"]["init_images"] = {**pictures, "description": "one picture, base64 or a data URL"}
     schema["required"] = ["init_images"]

@@ -79,7 +79,7 @@ def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     ({"init_images": []}, "missing_field", "init_images"),
     ({"init_images": [as_url(PICTURE)] * 2}, "not_supported", "init_images"),
     ({"init_images": ["!"]}, "invalid_picture", "init_images"),
-    ({"init_images": [as_url(PICTURE, "GIF")]}, "invalid_picture", "image"),
+    ({"init_images": [as_url(PICTURE, "GIF")]}, "invalid_picture", "init_images"),
     ({"denoising_strength": 0}, "invalid_value", "denoising_strength"),
     ({"denoising_strength": 1.1}, "invalid_value", "denoising_strength"),
     ({"resize_mode": 1}, "not_supported", "resize_mode"),

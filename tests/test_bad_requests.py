@@ -58,7 +58,7 @@ def nothing_queued(gateway: Live, valkey: str) -> Iterator[None]:
     """After each test the server holds the model's card, perhaps the secret of image URLs and the number of shards, and nothing else."""
     yield
     with BlockingRedis.from_url(valkey, decode_responses=True) as client:
-        assert set(client.keys("*")) - {"{q0}:cards", "{q0}:secret", "{q0}:shards"} == set()
+        assert set(client.keys("*")) - {"{q0}:cards", "{q0}:layout", "{q0}:secret", "{q0}:shards"} == set()
 
 
 def fields(code: str, param: str | None = None, /, **wrong: Any) -> Any:

