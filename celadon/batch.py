@@ -127,7 +127,9 @@ def _on(line: str, options: Mapping[str, Any], known: bool) -> tuple[str, bool]:
 
 
 def _send(client: Client, body: bytes, key: tuple[str, Path], console: Console) -> Mapping[str, Any]:
-    """Submit, or find what was submitted before; a full queue is waited for."""
+    """Find what was submitted before, or submit; a full queue is waited for."""
+    if found := _found(client, key[1]):
+        return found
     while True:
         try:
             batch = client.submit_batch(body, idempotency_key=key[0])
@@ -139,6 +141,18 @@ def _send(client: Client, body: bytes, key: tuple[str, Path], console: Console) 
             time.sleep(error.retry_after_s)
     _write(key[1], {**json.loads(key[1].read_text()), "id": batch["id"], "url": client.url})
     return batch
+
+
+def _found(client: Client, note: Path) -> Mapping[str, Any] | None:
+    """The batch that the note names, if it is known and lacks no lines. Its key is forgotten after a day, and a batch may take longer."""
+    id_ = json.loads(note.read_text()).get("id")
+    try:
+        batch = client.batch(id_) if id_ else None
+    except ApiError as error:
+        if error.status not in (404, 410):
+            raise
+        return None
+    return None if batch and batch["status"] == "incomplete" else batch
 
 
 def _key(folder: Path, body: bytes) -> tuple[str, Path]:

@@ -159,7 +159,7 @@ class JobQueue:
 
     async def retry(self, job_id: str, *, admission: Admission | None = None) -> Job | None:
         """A new job that does what this dead letter should have done; None if it is none. Repeated, it tells the same job.
-        It counts as a submit of its client: raises QueueFull, RateLimited, QuotaSpent."""
+        It counts as a submit of its client: raises QueueFull, RateLimited, QuotaSpent; JobGone where the new job has expired."""
         may = admission or self._admission
         bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day)
         outcome, *rest = await self._at(job_id).run("retry", job_id, make_id(shard_of(job_id)), *bounds)

@@ -61,7 +61,9 @@ FIRST_LOOK_S = 1.0  # at Redis, before the door opens; /readyz looks again each 
 START_FAILED = 3  # the exit status, as uvicorn's own command has it
 HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUnfit, ClientDisconnect)
 
-WITH_PICTURES = ("/sdapi/v1/img2img", "/v1/images/edits", "/uploads")  # whose bodies hold files
+WITH_PICTURES = (  # whose bodies hold files
+    "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/v1/images/edits", "/v1/images/variations", "/uploads",
+)  # fmt: skip
 CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
     "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
     "allow_headers": ["*"],  # clients of OpenAI send a dozen of their own

@@ -76,7 +76,7 @@ class Catalog:
         if model is None:
             return next(iter(cards.values()))
         if model not in cards:
-            raise UnknownModel(f"There is no model {shown(model)!r}.{nearest(model, cards)} Known: {', '.join(cards)}.", param="model")
+            raise UnknownModel(f"There is no model {shown(model)!r}.{nearest(model, cards)}", param="model")
         return cards[model]
 
 

@@ -27,6 +27,7 @@ METRICS = "/metrics"
 IMAGES = "/images/"  # a picture's URL holds its own permission
 PAGE = "/ui/"  # files of the studio page, which asks for a key itself
 CLIENT = "celadon.client"  # in the scope of a request
+HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})  # they change nothing, and what they tell no other page may read
 
 # RFC 6750. Only Bearer is asked for, though Basic is taken: a browser that is asked for Basic would keep what it is given, and send
 # it with every request from then on, also with those that other sites make it send.
@@ -46,6 +47,7 @@ class Doorkeeper:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app, self._settings, self._keys_in_force = app, settings, settings.keys_in_force
+        self._origins = frozenset({*settings.origins, settings.public_url} - {""})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +72,18 @@ class Doorkeeper:
             return await keyring.client_of(presented(headers))
         if self._settings.keys == "auto" and is_of_the_internet(headers.get("host", "")):
             raise HostRefused()
+        if self._settings.keys == "auto" and scope["method"] not in HARMLESS and self._is_of_another_page(headers):
+            raise HostRefused("Pages of other origins may not ask here unless CELADON_CORS_ORIGINS names theirs.")
         return ANYBODY
+
+    def _is_of_another_page(self, headers: Headers) -> bool:
+        """Whether a browser says so: a form, or a POST without a body, it sends to other origins unasked, and no key is in the way."""
+        origin = headers.get("origin", "")
+        if origin in self._origins:
+            return False
+        if site := headers.get("sec-fetch-site", ""):
+            return site not in ("same-origin", "none")
+        return bool(origin) and origin.partition("://")[2] != headers.get("host", "")
 
 
 def is_open(path: str, settings: Settings) -> bool:

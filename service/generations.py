@@ -159,6 +159,8 @@ class Generations:
         may = await self._keyring.admission(client)
         try:
             job = await self._queue.retry(job_id, admission=may)
+        except JobGone:
+            raise JobExpired() from None
         except (QueueFull, RateLimited, QuotaSpent) as refusal:
             raise refused(refusal, Terms(), may, self._settings) from refusal
         if job is None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MOST = 1_000_000  # bytes of one text, unpacked
+MOST = 1_000_000  # bytes of all texts, unpacked
 
 
 def texts(data: bytes) -> dict[str, str]:
-    """Keyword -> text of tEXt, zTXt and iTXt. Raises ValueError for what is no PNG, is cut short, or unpacks to more than a megabyte."""
+    """Keyword -> text of tEXt, zTXt and iTXt. Raises ValueError for what is no PNG, is cut short, or has texts of more than a megabyte."""
     if not data.startswith(SIGNATURE):
         raise ValueError("it is no PNG")
     found: dict[str, str] = {}
-    at = len(SIGNATURE)
+    at, left = len(SIGNATURE), MOST
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + length]
@@ -21,7 +21,10 @@ def texts(data: bytes) -> dict[str, str]:
             raise ValueError("it is cut short")
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             keyword, _, rest = body.partition(b"\0")
-            found[keyword.decode("latin-1")] = _text(kind, rest)
+            found[keyword.decode("latin-1")] = text = _text(kind, rest)
+            left -= len(text)
+            if left < 0:
+                raise ValueError("its texts are too long")
         if kind == b"IEND":
             return found
         at += 12 + length

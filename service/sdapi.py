@@ -57,8 +57,8 @@ class Txt2ImgRequest(BaseModel):
     cfg_scale: float | None = 7.0
     width: int | None = 512
     height: int | None = 512
-    batch_size: int | None = 1
-    n_iter: int | None = 1
+    batch_size: int | None = Field(default=1, ge=1)
+    n_iter: int | None = Field(default=1, ge=1, description="pictures: so many times batch_size")
     seed: int | None = -1
     eta: float | None = None
     s_churn: float | None = None
@@ -77,7 +77,11 @@ class Txt2ImgRequest(BaseModel):
 
     def checked(self) -> None:
         """Raises NotSupported, UnknownField for a field that cannot be honoured."""
-        for name, value in (self.model_extra or {}).items():
+        self._rest_checked(self.model_extra or {})
+
+    def _rest_checked(self, rest: Mapping[str, Any]) -> None:
+        """Fields without a meaning of their own here, and the settings."""
+        for name, value in rest.items():
             if name in NOTHING and value is not None and value not in NOTHING[name]:
                 raise NotSupported(f"{name} is not done here; leave it out, or send what asks for nothing.", param=name)
             if name not in NOTHING and name not in MOOT:

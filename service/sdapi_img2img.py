@@ -73,8 +73,7 @@ class Img2ImgRequest(Txt2ImgRequest):
             if value is not None and value not in good:
                 raise NotSupported(f"{name} of {str(value)[:20]} is not done here: {why}.", param=name)
         known = {*ONLY, *OF_MASKS, *MOOT}
-        rest = {name: value for name, value in (self.model_extra or {}).items() if name not in known}
-        Txt2ImgRequest.model_construct(None, override_settings=self.override_settings, **rest).checked()
+        self._rest_checked({name: value for name, value in (self.model_extra or {}).items() if name not in known})
 
     def to_draft(self, card: ModelCard) -> Draft:
         """Raises UnknownName of `pipelines.names`, MissingField, InvalidValue, InvalidPicture, NotSupported."""

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     picture_urls: Literal["none", "public", "any"] = Field(default="none", description="where pictures of jobs may be fetched from")
     max_uploads: int = Field(default=1000, ge=1, le=1_000_000, description="pictures of one client that are kept at one time")
     max_upload_pixels: int = Field(default=16_777_216, ge=64, le=16_777_216)
-    max_picture_bytes: int = Field(default=16_777_216, ge=1024, description="of bodies that hold pictures: /uploads, img2img, edits")
+    max_picture_bytes: int = Field(default=16_777_216, ge=1024, description="of bodies that hold pictures: /uploads, img2img, edits, ...")
     max_batch_lines: int = Field(default=10_000, ge=1, le=100_000)
     max_queued: int = Field(default=50_000, ge=1)
     max_queued_per_client: int = Field(default=20_000, ge=1, description="of the jobs that wait")

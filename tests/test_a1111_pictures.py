@@ -95,6 +95,9 @@ def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     ({"mask": as_url(MASK), "mask_blur": 65}, "invalid_value", "mask_blur"),
     ({"restore_faces": True}, "not_supported", "restore_faces"),
     ({"strength": 0.5}, "unknown_field", "strength"),
+    ({"schedule_label": "Karras"}, "unknown_field", "schedule_label"),
+    ({"_fields_set": 1}, "unknown_field", "_fields_set"),
+    ({"cls": 1}, "unknown_field", "cls"),
     ({"sampler_name": "Eular"}, "unknown_sampler", "sampler_name"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_refused(gateway: Live, redis_url: str, body: dict[str, Any], code: str, param: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from redis.client import Redis as BlockingRedis
 
 import jobs.valkey
 from celadon.batch import with_options
@@ -67,6 +68,8 @@ def test_pictures_are_named_by_line_and_what_is_missing_is_fetched_again(fleet: 
     first = newest(fleet)
     kept = (out / "00003-2.webp").read_bytes()
     (out / "00003-2.webp").unlink()
+    with BlockingRedis.from_url(jobs.valkey.url(fleet.folder)) as redis:
+        assert redis.delete(*redis.keys("{q0}:idem:*"))  # as after a day
     assert batch(fleet, file, "-o", out, "--set", "steps=2", "--set", "output_format=webp")[0] == 1
     assert (out / "00003-2.webp").read_bytes() == kept and newest(fleet)["id"] == first["id"], "nothing is drawn a second time"
     job = fleet.client.get(first["links"]["results"].removeprefix(fleet.url)).text.splitlines()[0]

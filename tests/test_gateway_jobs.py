@@ -114,7 +114,7 @@ async def test_a_job_whose_time_is_over_is_gone_and_one_that_never_was_is_not_fo
     assert await ids(gateway) == []
 
 
-async def test_a_dead_letter_tells_its_reasons_and_lives_again(gateway: Live, queue: JobQueue, clock: Clock) -> None:
+async def test_a_dead_letter_tells_its_reasons_and_lives_again(gateway: Live, queue: JobQueue, redis: Redis, clock: Clock) -> None:
     job_id = await submit(gateway)
     assert await kill(queue, clock) == job_id
     job = (await ask(gateway, f"/jobs/{job_id}")).json()
@@ -136,6 +136,8 @@ async def test_a_dead_letter_tells_its_reasons_and_lives_again(gateway: Live, qu
     assert again.id == new["id"]
     assert await queue.finish("w-new", again.attempt, again.id, [])
     assert (await ask(gateway, f"/jobs/{new['id']}")).json()["status"] == "succeeded"
+    await redis.delete(f"{{q0}}:j:{new['id']}")  # a dead letter is kept for longer than what was made of it
+    assert_error(await ask(gateway, f"/jobs/{job_id}/retry", "POST"), 410, "job_expired")
 
 
 async def test_only_dead_letters_are_tried_again(gateway: Live, queue: JobQueue) -> None:

@@ -192,6 +192,29 @@ def test_on_loopback_names_of_the_internet_are_refused(server: str, tmp_path: Pa
         assert live.http.get("/jobs", headers={"Host": "a.example.com", "Authorization": f"Bearer {key}"}).status_code == 200
 
 
+def test_on_loopback_pages_of_other_origins_change_nothing(server: str, tmp_path: Path) -> None:
+    """A browser sends forms, and POSTs without a body, wherever a page wants; who is no browser says nothing of pages."""
+    with running(server, tmp_path, card(), cors_origins="http://localhost:3000") as live:
+        before = depth(server)
+        own = f"http://127.0.0.1:{live.port}"
+        others = (
+            {"Origin": "https://evil.example.com"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Origin": own, "Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+        )
+        for page in others:
+            batch = live.http.post("/batches", files={"file": ("a.jsonl", b'"a red apple"')}, headers=page)
+            assert_error(batch, 403, "host_refused")
+            assert live.http.post("/sdapi/v1/interrupt", headers=page).status_code == 403
+            assert live.http.get("/jobs", headers=page).status_code == 200  # which it cannot read
+        assert depth(server) == before
+        named = {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"}
+        for page in ({"Origin": own}, {"Sec-Fetch-Site": "same-origin"}, named):
+            assert live.http.post("/generate", json=PROMPT, headers=page).status_code == 202
+
+
 @pytest.mark.parametrize(("settings", "needed"), [
     ({}, False),
     ({"host": "localhost"}, False),

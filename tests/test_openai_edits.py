@@ -91,6 +91,14 @@ def test_variations_are_drawn_from_the_picture_alone(sdk: openai.OpenAI, fleet: 
     assert fleet.client.post("/v1/images/variations", files={"n": (None, "1")}).json()["error"]["code"] == "missing_field"
 
 
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/images/variations"])
+def test_a_picture_may_be_larger_than_other_bodies(gateway: Live, path: str) -> None:
+    picture = as_file(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    prompt = {"prompt": "a cat"} if path.endswith("edits") else {}
+    assert len(picture) > gateway.settings.max_body_bytes
+    assert gateway.http.post(path, files={"image": ("a.png", picture)}, data=prompt).status_code == 504  # nobody draws here: it was queued
+
+
 @pytest.fixture
 def gateway(redis_url: str, tmp_path: Path) -> Iterator[Live]:
     with running(redis_url, tmp_path, card(max_width=128), door_wait_s=1, max_body_bytes=1024, max_picture_bytes=60_000) as live:

@@ -1,11 +1,13 @@
 #!lua
 -- retry <id> <new_id> <max_queued> <max_per_client> <rate_per_s> <burst> <per_day>
 --       -> {'created' | 'existing', the record of the new job that does what the dead letter should have} | {'none'} if it is no dead letter
+--       | {'gone'} if the new job has expired
 --       | {'limited' | 'spent', seconds} | {'full', seconds, 'client' where only its own part is full}, as of submit
 -- Terminal states stay: the dead letter names its successor and leaves the list. Asked again, the same one is told.
 local id, successor, max_queued, max_per_client, rate, burst, per_day = unpack(ARGV, 1, 7)
 local known = call('HGET', job(id), 'retried_as')
-if known then return { 'existing', call('HGETALL', job(known)) } end
+local made = known and call('HGETALL', job(known))
+if made then return { #made > 0 and 'existing' or 'gone', made } end
 if not call('ZSCORE', q .. 'dead', id) or call('EXISTS', job(id)) == 0 then return { 'none' } end
 
 local t, f = now(), call('HMGET', job(id), 'client', 'queue', 'service_class', 'params')

@@ -80,7 +80,9 @@ async def _draw(body: Txt2ImgRequest, request: Request, gateway: Gateway, client
         draft = body.to_draft(card)
     except names.UnknownName as error:
         kind = errors.UnknownSampler if error.kind == "sampler" else errors.UnknownSchedule
-        raise kind(f"{error}", param="sampler_name" if error.kind == "sampler" else "scheduler") from error
+        raise kind(
+            str(error).replace(error.name, errors.shown(error.name)), param="sampler_name" if error.kind == "sampler" else "scheduler"
+        ) from error
     said = {"num_images": "n_iter"} if (body.n_iter or 1) > (body.batch_size or 1) else {}
     said |= {"upscale": "hr_resize_x"} if body.hr_resize_x else {"upscale": "hr_resize_y"} if body.hr_resize_y else {}
     with said_in(A1111 | said):
