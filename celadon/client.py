@@ -168,11 +168,11 @@ class Client:
 
     def get(self, job_id: str) -> Generation:
         """The job as it is now. Raises ApiError (`not_found` and others), Unreachable."""
-        return Generation.from_json(self._request("GET", f"/jobs/{job_id}").json())
+        return Generation.from_json(self._request("GET", f"/jobs/{quote(job_id, safe='')}").json())
 
     def cancel(self, job_id: str) -> Generation:
         """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
-        return Generation.from_json(self._request("DELETE", f"/jobs/{job_id}").json())
+        return Generation.from_json(self._request("DELETE", f"/jobs/{quote(job_id, safe='')}").json())
 
     def retry(self, job_id: str) -> Generation:
         """Queue a dead letter again, as a new job, which is returned. Raises ApiError (`job_not_dead` for any other job), Unreachable."""
@@ -188,17 +188,17 @@ class Client:
 
     def batch(self, batch_id: str) -> Mapping[str, Any]:
         """The batch as it is now. Raises ApiError (`batch_not_found` and others), Unreachable."""
-        batch: Mapping[str, Any] = self._request("GET", f"/batches/{batch_id}").json()
+        batch: Mapping[str, Any] = self._request("GET", f"/batches/{quote(batch_id, safe='')}").json()
         return batch
 
     def batch_results(self, batch_id: str, first: int = 1, limit: int = 1000) -> list[Mapping[str, Any]]:
         """What became of its lines from `first` on, in their order. Raises as `batch` does."""
-        text = self._request("GET", f"/batches/{batch_id}/results?first={first}&limit={limit}").text
+        text = self._request("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}").text
         return [json.loads(line) for line in text.splitlines()]
 
     def cancel_batch(self, batch_id: str) -> Mapping[str, Any]:
         """Cancel those of its jobs that have not ended. Raises as `batch` does."""
-        batch: Mapping[str, Any] = self._request("DELETE", f"/batches/{batch_id}", timeout=BATCH_S).json()
+        batch: Mapping[str, Any] = self._request("DELETE", f"/batches/{quote(batch_id, safe='')}", timeout=BATCH_S).json()
         return batch
 
     def upload(self, picture: bytes | str | Path) -> Mapping[str, Any]:
@@ -285,7 +285,7 @@ class Client:
         headers = {"Last-Event-ID": last_event} if last_event else {}
         silence_s = SILENCE_S if deadline is None else min(SILENCE_S, max(0.05, deadline - time.monotonic()))
         try:
-            with self._http.sse(f"/jobs/{job_id}/events", headers=headers, timeout=silence_s) as source:
+            with self._http.sse(f"/jobs/{quote(job_id, safe='')}/events", headers=headers, timeout=silence_s) as source:
                 source.response.raise_for_status()
                 for event in source:
                     last_event = event.id or last_event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,10 +33,7 @@ def check(source: Source, json_: Annotated[bool, typer.Option("--json", help="Fo
         for name, value in told.items():
             table.add_row(f"[dim]{escape(name)}[/]", escape(", ".join(value) if isinstance(value, list) else str(value)))
         Console().print(table)
-    if "refused" in told:
-        if not json_:
-            _say(f"refused ({told['refused']}): {told['why']}")
-        raise typer.Exit(REFUSED)
+    _stop_if_refused(told, silent=json_)
 
 
 @app.command()
@@ -47,9 +45,7 @@ def add(
     from workers.added import read_added, write_added
 
     told = _told(source)
-    if "refused" in told:
-        _say(f"refused ({told['refused']}): {told['why']}")
-        raise typer.Exit(REFUSED)
+    _stop_if_refused(told)
     wanted = name or str(told["name"])
     if wanted != slug(wanted):
         _say(f"a name holds letters, digits, and . _ - inside: {slug(wanted)}, for example")
@@ -92,6 +88,13 @@ def remove(name: Annotated[str, typer.Argument(help="As `celadon models list` ha
         _say(f"no name {name} was added")
         raise typer.Exit(2)
     write_added(folder, {one: source for one, source in added.items() if one != name})
+
+
+def _stop_if_refused(told: Mapping[str, str | list[str]], *, silent: bool = False) -> None:
+    if "refused" in told:
+        if not silent:
+            _say(f"refused ({told['refused']}): {told['why']}")
+        raise typer.Exit(REFUSED)
 
 
 def _settings() -> WorkerSettings:

@@ -7,12 +7,13 @@ nothing with it; its answer is read and dropped.
 from __future__ import annotations
 
 import asyncio
+from copy import copy
 from typing import Any
 
 import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 Call = tuple[bytes, "asyncio.Future[Any]"]  # a packed command, and who waits for its answer
 
@@ -41,9 +42,9 @@ class Pipe:
             while self._waiting:
                 calls, self._waiting = self._waiting, []
                 await _exchange(connection, calls)
-        except (RedisError, OSError) as error:
+        except Exception as error:
             for answer in self._unanswered(calls):
-                answer.set_exception(type(error)(*error.args))  # each its own, since every raise adds to a traceback
+                answer.set_exception(copy(error))  # each its own, since every raise adds to a traceback
         finally:
             for answer in self._unanswered(calls):
                 answer.cancel()  # the loop is ending

@@ -270,7 +270,7 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
     if params.width > card.width or params.height > card.height:
         size = f"{card.width}x{card.height}"
         yield JobWarning("beyond_trained_size", f"The model was trained at {size}; larger pictures may repeat themselves.")
-    yield from kind_warnings(params.kind, params.prompt)
+    yield from kind_warnings(params)
     yield from guidance_warnings(params, card)
     if unused := idle_options(params, card):
         yield JobWarning("sampler_options_unused", f"{', '.join(unused)} of {params.sampler} act only where it adds noise; it adds none.")

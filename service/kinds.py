@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.job import JobWarning
 from pipelines.card import ModelCard, SamplerInfo
-from pipelines.params import Kind, kept_steps
+from pipelines.params import GenerationParams, Kind, kept_steps
 from service.errors import InvalidSize, InvalidValue, MissingField
 from service.inputs import Given, Pictures
 from service.picture_errors import KindNotSupported
@@ -84,8 +84,10 @@ def grown(given: Given, sides: Mapping[str, int] | None) -> tuple[int, int]:
     return given.size[0] + more.get("left", 0) + more.get("right", 0), given.size[1] + more.get("top", 0) + more.get("bottom", 0)
 
 
-def kind_warnings(kind: Kind, prompt: str) -> Iterator[JobWarning]:
-    if kind not in ("text_to_image", "variations") and not prompt:
+def kind_warnings(params: GenerationParams) -> Iterator[JobWarning]:
+    if params.mask_content != "original" and params.kept[0] == 0:
+        yield JobWarning("mask_content_unused", "With strength 1 the masked part begins as noise, whatever mask_content says.")
+    if params.kind not in ("text_to_image", "variations") and not params.prompt:
         yield JobWarning("prompt_empty", "Without a prompt the model draws anything into the picture.")
 
 

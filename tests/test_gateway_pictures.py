@@ -59,6 +59,9 @@ def test_a_masked_region_is_drawn_in_the_size_of_the_model_or_as_asked(gateway: 
     found, total = params(gateway, mask_padding=0, mask_content="fill", width=64, height=96, **odd)
     assert (found["width"], found["height"], found["mask_padding"], found["mask_content"]) == (64, 96, 0, "fill")
     assert params(gateway, **found) == (found, total)
+    for strength, codes in ((1.0, ["mask_content_unused"]), (0.5, [])):
+        answer = gateway.post(GOOD | odd | {"mask_padding": 0, "mask_content": "fill", "strength": strength}).json()
+        assert [warning["code"] for warning in answer["warnings"]] == codes
 
 
 def test_outpaint_makes_the_picture_larger(gateway: Live) -> None:

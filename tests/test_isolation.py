@@ -23,7 +23,7 @@ from jobs.job import ImageRef
 from jobs.job_queue import JobQueue
 from keyed import asking, make_key
 from live_gateway import Live, run_apart, running
-from picture_samples import as_file, sample_picture
+from picture_samples import as_file, as_url, sample_picture
 
 MODEL = card().id
 MARK = "zanzibar"  # in every prompt of ada's
@@ -204,12 +204,13 @@ def harmless(world: World, method: str, path: str) -> None:
     assert said(world.bob.post(path)) == (200, {})
 
 
-def apart(body: dict[str, Any], **headers: str) -> Check:
-    """The same request of another client is another job, whatever key or fingerprint it comes under."""
+def apart(body: dict[str, Any], picture: str = "", **headers: str) -> Check:
+    """The same request of another client is another job, whatever key or fingerprint it comes under; with `picture`, a form with a file."""
+    sent: dict[str, Any] = {"data": body, "files": {picture: ("a.png", PICTURE, "image/png")}} if picture else {"json": body}
 
     def check(world: World, method: str, path: str) -> None:
         before = ids_of(world.eve)
-        answer = world.eve.post(path, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = world.eve.post(path, **sent, headers={name.replace("_", "-"): value for name, value in headers.items()})
         assert answer.status_code in (202, 504) and "idempotency-replayed" not in answer.headers  # nobody draws here
         (new,) = ids_of(world.eve) - before
         assert new not in world.jobs.values() and new not in ids_of(world.ada)
@@ -286,10 +287,10 @@ TABLE: dict[tuple[str, str], Check] = {
     ("get", "/v1/models"): shared(),
     ("get", "/v1/models/{model}"): shared(f"/v1/models/{MODEL}"),
     ("post", "/v1/images/generations"): apart({"prompt": BODY["prompt"]}, x_stainless_retry_count="1"),
-    ("post", "/v1/images/edits"): shared(),
-    ("post", "/v1/images/variations"): shared(),
+    ("post", "/v1/images/edits"): apart({"prompt": BODY["prompt"]}, "image", x_stainless_retry_count="1"),
+    ("post", "/v1/images/variations"): apart({}, "image", x_stainless_retry_count="1"),
     ("post", "/sdapi/v1/txt2img"): apart(A1111),
-    ("post", "/sdapi/v1/img2img"): shared(),
+    ("post", "/sdapi/v1/img2img"): apart(A1111 | {"init_images": [as_url(sample_picture())]}),
     ("get", "/sdapi/v1/progress"): idle,
     ("post", "/sdapi/v1/interrupt"): harmless,
     ("post", "/sdapi/v1/skip"): harmless,

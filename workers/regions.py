@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pipelines.masks import DRAWN, Box, crop_box, put_back
+from pipelines.masks import DRAWN, crop_box, put_back
 from pipelines.params import GenerationParams
 from workers.messages import Inputs, Kept, Pixels
 
@@ -26,8 +26,8 @@ def region(params: GenerationParams, picture: Pixels, mask: Pixels) -> Inputs:
 
 def whole(params: GenerationParams, picture: Pixels, mask: Pixels) -> Inputs:
     """The same of all of it, in the size that is drawn."""
-    height, width = mask.shape
-    return Inputs(_begun(params, picture, mask), mask, Kept(picture, mask, Box(0, 0, width, height)))
+    plain = Inputs(picture, mask)
+    return Inputs(_begun(params, picture, mask), mask, plain.around)
 
 
 def returned(drawn: Pixels, kept: Kept, feather: int) -> Pixels:

@@ -17,7 +17,7 @@ from service import errors
 from service.catalog import alias
 from service.dialects import OPENAI, said_in
 from service.drafts import Draft, fingerprint
-from service.error_answers import documented, openai_error
+from service.error_answers import documented, openai_error, translate
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generations import START
@@ -189,7 +189,9 @@ async def _stream(gateway: Gateway, job: Job, body: ImagesRequest, request_id: s
         with gateway.generations.stream():
             async for event in with_pings(_told(gateway, job, body), PING_S):
                 yield event
-    except errors.ApiError as error:
+    except Exception as exc:  # of Redis, for example: what has begun as a stream ends as one
+        if (error := translate(exc)) is None:
+            raise
         yield _event("error", openai_error(error, request_id))
     yield b"data: [DONE]\n\n"
 
