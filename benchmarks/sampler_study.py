@@ -96,7 +96,7 @@ class Studio:
 def _denoiser(model: Path) -> OpenVinoDenoiser:
     """In one thread and float32."""
     said = describe(model)
-    return OpenVinoDenoiser(Compiler(said, None, threads=1).compile("unet", "float32"), said.configs["unet"])
+    return OpenVinoDenoiser(Compiler(said, None, threads=1).forms("float32"), said.configs["unet"])
 
 
 def _sprites(root: Path) -> np.ndarray:

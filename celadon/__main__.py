@@ -120,6 +120,7 @@ def generate(
     height: asked.Pixels = None,
     steps: asked.Steps = None,
     guidance: asked.Guidance = None,
+    cache_interval: asked.CacheInterval = None,
     sampler: asked.Sampler = None,
     schedule: asked.Schedule = None,
     sampler_option: eyes.SamplerOption = [],  # noqa: B006 - typer copies it
@@ -149,8 +150,9 @@ def generate(
     with refusing():
         options = {name: options_of(written) for name, written in given.items() if written}
     params = {
-        "negative_prompt": negative, "prompt_syntax": prompt_syntax, "width": width, "height": height, "steps": steps, "guidance": guidance,
-        "sampler": sampler, "schedule": schedule, "seed": seed, "num_images": num_images, "model": model, "output_format": format_,
+        "negative_prompt": negative, "prompt_syntax": prompt_syntax, "width": width, "height": height, "steps": steps,
+        "guidance": guidance, "cache_interval": cache_interval, "sampler": sampler, "schedule": schedule, "seed": seed,
+        "num_images": num_images, "model": model, "output_format": format_,
         "image": image, "mask": mask, "mask_padding": mask_padding, "strength": strength, "upscale": upscale, **options,
     }  # fmt: skip
     try:

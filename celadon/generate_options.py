@@ -15,6 +15,9 @@ Syntax = Annotated[
 ]
 Pixels = Annotated[int | None, typer.Option(help="Pixels.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(help="More steps, finer and slower.", show_default=False)]
+CacheInterval = Annotated[
+    int | None, typer.Option(help="Ask the deep layers at every n-th evaluation alone: sooner, a little different.", show_default=False)
+]
 Guidance = Annotated[float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", show_default=False)]
 Sampler = Annotated[str | None, typer.Option(help="The solver, for example ddim or dpmpp_2m.", show_default=False)]
 Schedule = Annotated[str | None, typer.Option(help="The noise levels, for example karras.", show_default=False)]

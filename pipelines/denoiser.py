@@ -3,6 +3,8 @@
 A backend takes x [R, C, h, w] float32, timestep [R] float32 (may be fractional) and context [R, L, E], and returns the raw
 output [R, C, h, w] in float32, all as arrays of its namespace `xp`. Where rows are to be disturbed (PAG, SEG) it is also given
 `marks`, one word a row (pag, seg, or empty); a model that is told more than the text, `told` [R, V] (`pipelines.conditioning`).
+`remember` also returns what enters the outermost of the blocks that go up, and `recall` takes that instead of asking all that lies
+deeper (DeepCache, arXiv 2312.00858, with the whole outermost level as the shallow part).
 This file needs no torch; `denoiser_torch` is a backend.
 """
 
@@ -20,10 +22,11 @@ from pipelines.prompts import Worn
 Array = Any
 
 PROBE_ROWS = (2, 3, 4, 8)
+ROWS_ON_CPU, ROWS_ON_GPU = 2, 8
 
 
-class Denoiser(Protocol):
-    """What the engine asks of a backend."""
+class Model(Protocol):
+    """Rows in, raw outputs out."""
 
     xp: ModuleType
     device: Any
@@ -33,7 +36,41 @@ class Denoiser(Protocol):
     ) -> Array: ...
 
 
-def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:
+class Denoiser(Model, Protocol):
+    """What the engine asks of a backend."""
+
+    def remember(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *, worn: Worn = ()
+    ) -> tuple[Array, Array]:
+        """The same, and what the deep layers said: [R, C', h, w]."""
+        ...
+
+    def recall(self, x: Array, timestep: Array, context: Array, deep: Array, told: Array | None = None, /, *, worn: Worn = ()) -> Array:
+        """The outermost layers over what the deep ones said earlier, [R, C', h, w]."""
+        ...
+
+
+class WithMemory:
+    """A denoiser whose one answer is that of `remember`, and that of `recall` over it: [R, 2 C, h, w]. For measuring both at once."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser, self.xp, self.device = denoiser, denoiser.xp, denoiser.device
+
+    def __call__(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
+    ) -> Array:
+        further = () if told is None else (told,)
+        out, deep = self._denoiser.remember(x, timestep, context, *((marks, told) if further else ()), worn=worn)
+        return self.xp.concat([out, self._denoiser.recall(x, timestep, context, deep, *further, worn=worn)], axis=1)
+
+
+def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> int:
+    """The rows of every call where a row's output is not its own in every batch: few, or 1 where its place among them tells too."""
+    rows = ROWS_ON_CPU if denoiser.device == "cpu" else ROWS_ON_GPU
+    return rows if place_invariant(denoiser, shape, context, width, rows) else 1
+
+
+def batch_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:
     """Does a row's output stay bit for bit the same whatever the batch? Measured with random rows at sizes 1 to 8, with prompts of one
     length and of twice that.
 
@@ -42,7 +79,7 @@ def batch_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Ar
     return all(_invariant(denoiser, shape, text, width) for text in (context, denoiser.xp.concat([context, context], axis=0)))
 
 
-def _invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int) -> bool:
+def _invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int) -> bool:
     xp = denoiser.xp
     rng = np.random.default_rng(0)
     most = max(PROBE_ROWS)
@@ -58,7 +95,7 @@ def _invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, 
     return True
 
 
-def place_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int, rows: int) -> bool:
+def place_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int, rows: int) -> bool:
     """Does a row's output stay the same at every place of a call of `rows` rows? Measured by turning them round. Arguments as above.
 
     Where the sizes of a model are no multiples of what the processor takes at once, its rows begin at odd addresses, and are added up
@@ -77,7 +114,7 @@ def place_invariant(denoiser: Denoiser, shape: tuple[int, int, int], context: Ar
     return all(bool(xp.all(answers(turn) == first)) for turn in range(1, rows))
 
 
-def warm_up(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, width: int = 0) -> None:
+def warm_up(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> None:
     """One call of a guided picture's two rows, so that the first job does not wait for kernels. Arguments as above."""
     xp = denoiser.xp
     x = xp.zeros((2, *shape), dtype=xp.float32, device=denoiser.device)  # [2, C, h, w]
@@ -85,7 +122,7 @@ def warm_up(denoiser: Denoiser, shape: tuple[int, int, int], context: Array, wid
     denoiser(x, t, xp.stack([context] * 2), *_told(denoiser, np.zeros((2, width), np.float32))(slice(2)))
 
 
-def _told(denoiser: Denoiser, rows: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
+def _told(denoiser: Model, rows: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
     """The further arguments of a call for some of these rows [R, V]: none where the model is told nothing."""
     array = denoiser.xp.asarray(rows, device=denoiser.device)
     return lambda part: ((), array[part]) if rows.shape[1] else ()

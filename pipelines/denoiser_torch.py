@@ -11,6 +11,7 @@ import array_api_compat.numpy
 import array_api_compat.torch
 import torch
 
+from pipelines import outermost
 from pipelines.conditioning import Told
 from pipelines.loras_torch import Wardrobe
 from pipelines.perturbation import disturbed
@@ -41,6 +42,17 @@ class TorchDenoiser:
             out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False, **further)[0]
         out = out.float()
         return out.numpy() if self.xp is array_api_compat.numpy else out
+
+    def remember(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
+    ) -> tuple[Array, Array]:
+        with outermost.listening(self._unet) as heard:
+            out = self(x, timestep, context, marks, told, worn=worn)
+        return out, heard[0].float().numpy() if self.xp is array_api_compat.numpy else heard[0]
+
+    def recall(self, x: Array, timestep: Array, context: Array, deep: Array, told: Array | None = None, *, worn: Worn = ()) -> Array:
+        with outermost.over(self._unet, self._own(deep).to(self._dtype)):
+            return self(x, timestep, context, (), told, worn=worn)
 
     def _own(self, array: Array) -> torch.Tensor:
         """On the device; on a CPU in torch's own memory, which is aligned: the last bits of a product depend on where its numbers lie."""

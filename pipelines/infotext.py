@@ -17,6 +17,7 @@ def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str,
             f"Hires resize: {hires['width']}x{hires['height']}, Hires steps: {hires['steps']}, Hires upscaler: {hires['method'].title()}, "
         )
     more += f"Clip skip: {params.clip_skip}, " if params.clip_skip > 1 else ""
+    more += f"Cache interval: {params.cache_interval}, " if params.cache_interval > 1 else ""
     negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
     return (
         f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {params.schedule}, "

@@ -26,6 +26,7 @@ from pipelines.lora_names import original
 from pipelines.prompts import Worn
 from pipelines.weight_files import weight_files
 
+Key = TypeVar("Key")
 Thing = TypeVar("Thing")
 
 Delta = NDArray[np.float32]
@@ -186,17 +187,17 @@ def shapes(folder: Path) -> Shapes:
     return {name: shape for path in weight_files(folder) for name, shape in _head(path).shapes.items()}
 
 
-class Kept(Generic[Thing]):
-    """What was made for the sets of LoRAs that were used last: making it takes long, and holding it memory."""
+class Kept(Generic[Key, Thing]):
+    """What was made for the keys, such as sets of LoRAs, that were used last: making it takes long, and holding it memory."""
 
-    def __init__(self, make: Callable[[Worn], Thing], most: int) -> None:
+    def __init__(self, make: Callable[[Key], Thing], most: int) -> None:
         self._make, self._most = make, most
-        self._things: OrderedDict[Worn, Thing] = OrderedDict()
+        self._things: OrderedDict[Key, Thing] = OrderedDict()
 
-    def get(self, worn: Worn) -> Thing:
-        if worn not in self._things:
+    def get(self, key: Key) -> Thing:
+        if key not in self._things:
             while len(self._things) >= self._most:
                 self._things.popitem(last=False)
-            self._things[worn] = self._make(worn)
-        self._things.move_to_end(worn)
-        return self._things[worn]
+            self._things[key] = self._make(key)
+        self._things.move_to_end(key)
+        return self._things[key]

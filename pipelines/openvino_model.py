@@ -32,12 +32,14 @@ from pipelines.prompts import PLAIN, Reading, Worn, read
 from pipelines.tokens import Tokenizer
 
 Array = Any
-Dressed = Callable[[Worn], openvino.CompiledModel]
+Compile = Callable[[str, Worn], openvino.CompiledModel]
+Requests = list[openvino.InferRequest]
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
-    "unet": unet.build, "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
+    "unet": unet.build, "unet_remember": unet.build_remember, "unet_recall": unet.build_recall,
+    "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
 CACHE_FORMAT = 4  # raised when a graph is built in another way, or what is noted of it means something else
-FOLDERS = {"vae_encoder": "vae"}  # of parts that are not named as their folder
+FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
 
@@ -56,10 +58,11 @@ class Compiler:
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
 
     def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = ()) -> openvino.CompiledModel:
-        """`part` is unet, vae, vae_encoder or text_encoder; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk.
+        """`part` is one of GRAPHS; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk.
         Raises NoGraph, FileNotFoundError or LoraError.
         """
-        hints, deltas = self._hints(precision, streams), self.loras.deltas(part, worn)
+        folder = FOLDERS.get(part, part)
+        hints, deltas = self._hints(precision, streams), self.loras.deltas(folder, worn)
         path = None if deltas else self._path(part, hints)
         if path and path.exists():
             try:
@@ -67,13 +70,16 @@ class Compiler:
             except RuntimeError:  # of another processor or version: made anew, and what was noted of it too
                 path.unlink(missing_ok=True)
                 path.with_suffix(".json").unlink(missing_ok=True)
-        folder = FOLDERS.get(part, part)
-        rounding = {"int8": True} if part == "unet" and self._int8 else {}
+        rounding = {"int8": True} if folder == "unet" and self._int8 else {}
         model = GRAPHS[part](Changed(self._said.folder / folder, deltas), self._said.configs[folder], **rounding)
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
         return compiled
+
+    def forms(self, precision: str, streams: int = 1) -> Compile:
+        """`compile` of a U-Net's forms, with LoRAs or without."""
+        return lambda form, worn: self.compile(form, precision, streams, worn)
 
     def note(self, part: str, precision: str, streams: int = 1) -> Path | None:
         """A file beside what `compile` keeps for the same arguments, for what is true of that build alone."""
@@ -90,7 +96,7 @@ class Compiler:
         if self._cache is None:
             return None
         decides = [CACHE_FORMAT, openvino.get_version(), self._said.card.hash, part, sorted(hints.items()), os.cpu_count(), processor()]
-        decides += ["int8"] if part == "unet" and self._int8 else []
+        decides += ["int8"] if FOLDERS.get(part, part) == "unet" and self._int8 else []
         return self._cache / f"{part}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]}.blob"
 
 
@@ -116,35 +122,57 @@ class OpenVinoDenoiser:
     xp: ModuleType = array_api_compat.numpy
     device: Any = "cpu"
 
-    def __init__(
-        self, compiled: openvino.CompiledModel, config: Mapping[str, Any], streams: int = 1, dressed: Dressed | None = None
-    ) -> None:
-        """`dressed` compiles the same with LoRAs."""
+    def __init__(self, compile: Compile, config: Mapping[str, Any], streams: int = 1) -> None:
+        """`compile` gives a form of the U-Net with LoRAs, or without any; what remembers and recalls is compiled when it is asked for."""
         self._config = config
-        self._requests = _requests(compiled, streams)
-        self._sets = Kept(lambda worn: _requests(dressed(worn) if dressed else compiled, streams), KEPT)
+        self._plain = {"unet": _requests(compile("unet", ()), streams)}
+        self._make: Callable[[str, Worn], Requests] = lambda form, worn: _requests(compile(form, worn), streams)
+        self._dressed: Kept[tuple[str, Worn], Requests] = Kept(lambda key: self._make(*key), KEPT)
 
     def __call__(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
     ) -> Array:
         """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32. There is no graph of a model that is told more."""
+        return self._ask("unet", worn, self._inputs(x, timestep, context, marks, told))[0]
+
+    def remember(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
+    ) -> tuple[Array, Array]:
+        out, deep = self._ask("unet_remember", worn, self._inputs(x, timestep, context, marks, told))
+        return out, deep
+
+    def recall(self, x: Array, timestep: Array, context: Array, deep: Array, told: Array | None = None, *, worn: Worn = ()) -> Array:
+        inputs = self._inputs(x, timestep, context, (), told)
+        return self._ask("unet_recall", worn, {name: inputs[name] for name in ("x", "time", "context")} | {"deep": deep})[0]
+
+    def _inputs(self, x: Array, timestep: Array, context: Array, marks: Sequence[str], told: Array | None) -> dict[str, Array]:
         assert told is None, "there is no graph of a model that is told more"
-        rows = len(x)
-        told = list(marks) or [""] * rows
-        inputs = {
+        words = list(marks) or [""] * len(x)
+        return {
             "x": x, "time": unet.time_embedding(np.asarray(timestep), self._config), "context": context,
-            "pag": _marked(told, "pag"), "seg": _marked(told, "seg"),
+            "pag": _marked(words, "pag"), "seg": _marked(words, "seg"),
         }  # fmt: skip
-        requests = self._sets.get(worn) if worn else self._requests
+
+    def _ask(self, form: str, worn: Worn, inputs: Mapping[str, Array]) -> list[Array]:
+        """The outputs of a form of the U-Net, each [R, ...]; every stream takes its share of the rows."""
+        requests = self._requests(form, worn)
+        rows = len(inputs["x"])
         cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(requests))) if len(cut)]
         for request, cut in zip(requests, cuts, strict=False):
             part = slice(int(cut[0]), int(cut[-1]) + 1)
             request.start_async({name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()})
-        out = []
+        found = []
         for request, _ in zip(requests, cuts, strict=False):
             request.wait()
-            out.append(request.get_output_tensor(0).data.copy())
-        return out[0] if len(out) == 1 else np.concatenate(out)
+            found.append([tensor.data.copy() for tensor in request.output_tensors])
+        return found[0] if len(found) == 1 else [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def _requests(self, form: str, worn: Worn) -> Requests:
+        if worn:
+            return self._dressed.get((form, worn))
+        if form not in self._plain:
+            self._plain[form] = self._make(form, ())
+        return self._plain[form]
 
 
 def _requests(compiled: openvino.CompiledModel, count: int) -> list[openvino.InferRequest]:
@@ -169,7 +197,9 @@ class OpenVinoStages:
         self.told, self.zero_negative = Told(), False  # what is told more has no graph
         self._tokenizer = Tokenizer(said.folder / "tokenizer", said.tokens)
         self._text = compiler.compile("text_encoder", "float32").create_infer_request()
-        self._texts = Kept(lambda worn: compiler.compile("text_encoder", "float32", worn=worn).create_infer_request(), KEPT)
+        self._texts: Kept[Worn, openvino.InferRequest] = Kept(
+            lambda worn: compiler.compile("text_encoder", "float32", worn=worn).create_infer_request(), KEPT
+        )
         self._decoder = compiler.compile("vae", precision).create_infer_request()
         self._compiler = compiler
         self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone

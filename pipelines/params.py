@@ -23,10 +23,11 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
-    "clip_skip": 1, "loras": (),
+    "clip_skip": 1, "loras": (), "cache_interval": 1,
 }  # fmt: skip
 
 FIRST_PASS = "first pass"  # in the place of a key
+MAX_CACHE_INTERVAL = 10
 SEED_LIMIT = 2**32  # seeds are 0 .. 2^32-1: torch's CPU generator keeps no more of them
 
 
@@ -78,6 +79,7 @@ class GenerationParams:
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)  # what SDXL is told: original_size, crop, target_size; pairs
     clip_skip: int = 1
     loras: tuple[LoraUse, ...] = ()  # beside those that the prompt names
+    cache_interval: int = 1  # rows of the table from one asking of the U-Net's deep layers to the next
     upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
 
     @property

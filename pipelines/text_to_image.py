@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
-from pipelines import plain_guidance
+from pipelines import outermost, plain_guidance
 from pipelines.conditioning import Text, vector
 from pipelines.denoiser_torch import told_unet
 from pipelines.known import Known, Pixels, Posterior, begin
@@ -141,15 +142,20 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
     blend, beside = start.blend, [] if start.beside is None else [torch.from_numpy(start.beside).to(checkpoint.device)]
     registers = {"x": start.x, "anchor": np.zeros(shape, np.float32)}
     registers |= {f"m{i}": np.zeros(shape, np.float32) for i in range(1, MEMORIES + 1)}
-    average = torch.zeros(shape, device=checkpoint.device)
+    average, cache = torch.zeros(shape, device=checkpoint.device), outermost.Cache(checkpoint.unet, params.cache_interval)
     for row in range(len(table)):
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
         x = torch.from_numpy(registers["x"]).to(checkpoint.device)
         seen, timestep, mark = torch.cat([x * float(c_in), *beside]), table.timestep[row], guidance.mark_at(row)
+        ask = partial(_evaluate, checkpoint, seen, timestep)
         with checkpoint.wardrobe.wearing("unet", params.worn):
-            c, u = _evaluate(checkpoint, seen, timestep, [cond, uncond] if guidance.guided(row) else [cond])
+            if params.cache_interval == 1:
+                c, u = ask([cond, uncond] if guidance.guided(row) else [cond])
+            else:
+                c = cache.at(row, "cond", ask, [cond])[0]
+                u = cache.at(row, "uncond", ask, [uncond])[0] if guidance.guided(row) else c
         with plain_guidance.disturbed(checkpoint.unet, mark), checkpoint.wardrobe.wearing("unet", params.worn):
-            p = _evaluate(checkpoint, seen, timestep, [cond, cond])[1] if mark else c
+            p = cache.at(row, "disturbed", ask, [cond, cond])[1] if mark else c
         c_skip, c_out = float(table.c_skip[row]), float(table.c_out[row])
         n = plain_guidance.numbers(guidance, row)
         delta = c_out * (c - u) + n["momentum"] * average

@@ -18,7 +18,17 @@ from typing import Any
 from jobs.job import JobWarning
 from pipelines import names
 from pipelines.card import ModelCard, SamplerInfo, ScheduleInfo
-from pipelines.params import EXTENSIONS, SEED_LIMIT, GenerationParams, Kind, LoraUse, MaskContent, OutputFormat, kept_steps
+from pipelines.params import (
+    EXTENSIONS,
+    MAX_CACHE_INTERVAL,
+    SEED_LIMIT,
+    GenerationParams,
+    Kind,
+    LoraUse,
+    MaskContent,
+    OutputFormat,
+    kept_steps,
+)
 from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
@@ -50,6 +60,7 @@ class Draft:
     prompt_syntax: Syntax = "plain"
     clip_skip: int = 1
     loras: tuple[LoraUse, ...] = ()
+    cache_interval: int = 1
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -145,6 +156,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
         size_conditioning=_told_sizes(draft, card),
         upscale=second,
         loras=draft.loras,
+        cache_interval=_within("cache_interval", draft.cache_interval, 1, MAX_CACHE_INTERVAL),
         clip_skip=_within("clip_skip", draft.clip_skip, 1, card.max_clip_skip),
         **picture,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
-from pipelines.params import Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
+from pipelines.params import MAX_CACHE_INTERVAL, Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
 from pipelines.prompts import Syntax
 from service.drafts import Draft
 from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
@@ -132,6 +132,10 @@ class GenerateRequest(BaseModel):
         default_factory=list, max_length=MAX_LORAS, description="LoRAs that act on this picture, by the names of GET /models; each once"
     )
     clip_skip: int = Field(default=1, ge=1, description="the text encoder's layer that is read: 1 the last, 2 the one before, as in A1111")
+    cache_interval: int = Field(
+        default=1, ge=1, le=MAX_CACHE_INTERVAL,
+        description="ask the U-Net's deep layers at every n-th evaluation alone: sooner, and a little different; docs/performance.md",
+    )  # fmt: skip
     width: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     height: int | None = Field(default=None, ge=1, description="pixels, a multiple of the model's `size_multiple`")
     steps: int | None = Field(default=None, ge=1, description="steps of the sampler; GET /samplers tells its limits")

@@ -26,7 +26,7 @@ SECRET = "sesame"
 UNSAID = {
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
-    "size_conditioning": {}, "upscale": {}, "clip_skip": 1, "loras": [],
+    "size_conditioning": {}, "upscale": {}, "clip_skip": 1, "loras": [], "cache_interval": 1,
 }  # fmt: skip
 UNDISTURBED = {"pag_scale": 0.0, "seg_scale": 0.0}
 

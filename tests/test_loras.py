@@ -87,9 +87,8 @@ def test_openvino_draws_the_same_and_without_loras_what_it_draws_without_any(fol
     checkpoint = load(folder, device=torch.device("cpu"), dtype=torch.float32, loras=loras)
     said = describe(folder)
     compiler = Compiler(said, None, threads=1, loras=loras)
-    stages, unet = OpenVinoStages(said, compiler), compiler.compile("unet", "float32")
+    stages, graphs = OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.forms("float32"), said.configs["unet"])
     assert stages.card.loras == checkpoint.card.loras
-    graphs = OpenVinoDenoiser(unet, said.configs["unet"], dressed=lambda worn: compiler.compile("unet", "float32", worn=worn))
     crowd = [BOTH, asked(seed=6), INK]
     together = drawn(stages, graphs, crowd, rows=2)
     for params, latents in zip(crowd, together, strict=True):
@@ -102,7 +101,7 @@ def plainly(folder: Path) -> tuple[OpenVinoStages, OpenVinoDenoiser]:
     """Of a worker that has never heard of LoRAs."""
     said = describe(folder)
     compiler = Compiler(said, None, threads=1)
-    return OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.compile("unet", "float32"), said.configs["unet"])
+    return OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.forms("float32"), said.configs["unet"])
 
 
 @pytest.mark.timeout(120)

@@ -43,7 +43,7 @@ def opened(
     said = describe(folder)
     compiler = Compiler(said, cache, threads=streams)
     stages = OpenVinoStages(said, compiler, precision)
-    return stages, OpenVinoDenoiser(compiler.compile("unet", precision, streams), said.configs["unet"], streams)
+    return stages, OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
 
 
 def drawn(stages: OpenVinoStages, denoiser: OpenVinoDenoiser, asked: list[GenerationParams], **engine: Any) -> list[np.ndarray]:
@@ -114,7 +114,7 @@ def test_bfloat16_on_the_shipped_model_stays_within_a_hundredth() -> None:
     """At every level, the first ones too: the time embedding is made in single precision outside the graph."""
     said = describe(MINI)
     compiler = Compiler(said, None, threads=1)
-    low, full = (OpenVinoDenoiser(compiler.compile("unet", p), said.configs["unet"]) for p in ("bfloat16", "float32"))
+    low, full = (OpenVinoDenoiser(compiler.forms(p), said.configs["unet"]) for p in ("bfloat16", "float32"))
     x, t, context = draws(said.configs["unet"] | {"cross_attention_dim": 192}, 8, (16, 16))
     for wanted, found in zip(full(x, t, context), low(x, t, context), strict=True):
         assert relative(found, wanted) < 1.5e-2
@@ -123,7 +123,7 @@ def test_bfloat16_on_the_shipped_model_stays_within_a_hundredth() -> None:
 def test_each_part_is_compiled_once_and_in_its_precision(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, compile = [], Compiler.compile
 
-    def noted(self: Compiler, part: str, precision: str, streams: int = 1) -> Any:
+    def noted(self: Compiler, part: str, precision: str, streams: int = 1, worn: Any = ()) -> Any:
         made.append((part, precision))
         return compile(self, part, precision, streams)
 
@@ -139,7 +139,7 @@ def test_a_second_start_reads_no_weights(tmp_path: Path) -> None:
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
     compiler = Compiler(said, tmp_path / "cache", threads=1)
-    again = OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.compile("unet", "float32"), said.configs["unet"])
+    again = OpenVinoStages(said, compiler), OpenVinoDenoiser(compiler.forms("float32"), said.configs["unet"])
     assert np.array_equal(first, drawn(*again, MIX[:1])[0])
 
 

@@ -56,6 +56,12 @@ def compiled(model: Any, precision: str = "f32", **hints: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, **hints})
 
 
+def forms(folder: Path, config: dict[str, Any], *, int8: bool = False, **hints: Any) -> Any:
+    """The forms of a U-Net, each compiled when it is asked for."""
+    built = {"unet": unet.build, "unet_remember": unet.build_remember, "unet_recall": unet.build_recall}
+    return lambda form, worn: compiled(built[form](Weights(folder), config, int8=int8), **hints)
+
+
 def draws(config: dict[str, Any], rows: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, config["in_channels"], *size), dtype=np.float32)
@@ -75,7 +81,7 @@ def test_the_unet_graph_is_diffusers_unet(name: str, size: tuple[int, int], tmp_
     x, t, context = draws(config, 3, size)
     with torch.inference_mode():
         wanted = module(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(context)).sample.numpy()
-    denoiser = OpenVinoDenoiser(compiled(unet.build(Weights(tmp_path), config)), config)
+    denoiser = OpenVinoDenoiser(forms(tmp_path, config), config)
     assert relative(denoiser(x, t, context), wanted) < 1e-5
     assert np.array_equal(denoiser(x, t, context, ["", "", ""]), denoiser(x, t, context))
 
@@ -85,9 +91,8 @@ def test_weights_in_8_bits_are_those_of_a_module_whose_linear_layers_are_rounded
     module = UNet2DConditionModel(**SMALL | UNETS["sd1"]).eval()
     config = saved(tmp_path, module)
     x, t, context = draws(config, 3, (8, 8))
-    model = unet.build(Weights(tmp_path), config, int8=True)
     usual, exact = ({}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})  # usually, what these matrices multiply is rounded too, in groups
-    quick, found = (OpenVinoDenoiser(compiled(model, **hints), config)(x, t, context) for hints in (usual, exact))
+    quick, found = (OpenVinoDenoiser(forms(tmp_path, config, int8=True, **hints), config)(x, t, context) for hints in (usual, exact))
     with torch.inference_mode():
         stored = module(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(context)).sample.numpy()
         for layer in (m for m in module.modules() if isinstance(m, torch.nn.Linear)):
@@ -107,7 +112,7 @@ def test_disturbed_rows_are_those_of_torch_and_the_others_stay(streams: int, tmp
     marks = ["", "pag", "seg", "", "pag"]
     with torch.inference_mode(), disturbed(module, marks):
         wanted = module(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(context)).sample.numpy()
-    denoiser = OpenVinoDenoiser(compiled(unet.build(Weights(tmp_path), config)), config, streams)
+    denoiser = OpenVinoDenoiser(forms(tmp_path, config), config, streams)
     found, plain = denoiser(x, t, context, marks), denoiser(x, t, context)
     assert relative(found, wanted) < 1e-5
     for i, mark in enumerate(marks):

@@ -255,6 +255,7 @@ class DrawingThread:
         return Sample(
             id=_sample_id(job.id, index),
             worn=params.worn,
+            cache_interval=params.cache_interval,
             table=table,
             shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),

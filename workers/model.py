@@ -16,14 +16,13 @@ import structlog
 
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
-from pipelines.denoiser import Denoiser, batch_invariant, place_invariant, warm_up
+from pipelines.denoiser import Denoiser, batch_invariant, fixed_rows, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
 
-FIXED_ROWS = {"cpu": 2, "cuda": 8}  # rows of every call where the backend is not batch-invariant
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
 
 Array = Any
@@ -83,8 +82,7 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
     rows: int | None = settings.rows or None
     seen = stages.unet_channels, *shape[1:]
     if rows is None and not _invariant(opened, seen, context):
-        rows = FIXED_ROWS[opened.device]
-        rows = rows if place_invariant(opened.denoiser, seen, context, stages.told.width, rows) else 1
+        rows = fixed_rows(opened.denoiser, seen, context, stages.told.width)
     xp = opened.denoiser.xp
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)

@@ -30,8 +30,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     compiler = Compiler(said, cache, cores, int8=int8, loras=settings.lora_folder)
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
-    unet = compiler.compile("unet", precision, streams)
-    denoiser = OpenVinoDenoiser(unet, said.configs["unet"], streams, lambda worn: compiler.compile("unet", precision, streams, worn))
+    denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
@@ -52,7 +51,7 @@ def _streams(said: Described, compiler: Compiler, precision: str, cores: int, ca
     except (OSError, ValueError, KeyError, TypeError):
         pass
     splits = [n for n in range(cores, 0, -1) if cores % n == 0]
-    times = {n: _seconds(said, OpenVinoDenoiser(compiler.compile("unet", precision, n), said.configs["unet"], n)) for n in splits}
+    times = {n: _seconds(said, OpenVinoDenoiser(compiler.forms(precision, n), said.configs["unet"], n)) for n in splits}
     best = min(splits, key=lambda n: times[n])
     chosen = best if times[best] < WORTH * times[cores] else cores
     try:

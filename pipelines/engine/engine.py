@@ -7,22 +7,20 @@ schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser
 from pipelines.engine import batcher, update
+from pipelines.engine.calls import Calls, Memory
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.knee import Knee
 from pipelines.engine.sample import InFlight, Sample, Saved
 from pipelines.engine.slots import AVERAGE, DENOISED, NOISE, UNCONDITIONAL, Shape, SlotPool, X
 from pipelines.known import begin
 from pipelines.noise import NormalStream
-from pipelines.prompts import Worn
 
 Array = Any
 
@@ -38,6 +36,7 @@ class Engine:
         self, denoiser: Denoiser, *, slots: int = 16, max_rows: int = 32, rows: int | None = None, preview_interval_s: float = 0.5
     ) -> None:
         self._denoiser, self._xp = denoiser, denoiser.xp
+        self._calls = Calls(denoiser, rows)
         self._slots, self._rows, self._knee = slots, rows, Knee(max_rows)
         self._pass: tuple[Shape, int] | None = None  # the last one, until it is told how long it took
         self._preview_interval_s = preview_interval_s
@@ -75,13 +74,20 @@ class Engine:
         slot = pool.restore(saved.live, saved.registers) if saved else pool.take(start.x)
         self._arrivals += 1
         sums = update.sums_of(sample.table)
-        self._flying[sample.id] = InFlight(sample, slot, self._arrivals, noise, sums, start, row=row, served=self._tick)
+        memory = Memory(sample.cache_interval) if sample.cache_interval > 1 else None
+        flight = InFlight(sample, slot, self._arrivals, noise, sums, start, row=row, served=self._tick, memory=memory)
+        self._flying[sample.id] = flight
+        if memory:
+            flight.kept = self._saved(flight)
 
     def export(self, sample_id: str) -> Saved | None:
-        """A checkpoint of a sample, which goes on; None if it is not here."""
+        """A checkpoint of a sample, which goes on; None if it is not here. Who remembers deep layers stands where they were last asked:
+        what they said is not part of it.
+        """
         flight = self._flying.get(sample_id)
-        if flight is None:
-            return None
+        return None if flight is None else flight.kept or self._saved(flight)
+
+    def _saved(self, flight: InFlight) -> Saved:
         sample, live = flight.sample, flight.sample.live(flight.row)
         pool = self._pools[sample.shape]
         state = [np.asarray(self._to_host(pool.read(register, [flight.slot]))) for register in live]  # of [1, D]
@@ -100,7 +106,8 @@ class Engine:
         """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
         batch = sorted(batcher.choose(self._flying.values(), self._knee.limit), key=lambda flight: flight.slot)
         self._tick += 1
-        self._pass = (batch[0].sample.shape, sum(flight.rows for flight in batch)) if batch else None
+        alike = batch and not any(flight.memory for flight in batch)  # rows that recall are cheaper, and tell nothing of others
+        self._pass = (batch[0].sample.shape, sum(flight.rows for flight in batch)) if alike else None
         return self._move(batch, now) if batch else []
 
     def took(self, seconds: float) -> None:
@@ -128,6 +135,8 @@ class Engine:
         events: list[Event] = []
         for flight, sound in zip(batch, np.asarray(self._to_host(finite)).tolist(), strict=True):
             flight.advance(self._tick)
+            if flight.memory and flight.memory.last(flight.row) == flight.row and not flight.done:
+                flight.kept = self._saved(flight)
             events += self._report(flight, sound, now)
         return events
 
@@ -155,12 +164,9 @@ class Engine:
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
         rows = xp.take(seen, index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
-        context = [f.sample.cond for f in batch] + [batch[i].sample.uncond for i in guided] + [batch[i].sample.cond for i in marked]
-        marks = [""] * (len(batch) + len(guided)) + [batch[i].mark for i in marked]
+        asked = [f.ask("cond") for f in batch] + [batch[i].ask("uncond") for i in guided] + [batch[i].ask("disturbed") for i in marked]
         latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
-        vectors = [f.sample.told for f in batch] + [batch[i].sample.uncond_told for i in guided] + [batch[i].sample.told for i in marked]
-        worn = [batch[i].sample.worn for i in (*range(len(batch)), *guided, *marked)]
-        out = self._call(latents, timestep, context, marks, self._told(vectors), worn)  # [R, D]
+        out = self._calls(latents, timestep, asked)  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
@@ -173,12 +179,6 @@ class Engine:
         assert len(seen) == len(flights), "an inpainting model draws nothing else"
         return self._xp.concat([latents, self._xp.asarray(np.stack(seen), device=self._denoiser.device)], axis=1)
 
-    def _told(self, vectors: list[NDArray[np.float32] | None]) -> Array | None:
-        """What the model is told of each row beside the text, [R, V]: of all rows, or of none."""
-        given = [vector for vector in vectors if vector is not None]
-        assert len(given) in (0, len(vectors)), "a model is told of every row, or of none"
-        return self._xp.asarray(np.stack(given), device=self._denoiser.device) if given else None
-
     def _among(self, cond: Array, places: list[int], out: Array) -> Array:
         """Outputs [S, D] that some rows have; the others keep their conditional one."""
         if not places:
@@ -188,45 +188,6 @@ class Engine:
         full = cond + 0
         full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
         return full
-
-    def _call(self, x: Array, timestep: Array, context: list[Array], marks: list[str], told: Array | None, worn: list[Worn]) -> Array:
-        """The model over R rows -> [R, D]. Rows share a call whose prompts are of one length, so that nothing is padded to another's, and
-        whose LoRAs are the same.
-        """
-        xp = self._xp
-        kinds = [(len(states), loras) for states, loras in zip(context, worn, strict=True)]
-        if len(set(kinds)) == 1:
-            return self._together(x, timestep, xp.stack(context), marks, told, worn[0])
-        found = []
-        order = sorted(range(len(kinds)), key=lambda row: kinds[row])
-        for (_, loras), group in groupby(order, key=lambda row: kinds[row]):
-            rows = list(group)
-            index = xp.asarray(rows, dtype=xp.int64, device=self._denoiser.device)
-            part = [None if array is None else xp.take(array, index, axis=0) for array in (x, timestep, told)]
-            found.append(self._together(part[0], part[1], xp.stack([context[r] for r in rows]), [marks[r] for r in rows], part[2], loras))
-        back = xp.asarray(np.argsort(order), dtype=xp.int64, device=self._denoiser.device)
-        return xp.take(xp.concat(found, axis=0), back, axis=0)
-
-    def _together(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None, worn: Worn) -> Array:
-        """The model over R rows with contexts [R, L, E] -> [R, D]: at once, or in calls of exactly `rows` rows."""
-        xp, count = self._xp, x.shape[0]
-        if self._rows is None:
-            return xp.reshape(self._ask(x, timestep, context, marks, told, worn), (count, -1))
-        padding = -count % self._rows
-        index = xp.asarray([*range(count), *([0] * padding)], dtype=xp.int64, device=self._denoiser.device)
-        x, timestep, context = (xp.take(a, index, axis=0) for a in (x, timestep, context))
-        cuts = [slice(i, i + self._rows) for i in range(0, count + padding, self._rows)]
-        marks, told = marks + [""] * padding, None if told is None else xp.take(told, index, axis=0)
-        parts = [(x[c], timestep[c], context[c], marks[c], None if told is None else told[c]) for c in cuts]
-        out = xp.concat([self._ask(*part, worn) for part in parts], axis=0)
-        return xp.reshape(out[:count], (count, -1))
-
-    def _ask(self, x: Array, timestep: Array, context: Array, marks: list[str], told: Array | None, worn: Worn) -> Array:
-        """One call of the model; it hears of marks, further vectors and LoRAs only where there are some: a backend may do without."""
-        dressed = {"worn": worn} if worn else {}
-        if told is not None:
-            return self._denoiser(x, timestep, context, marks if any(marks) else (), told, **dressed)
-        return self._denoiser(x, timestep, context, *([marks] if any(marks) else []), **dressed)
 
     def _update(
         self, batch: list[InFlight], pool: SlotPool, x: Array, scalars: Array, cond: Array, uncond: Array, disturbed: Array | None

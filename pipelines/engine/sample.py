@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.engine.calls import Memory, Row
 from pipelines.engine.slots import AVERAGE
 from pipelines.engine.update import Sums
 from pipelines.guidance_plan import Plan, plan
@@ -27,7 +28,8 @@ class Sample:
     `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device, of any lengths; `uncond` may
     be None where no row is guided. `told` and `uncond_told` are what the model is told beside them, if it is told anything. `known` is
     the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row instead of two. `guidance_rescale` is taken
-    where the options do not say. Raises ValueError for guidance that the options contradict.
+    where the options do not say. The U-Net's deep layers are asked at every `cache_interval`-th row of the table, which changes the
+    picture a little where it is not 1. Raises ValueError for guidance that the options contradict.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Sample:
     previews: frozenset[int] = frozenset()  # always, after so many rows
     known: Known | None = None
     worn: Worn = ()
+    cache_interval: int = 1
     plan: Plan = field(init=False)
     script: NDArray[np.float32] = field(init=False)  # [rows, 10], what the engine is told of each row
 
@@ -85,6 +88,8 @@ class Saved:
         table = sample.table
         if self.rows != len(table) or not 0 <= self.row <= self.rows or self.registers.shape[1:] != sample.shape:
             return False
+        if self.row % sample.cache_interval and self.row < self.rows:
+            return False  # what deep layers said is not kept
         return self.live == sample.live(self.row) and len(self.live) == len(self.registers)
 
 
@@ -102,6 +107,8 @@ class InFlight:
     served: int = 0  # tick of the last row
     previewed: float = float("-inf")  # seconds, the caller's clock
     drawn: NDArray[np.float32] | None = field(default=None)  # this row's noise, kept if the row must be tried again
+    memory: Memory | None = None
+    kept: Saved | None = None  # its last state from which it can be resumed, where that is not the present one
 
     @property
     def done(self) -> bool:
@@ -131,6 +138,13 @@ class InFlight:
     def remembers(self) -> bool:
         """Whether the next row's guidance reads and writes the average."""
         return self.sample.plan.remembers_at(self.row)
+
+    def ask(self, role: str) -> Row:
+        """The next row's question to the model: cond, uncond, or cond disturbed."""
+        sample, uncond = self.sample, role == "uncond"
+        context, told = (sample.uncond, sample.uncond_told) if uncond else (sample.cond, sample.told)
+        mark = self.mark if role == "disturbed" else ""
+        return Row(context, mark, told, sample.worn, role, self.row, self.memory)
 
     def scalars(self) -> NDArray[np.float32]:
         """c_in, timestep, c_skip, c_out of the next row, then the columns of its guidance: [10]."""

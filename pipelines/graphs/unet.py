@@ -2,13 +2,14 @@
 
 Inputs: x [R, C, h, w]; time [R, c0], the sinusoidal embedding, which is made outside because in bfloat16 it would lose the timestep;
 context [R, L, E]; pag and seg [R, 1, 1], 1.0 for the rows whose self-attention in the mid block is disturbed (`pipelines.perturbation`).
-Output: [R, C, h, w].
+Output: [R, C, h, w]. `build_remember` has a second one, deep [R, C', h, w], what enters the outermost of the blocks that go up;
+`build_recall` is the outermost level alone, with deep as an input and without pag and seg (DeepCache, arXiv 2312.00858).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,20 @@ def build(weights: Weights, config: Config, *, int8: bool = False) -> openvino.M
     return _Unet(Layers(weights, int8=int8), config).model()
 
 
+def build_remember(weights: Weights, config: Config, *, int8: bool = False) -> openvino.Model:
+    """The same, which also says what its deep layers said."""
+    check(config)
+    return _Unet(Layers(weights, int8=int8), config).model(says_deep=True)
+
+
+def build_recall(weights: Weights, config: Config, *, int8: bool = False) -> openvino.Model:
+    """The outermost level over what the deep layers said."""
+    check(config)
+    return _Unet(Layers(weights, int8=int8), config, outermost=True).outermost()
+
+
 class _Unet:
-    def __init__(self, layers: Layers, config: Config) -> None:
+    def __init__(self, layers: Layers, config: Config, *, outermost: bool = False) -> None:
         self._layers, self._config = layers, config
         self._groups, self._epsilon = config.get("norm_num_groups", 32), config.get("norm_eps", 1e-5)
         levels = len(config["block_out_channels"])
@@ -72,23 +85,39 @@ class _Unet:
         self._sines = named("time", [-1, first])
         self._context = named("context", [-1, -1, width])
         self._pag, self._seg = named("pag", [-1, 1, 1]), named("seg", [-1, 1, 1])
-
-    def model(self) -> openvino.Model:
-        layers = self._layers
+        self._levels = range(1) if outermost else range(levels)
         told = layers.linear(ops.swish(layers.linear(self._sines, "time_embedding.linear_1")), "time_embedding.linear_2")
         self._time = self._told(ops.swish(told), ".time_emb_proj")  # of [R, C]
         self._keys, self._values = (self._told(self._context, f".attn2.{part}") for part in ("to_k", "to_v"))  # of [R, L, C]
-        h = layers.conv(self._x, "conv_in")
-        skips = self._down(h)
-        h = self._up(self._mid(skips[-1]), skips)
-        h = layers.group_norm(h, "conv_norm_out", self._groups, self._epsilon, swish=True, small=self._small(0))
-        out = ops.result(layers.conv(h, "conv_out"), "out")
-        return openvino.Model([out], [self._x, self._sines, self._context, self._pag, self._seg], "unet")
+
+    def model(self, *, says_deep: bool = False) -> openvino.Model:
+        skips = self._down(self._layers.conv(self._x, "conv_in"))
+        *inner, outer = range(len(self._levels))
+        deep = self._up(self._mid(skips[-1]), skips, inner)
+        out = self._out(self._up(deep, skips, [outer]))
+        said = [ops.result(deep, "deep")] if says_deep else []
+        return openvino.Model([out, *said], [self._x, self._sines, self._context, self._pag, self._seg], "unet")
+
+    def outermost(self) -> openvino.Model:
+        channels = self._config["block_out_channels"]
+        deep = named("deep", [-1, channels[:2][-1], -1, -1])
+        skips = self._down(self._layers.conv(self._x, "conv_in"))
+        out = self._out(self._up(deep, skips, [len(channels) - 1]))
+        return openvino.Model([out], [self._x, self._sines, self._context, deep], "unet_recall")
+
+    def _out(self, h: Node) -> Node:
+        h = self._layers.group_norm(h, "conv_norm_out", self._groups, self._epsilon, swish=True, small=self._small(0))
+        return ops.result(self._layers.conv(h, "conv_out"), "out")
 
     def _told(self, x: Node, suffix: str) -> dict[str, Node]:
         """What every block makes of the timestep or of the prompt by its own linear layer, by the block's name."""
-        blocks = self._layers.weights.ending(f"{suffix}.weight")
+        blocks = [block for block in self._layers.weights.ending(f"{suffix}.weight") if self._has(block)]
         return dict(zip(blocks, self._layers.linears(x, [block + suffix for block in blocks]), strict=True)) if blocks else {}
+
+    def _has(self, block: str) -> bool:
+        """Whether this graph has that block: all of them, or those of the outermost level."""
+        last = len(self._config["up_block_types"]) - 1
+        return len(self._levels) > last or block.startswith(("down_blocks.0.", f"up_blocks.{last}."))
 
     def _small(self, level: int) -> bool:
         """Whether latents of the usual size have at most 16 x 16 places at this level."""
@@ -96,15 +125,16 @@ class _Unet:
         return (max(size) if isinstance(size, list | tuple) else int(size)) >> level <= 16
 
     def _down(self, h: Node) -> list[Node]:
-        """The skip connections, shallowest first."""
+        """The skip connections, shallowest first; of one level alone without the step to the next."""
         skips = [h]
-        for i, kind in enumerate(self._config["down_block_types"]):
+        for i in self._levels:
+            kind = self._config["down_block_types"][i]
             for j in range(self._config["layers_per_block"]):
                 h = self._resnet(h, f"down_blocks.{i}.resnets.{j}", i)
                 if BLOCKS[kind]:
                     h = self._transformer(h, f"down_blocks.{i}.attentions.{j}", i, self._depth[i])
                 skips.append(h)
-            if self._layers.has(f"down_blocks.{i}.downsamplers.0.conv"):
+            if i + 1 in self._levels:
                 h = self._layers.conv(
                     h, f"down_blocks.{i}.downsamplers.0.conv", stride=2, padding=self._config.get("downsample_padding", 1)
                 )
@@ -117,16 +147,16 @@ class _Unet:
         h = self._transformer(h, "mid_block.attentions.0", deepest, self._depth[-1], disturbed=True)
         return self._resnet(h, "mid_block.resnets.1", deepest)
 
-    def _up(self, h: Node, skips: list[Node]) -> Node:
-        skips = list(skips)
+    def _up(self, h: Node, skips: list[Node], blocks: Iterable[int]) -> Node:
+        """Some of the blocks that go up; they take their skip connections off the list."""
         depths = self._config.get("reverse_transformer_layers_per_block") or self._depth[::-1]
-        for i, kind in enumerate(self._config["up_block_types"]):
+        for i in blocks:
             level = len(depths) - 1 - i
             for j in range(self._config["layers_per_block"] + 1):
                 h = self._resnet(ops.concat([h, skips.pop()], 1), f"up_blocks.{i}.resnets.{j}", level)
-                if BLOCKS[kind]:
+                if BLOCKS[self._config["up_block_types"][i]]:
                     h = self._transformer(h, f"up_blocks.{i}.attentions.{j}", level, depths[i])
-            if self._layers.has(f"up_blocks.{i}.upsamplers.0.conv"):
+            if level:
                 h = self._layers.upsample(h, f"up_blocks.{i}.upsamplers.0", like=skips[-1])
         return h
 
