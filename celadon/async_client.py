@@ -1,6 +1,6 @@
 """The client of `celadon.client` for asyncio, with the same answers and errors.
 
-    from celadon.async_client import AsyncClient
+    from celadon import AsyncClient
 
     async with AsyncClient("http://127.0.0.1:7860") as celadon:
         job = await celadon.submit("a red apple", steps=20, seed=7)

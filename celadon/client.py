@@ -1,6 +1,6 @@
 """A small typed client of the HTTP API.
 
-    from celadon.client import Client
+    from celadon import Client
 
     with Client("http://127.0.0.1:7860") as celadon:  # api_key="cel_…" where the service wants one
         job = celadon.submit("a red apple", steps=20, seed=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class WorkerInfo:
     version: str
     started_at: float
     ready: bool
+
+
+def pseudonym(worker_id: str) -> str:
+    """What a worker is called before those who need not know its host: the same as long as it lives. Its id ends in what nobody guesses."""
+    return f"worker-{hashlib.sha256(worker_id.encode()).hexdigest()[:12]}"
 
 
 class Registry:

@@ -47,6 +47,16 @@ class Tracing:
 
         get_current_span().set_attributes({f"celadon.{name}": value for name, value in attributes.items()})
 
+    def name_request(self, method: str, route: str) -> None:
+        """The span that this code runs in is that of an HTTP request, which the framework did not see going to its route."""
+        if self._tracer is None:
+            return
+        from opentelemetry.trace import get_current_span
+
+        span = get_current_span()
+        span.set_attribute("http.route", route)
+        span.update_name(f"{method} {route}")
+
     def record(self, name: str, parent: str, began: float, ended: float, **attributes: str | int) -> None:
         """A span that is over, behind the traceparent `parent` (empty: not at all). Times are of `time.monotonic`."""
         if self._tracer is None or not parent:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from jobs.outcomes import Admission, RateLimited
 from jobs.shards import Shards
+
+LEAVING_S = 0.05  # between two looks at a picture that is being deleted
 
 
 class TooManyKept(Exception):
@@ -17,7 +21,7 @@ class TooManyKept(Exception):
 
 
 class UploadCount:
-    """Raises redis.exceptions.RedisError. Pictures that come at one time may pass the bound by their number."""
+    """Raises redis.exceptions.RedisError."""
 
     def __init__(self, redis: Redis | Shards) -> None:
         self._shards = Shards.of(redis)
@@ -30,11 +34,24 @@ class UploadCount:
         if outcome == "full":
             raise TooManyKept(rest[0])
 
+    async def hold(self, client: str, key: str, most: int, ttl_s: int) -> bool:
+        """A place for what is about to be stored, until `keep` or `drop`; False where it is kept already. Raises TooManyKept."""
+        while True:
+            outcome, *rest = await self._shards.of_client(client).run("upload_hold", client, key, most, ttl_s)
+            if outcome == "full":
+                raise TooManyKept(rest[0])
+            if outcome != "leaving":
+                return bool(outcome == "held")
+            await asyncio.sleep(LEAVING_S)
+
     async def keep(self, client: str, key: str, ttl_s: int) -> float:
         """It is there. Returns until when (Unix seconds)."""
         return float(await self._shards.of_client(client).run("upload_keep", client, key, ttl_s))
 
+    async def drop(self, client: str, key: str) -> bool:
+        """Nobody wants it after all. True for the last who held it: it is to be deleted, and `forget` called."""
+        return bool(await self._shards.of_client(client).run("upload_drop", client, key))
+
     async def forget(self, client: str, key: str) -> None:
         """It is there no longer."""
-        shard = self._shards.of_client(client)
-        await shard.redis.zrem(shard.key(f"up:{client}"), key)
+        await self._shards.of_client(client).run("upload_forget", client, key)

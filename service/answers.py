@@ -130,7 +130,7 @@ async def from_job(job: Job, gateway: Gateway, base: str, outlook: Forecast | No
         params=job.params,
         error=JobErrorAnswer(**asdict(job.error)) if job.error else None,
         warnings=[WarningAnswer(**asdict(warning)) for warning in job.warnings],
-        losses=[LossAnswer(worker=loss.worker, attempt=loss.attempt, at=utc(loss.at)) for loss in job.losses],
+        losses=[LossAnswer(worker=gateway.shown(loss.worker), attempt=loss.attempt, at=utc(loss.at)) for loss in job.losses],
         cancel_requested=job.cancel_requested,
         priority=job.priority,
         service_class=job.service_class,

@@ -12,12 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from redis.exceptions import RedisError
@@ -27,6 +25,7 @@ from structlog.typing import FilteringBoundLogger
 
 from jobs.batches import Batches
 from jobs.clients import Clients
+from jobs.entrance import Entrance
 from jobs.events import EventLog
 from jobs.followers import Followers
 from jobs.hooks import HookQueue
@@ -41,8 +40,10 @@ from jobs.uploads import UploadCount
 from service.api import batches, health, images, models, native, openai, sdapi, studio, uploads, webhooks
 from service.api import jobs as job_routes
 from service.batching import Batching
+from service.brought import Brought
 from service.catalog import Catalog, ImageLinks
 from service.chores import reap_forever, sweep_forever
+from service.cors import Cors
 from service.doorkeeper import Doorkeeper
 from service.error_answers import documented, respond, translate
 from service.errors import ApiError, HostRefused, KeyInvalid, KeyMissing
@@ -64,14 +65,6 @@ HANDLED = (ApiError, HTTPException, RequestValidationError, RedisError, ServerUn
 WITH_PICTURES = (  # whose bodies hold files
     "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/v1/images/edits", "/v1/images/variations", "/uploads",
 )  # fmt: skip
-CORS: dict[str, Any] = {  # what pages of the origins named in the settings may send and read; no cookies: there are none
-    "allow_methods": ["GET", "HEAD", "POST", "DELETE"],
-    "allow_headers": ["*"],  # clients of OpenAI send a dozen of their own
-    "expose_headers": [
-        "Location", "Preference-Applied", "Idempotency-Replayed", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id",
-        "Content-Range", "ETag",
-    ],
-}  # fmt: skip
 
 DESCRIPTION = """Text to image. `POST /generate` queues a job; `GET /jobs/{id}` tells how it stands and where its pictures are.
 
@@ -101,12 +94,12 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _handle)
-    if tracing.provider is None:  # the framework makes the spans
-        app.add_middleware(FastLane, route=next(r for r in native.router.routes if isinstance(r, APIRoute) and r.path == PATH))
+    way = next(route for route in native.router.routes if isinstance(route, APIRoute) and route.path == PATH)
+    app.add_middleware(FastLane, route=way, tracing=tracing)
     # the last one stands outermost: a browser's question whether it may ask (CORS) comes without a key
     app.add_middleware(Doorkeeper, settings=settings)
     if settings.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **CORS)
+        app.add_middleware(Cors, origins=settings.origins)
     larger = {"/batches": settings.max_batch_bytes, **dict.fromkeys(WITH_PICTURES, settings.max_picture_bytes)}
     app.add_middleware(Surroundings, log=log, metrics=metrics, tracing=tracing, max_body_bytes=settings.max_body_bytes, larger=larger)
     app.openapi = lambda: openapi(app, settings)  # type: ignore[method-assign]
@@ -188,15 +181,16 @@ def _lifespan(
         registry, store = Registry(shards), picture_store(settings)
         catalog = Catalog(registry, settings)
         keyring = Keyring(Clients(shards), settings)
-        followers = Followers(shards)
-        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing, followers)
+        followers, entrance = Followers(shards), Entrance(shards, max_queued=settings.max_queued)
+        brought = Brought(count := UploadCount(shards), store, settings)
+        generations = Generations(queue, EventLog(shards), catalog, store, keyring, settings, tracing, followers, entrance, brought)
         links = ImageLinks(registry, settings)
         hooks, tries = HookQueue(shards), Tries(shards)
         every = Batches(shards, max_queued=settings.max_queued, retention_s=settings.retention_s)
-        batching = Batching(every, generations, store, keyring, settings)
+        batching = Batching(every, generations, store, keyring, settings, entrance, brought)
         app.state.gateway = Gateway(
             settings, log, metrics, shards, queue, hooks, registry, store, catalog, links, keyring, generations, tries, batching,
-            Uploads(UploadCount(shards), store, generations.inputs, keyring, settings),
+            Uploads(count, brought, generations.inputs, keyring, settings),
         )  # fmt: skip
         await _check_servers(shards)
         chores = [asyncio.create_task(reap_forever(queue, log)), asyncio.create_task(sweep_forever(store, queue, settings, log))]

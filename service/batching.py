@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -13,11 +13,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobs.batches import BadLine, Batch, Batches, Line, Stopped, line_id
+from jobs.entrance import Entrance
 from jobs.image_store import ImageStore, NotFound
 from jobs.job import Job, JobStatus
 from jobs.job_queue import Admission, IdempotencyConflict, JobGone, QueueFull, QuotaSpent, RateLimited
 from service import errors
 from service.batch_lines import Upload
+from service.brought import Brought
 from service.generations import Generations
 from service.keyring import Keyring
 from service.picture_errors import PictureNotFound
@@ -49,32 +51,53 @@ class Accepted:
 class Batching:
     """Batches of one gateway. Methods may raise RedisError. A batch is its client's alone."""
 
-    def __init__(self, batches: Batches, generations: Generations, store: ImageStore, keyring: Keyring, settings: Settings) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        generations: Generations,
+        store: ImageStore,
+        keyring: Keyring,
+        settings: Settings,
+        entrance: Entrance,
+        brought: Brought,
+    ) -> None:
         self._batches, self._generations, self._store = batches, generations, store
         self._keyring, self._settings = keyring, settings
+        self._entrance, self._brought = entrance, brought
         self._turns = asyncio.Semaphore(TAKEN_AT_ONCE)
 
     async def submit(self, upload: Upload, *, client: str, strict: bool, idempotency_key: str | None, fingerprint: str) -> Accepted:
         """Queue every line that can be drawn, or with `strict` all or none. A repeat with the same key completes what was cut short.
 
-        Raises InvalidBatch, InvalidValue, NoModel, QueueIsFull, ClientQueueFull, RateLimited, QuotaSpent, KeyReused, BatchExpired;
-        nothing is queued then.
+        Raises InvalidBatch, InvalidValue, NoModel, QueueIsFull, ClientQueueFull, RateLimited, QuotaSpent, TooManyUploads, KeyReused,
+        BatchExpired; nothing is queued then, and no picture of it stays.
         """
         async with self._turns:
-            good, bad = await self._checked(upload, client)
+            good, bad, brought = await self._checked(upload, client)
             may = await self._keyring.admission(client)
             self._refuse(good, bad, strict, may)
-            batch, new = await self._open(client, good, bad, may, idempotency_key, fingerprint)
+            batch, new = await self._open(client, good, bad, brought, may, idempotency_key, fingerprint)
             queued = await self._fill(batch, good) if batch.left else 0
         return Accepted(await self.get(batch.id, client), bad if new else await self._batches.bad_lines(batch.id), new, queued)
 
     async def _open(
-        self, client: str, good: Sequence[Line], bad: Sequence[BadLine], may: Admission, key: str | None, fingerprint: str
+        self,
+        client: str,
+        good: Sequence[Line],
+        bad: Sequence[BadLine],
+        brought: Mapping[str, bytes],
+        may: Admission,
+        key: str | None,
+        fingerprint: str,
     ) -> tuple[Batch, bool]:
-        lines, pictures = [line.number for line in good], sum(line.job.params.num_images for line in good)
-        known: dict[str, Any] = {"idempotency_key": key, "fingerprint": fingerprint}
+        lines, first = [line.number for line in good], good[0].job
+        said: dict[str, Any] = {"idempotency_key": key, "fingerprint": fingerprint}
+        said["pictures"] = sum(line.job.params.num_images for line in good)
         try:
-            return await self._batches.open(client, lines, good[0].job, bad, admission=may, pictures=pictures, **known)
+            if brought:
+                await self._entrance.ask(replace(first, reuse=False), may, count=len(lines), **said)
+            async with self._brought.stored(client, brought):
+                return await self._batches.open(client, lines, first, bad, admission=may, **said)
         except JobGone:
             raise errors.BatchExpired() from None
         except (QueueFull, RateLimited, QuotaSpent, IdempotencyConflict) as refusal:
@@ -128,13 +151,14 @@ class Batching:
                 number = f"-{index}" if job.params.num_images > 1 else ""
                 yield f"{line:05d}{number}.{image.key.rpartition('.')[2]}", job.finished_at or job.created_at, content
 
-    async def _checked(self, upload: Upload, client: str) -> tuple[list[Line], list[BadLine]]:
-        """Thousands of lines take seconds; others get their turn between them."""
-        good, bad, since = list[Line](), list[BadLine](), time.perf_counter()
+    async def _checked(self, upload: Upload, client: str) -> tuple[list[Line], list[BadLine], dict[str, bytes]]:
+        """Thousands of lines take seconds; others get their turn between them. The last are the pictures that came along."""
+        good, bad, brought, since = list[Line](), list[BadLine](), dict[str, bytes](), time.perf_counter()
         for line, said in upload.lines:
             try:
                 request = upload.request(said)
-                job, reuse = await self._generations.prepared(request.to_draft(), request.to_terms(), client)
+                job, reuse, pictures = await self._generations.prepared(request.to_draft(), request.to_terms(), client)
+                brought.update(pictures)
                 good.append(Line(line, job, reuse, request.deadline_s))
             except (errors.BadRequest, errors.ClassNotAllowed, PictureNotFound) as error:
                 bad.append(BadLine(line, error.code, error.message[:MESSAGE_CHARS], error.param))
@@ -143,7 +167,7 @@ class Batching:
             if time.perf_counter() - since > TURN_S:
                 await asyncio.sleep(0)
                 since = time.perf_counter()
-        return good, bad
+        return good, bad, brought
 
     def _refuse(self, good: Sequence[Line], bad: Sequence[BadLine], strict: bool, may: Admission) -> None:
         most = min(self._settings.max_batch_lines, self._settings.max_queued, may.max_queued)

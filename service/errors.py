@@ -14,6 +14,7 @@
     │   ├── UnknownOption             400 unknown_option
     │   ├── UnknownLora               400 unknown_lora
     │   ├── WebhookRefused            400 webhook_refused
+    │   ├── CorsRefused               400 cors_refused
     │   ├── InvalidBatch              400 invalid_batch
     │   ├── InvalidPicture            400 invalid_picture (and others: `service.picture_errors`)
     │   └── NotSupported              400 not_supported

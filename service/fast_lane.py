@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.tracing import Tracing
 from service.answers import from_job
 from service.api import native
 from service.doorkeeper import CLIENT
@@ -30,10 +31,10 @@ JSON = frozenset({b"application/json", b"application/json; charset=utf-8"})
 
 
 class FastLane:
-    """Innermost, before the framework's own routes; `route` is the long way, by whose name the metrics know the request."""
+    """Innermost, before the framework's own routes; `route` is the long way, by whose name metrics and spans know the request."""
 
-    def __init__(self, app: ASGIApp, *, route: BaseRoute) -> None:
-        self._app, self._route = app, route
+    def __init__(self, app: ASGIApp, *, route: BaseRoute, tracing: Tracing) -> None:
+        self._app, self._route, self._tracing = app, route, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST" or not usual(scope):
@@ -44,6 +45,7 @@ class FastLane:
             if request is None:
                 return await self._app(scope, _replay(body, receive), send)
             scope["route"] = self._route
+            self._tracing.name_request("POST", PATH)  # the span was begun outside of all this
             answer = await _submit(request, scope)
         except Exception as exc:
             if (error := translate(exc)) is None:

@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from jobs.hooks import HookQueue
 from jobs.image_store import ImageStore
 from jobs.job_queue import JobQueue
-from jobs.registry import Registry
+from jobs.registry import Registry, pseudonym
 from jobs.shards import Shards
 from jobs.stores import open_store
 from jobs.tries import Tries
@@ -48,6 +48,10 @@ class Gateway:
     tries: Tries
     batching: Batching
     uploads: Uploads
+
+    def shown(self, worker_id: str) -> str:
+        """A worker as this gateway's clients may know it: without keys the one client is who runs it all."""
+        return pseudonym(worker_id) if self.settings.keys_in_force else worker_id
 
 
 def picture_store(settings: Settings) -> ImageStore:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from redis.exceptions import RedisError
 
+from jobs.entrance import Entrance
 from jobs.events import Event, EventLog
 from jobs.followers import Followers
 from jobs.image_store import ImageStore
@@ -27,6 +29,7 @@ from jobs.job_queue import (
 )
 from jobs.tracing import Tracing
 from pipelines.card import ModelCard
+from service.brought import Brought
 from service.catalog import Catalog
 from service.drafts import Draft
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
@@ -62,12 +65,14 @@ class Generations:
         settings: Settings,
         tracing: Tracing,
         followers: Followers,
+        entrance: Entrance,
+        brought: Brought,
     ) -> None:
         self._queue, self._events, self._catalog, self._store = queue, events, catalog, store
         self._keyring, self._settings, self._tracing = keyring, settings, tracing
         self._resolver = Resolver(settings)
         self.inputs = Inputs(store, self.get, PlainPictures(settings))
-        self._followers = followers
+        self._followers, self._entrance, self._brought = followers, entrance, brought
         self._streams = 0
         self.draining = asyncio.Event()  # set when the process is asked to end: nobody is kept waiting
 
@@ -76,30 +81,30 @@ class Generations:
     ) -> Submitted:
         """Queue what the draft asks for, with so many previews at even parts of the way. Raises BadRequest and its kin before
         anything is queued; PictureNotFound, StorageUnavailable, ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull,
-        RateLimited, QuotaSpent, KeyReused, JobExpired (of the key), NoModel."""
+        RateLimited, QuotaSpent, TooManyUploads, KeyReused, JobExpired (of the key), NoModel."""
         job, card, pictures = await self._job(draft, terms, client, previews)
-        await self.inputs.keep(pictures)
         may = await self._keyring.admission(client)
+        said: dict[str, Any] = {
+            "idempotency_key": idempotency_key,
+            "fingerprint": fingerprint,
+            "reuse_fingerprint": reuse_fingerprint(job.params, card) if job.reuse else "",
+        }
         try:
-            return await self._queue.submit(
-                job,
-                idempotency_key=idempotency_key,
-                fingerprint=fingerprint,
-                deadline_s=terms.deadline_s,
-                reuse_fingerprint=reuse_fingerprint(job.params, card) if job.reuse else "",
-                admission=may,
-            )
+            if not pictures.brought:
+                return await self._queue.submit(job, deadline_s=terms.deadline_s, admission=may, **said)
+            await self._entrance.ask(job, may, **said)
+            async with self._brought.stored(client, pictures.brought):
+                return await self._queue.submit(job, deadline_s=terms.deadline_s, admission=may, **said)
         except JobGone:
             raise JobExpired() from None
         except (QueueFull, RateLimited, QuotaSpent, DeadlineUnmeetable, IdempotencyConflict) as refusal:
             raise refused(refusal, terms, may, self._settings) from refusal
 
-    async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str]:
-        """The job that submit would queue, and what stands for its pictures; those it begins with are stored. Raises BadRequest and
-        its kin, PictureNotFound, StorageUnavailable, NoModel."""
+    async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str, Mapping[str, bytes]]:
+        """The job that submit would queue, what stands for its pictures, and those it begins with that are to be stored, by their
+        keys. Raises BadRequest and its kin, PictureNotFound, StorageUnavailable, NoModel."""
         job, card, pictures = await self._job(draft, terms, client, fetch=False)
-        await self.inputs.keep(pictures)
-        return job, reuse_fingerprint(job.params, card) if job.reuse else ""
+        return job, reuse_fingerprint(job.params, card) if job.reuse else "", pictures.brought
 
     async def forecast(self, draft: Draft, terms: Terms, *, client: str) -> tuple[Job, Forecast]:
         """What would become of it if it were submitted now; nothing is written. Raises what submit raises but for bounds."""

@@ -48,6 +48,11 @@ class Pictures:
     image: Given | None = None
     mask: Given | None = None
 
+    @property
+    def brought(self) -> dict[str, bytes]:
+        """Those that came along, by the keys under which they are to be stored."""
+        return {given.key: given.data for given in (self.image, self.mask) if given and given.data is not None}
+
 
 class Inputs:
     """Methods may raise StorageUnavailable."""
@@ -63,15 +68,6 @@ class Inputs:
             None if image is None else await self._look("image", image, client),
             None if mask is None else await self._look("mask", mask, client),
         )
-
-    async def keep(self, pictures: Pictures) -> None:
-        """Store those that came along."""
-        for given in (pictures.image, pictures.mask):
-            if given and given.data is not None:
-                try:
-                    await self._store.put(given.key, given.data)
-                except OSError as error:
-                    raise errors.StorageUnavailable() from error
 
     async def _look(self, param: str, said: str | bytes, client: str) -> Given:
         if isinstance(said, str) and said.lower().startswith(URLS):

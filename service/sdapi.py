@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.job import Job
 from pipelines.card import ModelCard
@@ -74,6 +74,13 @@ class Txt2ImgRequest(BaseModel):
     hr_resize_y: int | None = Field(default=0, ge=0)
     override_settings: dict[str, Any] | None = None
     send_images: bool | None = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, said: Any) -> Any:
+        """There every field may be null; a few of them break it then, and here all stand for their defaults."""
+        own = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in said.items() if value is not None or name not in own} if isinstance(said, dict) else said
 
     def checked(self) -> None:
         """Raises NotSupported, UnknownField for a field that cannot be honoured."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.image_store import ImageStore
 from jobs.outcomes import RateLimited
 from jobs.uploads import TooManyKept, UploadCount
-from service import errors
+from service.brought import Brought
 from service.inputs import Inputs, brought_key
 from service.keyring import Keyring
 from service.picture_errors import TooManyUploads
@@ -36,8 +35,8 @@ class Upload:
 class Uploads:
     """Methods may raise RedisError, StorageUnavailable."""
 
-    def __init__(self, count: UploadCount, store: ImageStore, inputs: Inputs, keyring: Keyring, settings: Settings) -> None:
-        self._count, self._store, self._inputs = count, store, inputs
+    def __init__(self, count: UploadCount, brought: Brought, inputs: Inputs, keyring: Keyring, settings: Settings) -> None:
+        self._count, self._brought, self._inputs = count, brought, inputs
         self._keyring, self._settings = keyring, settings
 
     async def admit(self, client: str) -> None:
@@ -51,14 +50,11 @@ class Uploads:
             raise TooManyUploads(headers={"Retry-After": str(refusal.retry_after_s)}) from refusal
 
     async def take(self, data: bytes, media_type: str, client: str) -> Upload:
-        """Raises InvalidPicture and its kin, UploadsBusy."""
+        """Raises InvalidPicture and its kin, UploadsBusy, TooManyUploads."""
         plain = await self._inputs.plain.plain(data, media_type, "file")
         key = brought_key(plain.png, client, "png")
-        try:
-            await self._store.put(key, plain.png)
-        except OSError as error:
-            raise errors.StorageUnavailable() from error
-        expires_at = await self._count.keep(client, key, self._settings.retention_s)
+        async with self._brought.stored(client, {key: plain.png}):
+            expires_at = await self._brought.keep(client, key)
         return Upload(key, plain.width, plain.height, plain.transparent, len(plain.png), expires_at)
 
     async def read(self, key: str, client: str) -> bytes:
@@ -68,8 +64,4 @@ class Uploads:
     async def delete(self, key: str, client: str) -> None:
         """Raises PictureNotFound."""
         await self.read(key, client)
-        try:
-            await self._store.delete(key)
-        except OSError as error:
-            raise errors.StorageUnavailable() from error
-        await self._count.forget(client, key)
+        await self._brought.delete(client, key)

@@ -1,9 +1,14 @@
-"""A real S3 server for tests: SeaweedFS, on ports that the system gives, with one pair of keys and one bucket."""
+"""A real S3 server for tests: SeaweedFS, on ports of its own, with one pair of keys and one bucket.
+
+Besides those that are named here it would listen on 8181 and 9101 (catalogs of Iceberg and Lance), and end where somebody does so
+already: another one of these, in the next test process.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,8 +25,10 @@ from obstore.store import S3Store
 
 WEED = Path(sys.executable).with_name("weed")
 BUCKET, KEY_ID, SECRET = "celadon-test", "celadon", "a-secret-that-no-log-may-hold"
-START_S = 40.0
+START_CPU_S, START_S = 30.0, 50.0  # of its own, and of a clock, after which it is given up; a busy machine lets it have little of both
+HANGS_S = 150.0
 TRIES = 3
+PORTS = range(20_000, 32_000)  # below those that the system gives to whoever connects: nobody gets one between choosing and listening
 OWNER_ID = "owner"  # who may make buckets; the same secret
 
 
@@ -32,6 +39,7 @@ class S3Server:
     endpoint: str
     process: subprocess.Popen[bytes]
     environment: dict[str, str] = field(default_factory=dict)
+    ports: frozenset[int] = frozenset()
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -41,9 +49,16 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """All of them at one time, so that none comes twice."""
+    """All of them at one time, so that none comes twice. Others who choose so at this moment choose others, by all likelihood."""
+    found = list[int]()
     with ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError("too few ports are free")
 
 
 class ServerEnded(RuntimeError):
@@ -58,7 +73,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             try:
                 server = stack.enter_context(_started(folder / str(attempt)))
                 break
-            except ServerEnded:  # somebody took one of its ports between asking for it and listening
+            except ServerEnded:  # somebody took one of its ports between choosing it and listening
                 if attempt + 1 == TRIES:
                     raise
         yield server
@@ -74,7 +89,7 @@ def _started(folder: Path) -> Iterator[S3Server]:
     options = {
         "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false", "volume.max": 20,
         "master.volumeSizeLimitMB": 64, "master.electionTimeout": "1s", "filer.localSocket": folder / "filer.sock",
-        "s3.config": folder / "s3.json", **ports,
+        "s3.localSocket": folder / "s3.sock", "s3.config": folder / "s3.json", "s3.port.iceberg": 0, "s3.port.lance": 0, **ports,
     }  # fmt: skip
     command = [WEED, "-logtostderr=false", f"-logdir={folder}", "server", "-s3", *(f"-{name}={value}" for name, value in options.items())]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -82,7 +97,7 @@ def _started(folder: Path) -> Iterator[S3Server]:
     keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
     try:
         _make_bucket(endpoint, process)
-        yield S3Server(endpoint, process, keys)
+        yield S3Server(endpoint, process, keys, frozenset(ports.values()))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -99,7 +114,7 @@ def _make_bucket(endpoint: str, process: subprocess.Popen[bytes]) -> None:
         endpoint=endpoint, access_key_id=OWNER_ID, secret_access_key=SECRET, region="us-east-1", bucket=BUCKET,
         client_options={"allow_http": True, "timeout": "5s"}, retry_config={"max_retries": 0},
     )  # fmt: skip
-    until = time.monotonic() + START_S
+    began = time.monotonic()
     while True:
         if process.poll() is not None:
             raise ServerEnded(f"the S3 server ended with status {process.returncode}")
@@ -110,5 +125,14 @@ def _make_bucket(endpoint: str, process: subprocess.Popen[bytes]) -> None:
             obstore.delete(store, "first")
             return
         except BaseError as error:
-            assert time.monotonic() < until, f"the S3 server did not start: {error}"
+            waited = time.monotonic() - began
+            assert waited < START_S or (_cpu_s(process.pid) < START_CPU_S and waited < HANGS_S), f"the S3 server did not start: {error}"
             time.sleep(0.05)
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds of processor time that it has had; none where the system does not tell."""
+    with suppress(OSError, AttributeError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0

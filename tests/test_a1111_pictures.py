@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from PIL import Image
 from fleet import Fleet
 from live_gateway import Live, depth, running
 from picture_samples import as_file, as_url, sample_mask, sample_picture
+from service.sdapi import Txt2ImgRequest
+from service.sdapi_img2img import Img2ImgRequest
 from tests.cards import card
 
 PICTURE, MASK = sample_picture(), sample_mask()
@@ -105,6 +108,20 @@ def test_what_cannot_be_honoured_is_refused(gateway: Live, redis_url: str, body:
     answer = gateway.http.post("/sdapi/v1/img2img", json=whole)
     assert answer.status_code == 400 and (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, param), answer.text
     assert sum(depth(redis_url).values()) == 0
+
+
+@pytest.mark.parametrize(("door", "kind"), [("txt2img", Txt2ImgRequest), ("img2img", Img2ImgRequest)])
+def test_null_is_the_default_everywhere(redis_url: str, tmp_path: Path, door: str, kind: type[Txt2ImgRequest]) -> None:
+    """Two jobs of the same params: one with every field null, one with every field left out."""
+    picture = {"init_images": [as_url(PICTURE)], "mask": as_url(MASK)} if door == "img2img" else {}
+    nulls = {field.alias or name: None for name, field in kind.model_fields.items()}
+    with running(redis_url, tmp_path, replace(card(), max_width=512, max_height=512), door_wait_s=1) as live:
+        for body in (nulls | picture | {"seed": 7}, picture | {"seed": 7}):
+            answer = live.http.post(f"/sdapi/v1/{door}", json=body)
+            assert answer.status_code == 504, answer.text  # nobody draws here: it was queued
+        first, second = (job["params"] for job in live.http.get("/jobs").json()["jobs"])
+    assert first == second
+    assert (first["width"], first["height"], first["steps"], first["guidance"], first["num_images"]) == (512, 512, 50, 7.0, 1)
 
 
 def test_bare_base64_and_nulls_are_taken_and_a_body_is_bounded(gateway: Live, redis_url: str) -> None:

@@ -9,8 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+import service.app
 from cards import card
+from jobs.tracing import Tracing
 from keyed import asking, make_key
 from live_gateway import Live, depth, running
 from service import fast_lane
@@ -134,6 +139,28 @@ def test_the_metrics_know_it_by_its_route(gateway: Live, short_ways: list[int]) 
     text = gateway.http.get("/metrics").text
     assert 'celadon_http_requests_total{method="POST",route="/generate",status="202"}' in text
     assert 'celadon_http_request_seconds_count{method="POST",route="/generate"}' in text
+
+
+def test_both_have_the_same_spans(redis_url: str, tmp_path: Path, short_ways: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With traces on, too, the short way is taken; a trace tells the request by its route, and the calls of Redis behind it."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(service.app, "open_tracing", lambda *_: (Tracing(provider), ""))
+    told: list[set[Any]] = []
+    with running(redis_url, tmp_path, card()) as live:
+        for way in ("", LONG_WAY):
+            for body, status in (({"prompt": "a red apple", "seed": 1}, 202), ({"prompt": "a", "sampler": "nothing"}, 400)):
+                spans.clear()
+                answer = live.http.post(f"/generate{way}", json=body, headers={"X-Request-Id": "one"})
+                assert answer.status_code == status
+                (request,) = (span for span in spans.get_finished_spans() if span.name == "POST /generate")
+                behind = [span for span in spans.get_finished_spans() if span.parent and span.parent.span_id == request.context.span_id]
+                assert ("redis submit" in {span.name for span in behind}) == (status == 202)
+                own = {name: value for name, value in request.attributes.items() if name not in ("url.query", "client.port")}
+                assert own["http.route"] == "/generate" and own["celadon.request_id"] == "one"
+                told.append({*own.items(), request.status.status_code, request.kind})
+    assert told[:2] == told[2:] and len(short_ways) == 2
 
 
 def test_bounds_and_keys_hold_on_both(redis_url: str, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ KEY = image_key("0f3c-ab", 2, 0, "png")
 NEW, OLD = b"n" * 32, b"o" * 32
 
 
+pytestmark = pytest.mark.timeout(200)  # the first test on S3 starts the server
+
+
 @pytest.fixture(params=["disk", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStore:
     """Empty, of each kind."""

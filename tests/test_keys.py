@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ from redis.client import Redis as BlockingRedis
 
 import jobs.valkey
 from cards import card
+from job_samples import Clock, sample_job
 from jobs.clients import digest_of
 from jobs.connection import connect
 from jobs.image_store import LocalImageStore, Signer
-from jobs.registry import Registry
+from jobs.job_queue import JobQueue
+from jobs.registry import Registry, WorkerInfo, pseudonym
 from keyed import asking, make_key
 from live_gateway import Live, assert_error, depth, running
 from redis_farm import until
@@ -246,6 +250,34 @@ def test_the_document_tells_where_a_key_is_needed(gateway: Live) -> None:
     assert unguarded == {"/healthz", "/readyz", "/metrics", "/images/{key}"}
 
 
+async def test_workers_are_shown_without_their_hosts_where_keys_are_asked_for(redis_url: str, tmp_path: Path) -> None:
+    """In the list of workers, and in what a job tells of those that were lost with it; whoever asks without keys runs it all."""
+    name = "gpu7.inner.example-4711-a1b2c3"
+    worker = WorkerInfo(id=name, models=(), device="cpu", backend="torch", slots=8, busy=0, version="1", started_at=1.0, ready=True)
+    redis = connect(redis_url)
+    queue, clock = JobQueue(redis), Clock(redis, 1_000_000.0)
+    await clock.advance(0)
+
+    def ask(keys: str) -> tuple[list[str], list[str]]:
+        key = make_key(redis_url, "ada")
+        with running(redis_url, tmp_path, card(), keys=keys) as live, asking(live, key) as http:
+            job = http.get(f"/jobs/{job_id}").json() if keys == "required" else {"losses": []}
+            return [w["id"] for w in http.get("/workers").json()], [loss["worker"] for loss in job["losses"]]
+
+    job = sample_job("ada", model=card().id, id="0" * 32)
+    job_id = job.id
+    await queue.submit(job)
+    await queue.claim(name, [card().id], 1)
+    await clock.advance(60)
+    await queue.reap()
+    await Registry(redis).beat(worker)
+    told, lost = await asyncio.to_thread(ask, "required")
+    assert told == lost == [pseudonym(name)] and re.fullmatch("worker-[0-9a-f]{12}", told[0])
+    assert pseudonym(name) != pseudonym(name[:-1]), "of each its own"
+    assert (await asyncio.to_thread(ask, "none"))[0] == [name]
+    await redis.aclose()
+
+
 # Browsers
 
 
@@ -258,7 +290,12 @@ def test_other_origins_may_not_ask_unless_they_are_named(server: str, tmp_path: 
         asked = live.http.options("/generate", headers=page)
         assert asked.status_code == 200 and asked.headers["access-control-allow-origin"] == "https://app.example.com"
         other = live.http.options("/generate", headers=page | {"Origin": "https://evil.example.com"})
-        assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
+        assert "origin" in assert_error(other, 400, "cors_refused") and "access-control-allow-origin" not in other.headers
+        assert other.headers["vary"].startswith("Origin")
+        put = live.http.options("/v1/images/generations", headers=page | {"Access-Control-Request-Method": "PUT"})
+        error = put.json()["error"]
+        assert (put.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "cors_refused")
+        assert "method" in error["message"] and error["request_id"] == put.headers["x-request-id"]
         answer = ada.post("/generate", json=PROMPT, headers={"Origin": "http://localhost:3000"})
         assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
         assert "Location" in answer.headers["access-control-expose-headers"] and "access-control-allow-credentials" not in answer.headers

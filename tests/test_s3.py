@@ -34,6 +34,7 @@ from service.chores import SHARED_S, SWEEP_EVERY_S, sweep
 from service.settings import Settings
 from worker_bench import Bench, draw_at_once, job
 
+pytestmark = pytest.mark.timeout(200)  # the first test starts the server
 KEY = "3f9a0c/1-0.png"
 PICTURE = bytes(range(256)) * 40
 
@@ -53,6 +54,15 @@ def store(s3: S3Server, place: str) -> ImageStore:
 def gateway(redis_url: str, folder: Path, s3: S3Server, place: str, **settings: str) -> Iterator[Live]:
     with running(redis_url, folder, card(), storage=place, s3_endpoint=s3.endpoint, **settings) as live:
         yield live
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells who listens where")
+def test_the_server_listens_on_its_own_ports_alone(s3: S3Server) -> None:
+    """Two test processes have one each: a port that is always the same would end the second one."""
+    sockets = {os.readlink(entry) for entry in Path(f"/proc/{s3.process.pid}/fd").iterdir() if entry.is_symlink()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+    assert listening and listening <= s3.ports
 
 
 def signed(live: Live, key: str = KEY, ttl_s: int = 600) -> str:

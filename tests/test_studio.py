@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from keyed import make_key
 from live_gateway import running
@@ -184,6 +184,33 @@ def test_what_is_painted_is_drawn_anew_and_the_rest_stays(page: Page, fleet: Fle
     draw(page, f"all of it, {how}")
     expect(page.locator(f"{PICTURES}[alt='all of it, {how}']")).to_have_count(1)
     assert latest(fleet)["params"]["kind"] == "image_to_image"
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "painted"])
+def test_while_its_mask_is_sent_a_picture_may_be_changed_or_removed(page: Page, fleet: Fleet, meanwhile: str) -> None:
+    """What is drawn is what there was when it was asked for; what comes then is of the next drawing."""
+    held: list[Route] = []
+    choose(page, 128, 128)
+    page.route("**/uploads", lambda route: held.append(route))
+    canvas = page.locator("#canvas")
+    canvas.click(position={"x": 5, "y": 5})
+    with page.expect_request("**/uploads"):
+        draw(page, f"a cap, {meanwhile}")
+    if meanwhile == "removed":
+        page.click("#remove")
+    else:
+        canvas.click(position={"x": 60, "y": 60})
+    held.pop().continue_()
+    expect(page.locator(f"{PICTURES}[alt='a cap, {meanwhile}']")).to_have_count(1)
+    first = latest(fleet)["params"]
+    assert first["kind"] == "inpaint" and page.locator("#problem").inner_text() == ""
+    mask = np.asarray(Image.open(io.BytesIO(fleet.client.get(f"/uploads/{first['mask']}").content)).convert("L"))
+    assert mask[2, 2] == 255 and mask[64:, 64:].max() == 0, "a click is a dot"
+    page.unroute("**/uploads")
+    draw(page, f"a scarf, {meanwhile}")
+    expect(page.locator(f"{PICTURES}[alt='a scarf, {meanwhile}']")).to_have_count(1)
+    then = latest(fleet)["params"]
+    assert then["kind"] == ("text_to_image" if meanwhile == "removed" else "inpaint") and then["mask"] != first["mask"]
 
 
 @pytest.mark.parametrize("how", ["paste", "drop"])

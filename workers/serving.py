@@ -20,7 +20,7 @@ from jobs.hooks import HookQueue
 from jobs.image_store import StoreAway, StoreUnfit
 from jobs.job_queue import JobQueue, ServerUnfit
 from jobs.redis_spans import watch
-from jobs.registry import Registry, WorkerInfo
+from jobs.registry import Registry, WorkerInfo, pseudonym
 from jobs.shards import Shards, open_shards
 from jobs.stores import ExtraMissing, check_reachable, open_store
 from jobs.tracing import open_tracing
@@ -78,7 +78,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
             drawing.put(Hold(model.stages.card.id, model.stages, model.engine))
         worker = Worker(info, shelf, settings, doors(settings, shards, safety), drawing, inbox, metrics, tracing)
         watch(shards, tracing, worker.traceparent)
-        told = {"worker": info.id, "models": info.models, "device": info.device, "backend": info.backend}
+        told = {"worker": info.id, "shown_as": pseudonym(info.id), "models": info.models, "device": info.device, "backend": info.backend}
         log.info("ready", **told, seconds=round(time.monotonic() - started, 1))
         await worker.run(stop)
     finally:

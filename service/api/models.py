@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
@@ -143,5 +144,5 @@ async def guidances(gateway: Current, query: Annotated[ModelQuery, Query()]) -> 
 
 @router.get("/workers", summary="The workers that are up", responses=documented(errors.QueueUnavailable))
 async def workers(gateway: Current) -> list[WorkerInfo]:
-    """A worker that is silent for 15 seconds is gone from here."""
-    return await gateway.registry.workers()
+    """A worker that is silent for 15 seconds is gone from here. Where keys are asked for, an id says nothing of the worker's host."""
+    return [replace(worker, id=gateway.shown(worker.id)) for worker in await gateway.registry.workers()]

@@ -24,7 +24,7 @@ export function asPython(params) {
   const given = Object.entries(rest).map(([name, value]) => `, ${name}=${literal(value)}`).join("");
   const place = new URL(".", location.href).href.replace(/\/$/, "");
   return [
-    "from celadon.client import Client",
+    "from celadon import Client",
     "",
     `with Client(${literal(place)}) as celadon:`,
     `    job = celadon.wait(celadon.submit(${literal(prompt)}${given}).id)`,

@@ -9,6 +9,7 @@ const STEP = 8; // pixels of the page that an arrow key moves the brush
 
 let begun = null; // { key, bitmap }
 let mask = null, maskKey = "", painted = false; // a canvas of the picture's size, and where it lies when it was sent
+let strokes = 0; // grows with every change of the mask, so that what was sent is known to be what there is
 let at = null, erasing = false, drawing = false;
 
 const view = () => $("canvas").getContext("2d");
@@ -54,6 +55,7 @@ export function remove() {
   begun = mask = null;
   maskKey = "";
   painted = false;
+  strokes += 1;
   $("with-picture").hidden = true;
   $("picture-state").textContent = "";
   $("image").value = "";
@@ -61,10 +63,14 @@ export function remove() {
 }
 
 // What it adds to a request. A mask is sent first, unless this is only a question what it would cost.
+// While it is on its way the picture may be changed or removed: what counts is what there was when it was asked for.
 export async function said({ dry = false } = {}) {
   if (!begun) return {};
-  if (painted && !maskKey && !dry) maskKey = (await upload(await blackAndWhite())).key;
-  return { image: begun.key, strength: Number($("strength").value), ...(painted && maskKey ? { mask: maskKey } : {}) };
+  const asked = { image: begun.key, strength: Number($("strength").value) }, seen = strokes;
+  if (!painted || (dry && !maskKey)) return asked;
+  const key = maskKey || (await upload(await blackAndWhite())).key;
+  if (seen === strokes) maskKey = key;
+  return { ...asked, mask: key };
 }
 
 function blackAndWhite() {
@@ -82,6 +88,7 @@ function blackAndWhite() {
 function clearMask() {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
   [painted, maskKey] = [false, ""];
+  strokes += 1;
   setStrength(USUAL);
   show();
 }
@@ -107,10 +114,14 @@ function paint(x, y) {
   ink.moveTo(at.x, at.y);
   ink.lineTo(x, y);
   ink.stroke();
+  ink.beginPath(); // and a dot: of a line without a length a canvas draws nothing
+  ink.arc(x, y, radius(), 0, 2 * Math.PI);
+  ink.fill();
   at = { x, y };
   if (!painted && !erasing) setStrength(WITH_MASK);
   painted ||= !erasing;
   maskKey = "";
+  strokes += 1;
   show();
 }
 

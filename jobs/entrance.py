@@ -1,0 +1,41 @@
+"""Whether a submit would be let in, asked before anything is done for it that would have to be undone."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+from jobs.arguments import fingerprint_of, place
+from jobs.job import Job
+from jobs.outcomes import Admission, raise_refusal
+from jobs.shards import Shards
+
+
+class Entrance:
+    """Of a queue; `max_queued` bounds each shard of it, as in JobQueue. Raises redis.exceptions.RedisError."""
+
+    def __init__(self, redis: Redis | Shards, *, max_queued: int) -> None:
+        self._shards, self._max_queued = Shards.of(redis), max_queued
+
+    async def ask(
+        self,
+        job: Job,
+        may: Admission,
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+        reuse_fingerprint: str = "",
+        count: int = 1,
+        pictures: int | None = None,
+    ) -> None:
+        """Would this job be taken now, or a batch of `count` such with so many `pictures`? Its deadline is not judged, and another
+        may be faster: `JobQueue.submit` and `Batches.open` decide.
+
+        Raises QueueFull, RateLimited, QuotaSpent, IdempotencyConflict, and ValueError as they do.
+        """
+        client, queue, service_class, *_ = place(job)
+        reuse = fingerprint_of(reuse_fingerprint) if job.reuse else ""
+        bounds = (self._max_queued, may.max_queued, may.rate_per_s, may.burst, may.per_day)
+        asked = (count, job.params.num_images if pictures is None else pictures)
+        known = (idempotency_key or "", fingerprint, reuse)
+        outcome, *rest = await self._shards.of_client(client).run("may", client, queue, service_class, *known, *bounds, *asked)
+        raise_refusal(outcome, rest)

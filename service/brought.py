@@ -1,0 +1,74 @@
+"""Pictures that clients bring, in the store: bounded in number by `CELADON_MAX_UPLOADS`, whichever way they come in, and gone again where
+what they came for is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from redis.exceptions import RedisError
+
+from jobs.image_store import ImageStore
+from jobs.uploads import TooManyKept, UploadCount
+from service.errors import StorageUnavailable
+from service.picture_errors import TooManyUploads
+from service.settings import Settings
+
+
+class Brought:
+    """Methods may raise RedisError."""
+
+    def __init__(self, count: UploadCount, store: ImageStore, settings: Settings) -> None:
+        self._count, self._store, self._settings = count, store, settings
+
+    @asynccontextmanager
+    async def stored(self, client: str, pictures: Mapping[str, bytes]) -> AsyncIterator[None]:
+        """They lie under their keys while this is entered, and stay if it ends well. Of an end that Redis hid nobody knows whether
+        a job begins with them: they stay then, and count, until their time is over. Raises TooManyUploads, StorageUnavailable."""
+        held = list[str]()
+        try:
+            for key, data in pictures.items():
+                if await self._hold(client, key):
+                    held.append(key)
+                await self._put(key, data)
+            yield
+        except RedisError:
+            raise
+        except Exception:
+            for key in held:
+                await self._drop(client, key)
+            raise
+        for key in pictures:
+            await self.keep(client, key)
+
+    async def keep(self, client: str, key: str) -> float:
+        """Returns until when (Unix seconds)."""
+        return await self._count.keep(client, key, self._settings.retention_s)
+
+    async def delete(self, client: str, key: str) -> None:
+        """Raises StorageUnavailable."""
+        try:
+            await self._store.delete(key)
+        except OSError as error:
+            raise StorageUnavailable() from error
+        await self._count.forget(client, key)
+
+    async def _hold(self, client: str, key: str) -> bool:
+        try:
+            return await self._count.hold(client, key, self._settings.max_uploads, self._settings.retention_s)
+        except TooManyKept as refusal:
+            raise TooManyUploads(headers={"Retry-After": str(refusal.retry_after_s)}) from refusal
+
+    async def _put(self, key: str, data: bytes) -> None:
+        try:
+            await self._store.put(key, data)
+        except OSError as error:
+            raise StorageUnavailable() from error
+
+    async def _drop(self, client: str, key: str) -> None:
+        """What goes wrong here leaves a picture that counts; the client hears what went wrong before."""
+        try:
+            if await self._count.drop(client, key):
+                await self.delete(client, key)
+        except (RedisError, StorageUnavailable):
+            pass
