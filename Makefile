@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 LAWS := tests/test_import_law.py tests/test_docs.py tests/test_kubernetes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu run test test-full check bench bench-queue chaos clean
+.PHONY: help install install-gpu run test test-full check bench bench-gpu bench-queue chaos clean
 
 help: ## Say what there is
 	@echo "Celadon: prompts into pictures, as a service."
@@ -41,8 +41,8 @@ run: $(INSTALLED) ## Start the whole service and draw PROMPT; Ctrl-C stops it
 test: $(INSTALLED_DEV) ## Run the tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
-test-full: $(INSTALLED_DEV) ## Run every test, the slow ones too
-	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+test-full: $(INSTALLED_DEV) ## Run every test, the slow ones too, and those of a GPU where there is one
+	$(TEST_ENV) $(BIN)/python -m pytest $(if $(wildcard /dev/nvidiactl),,-m "not gpu") $(PYTEST_FLAGS)
 
 check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, container and Kubernetes files
 	$(BIN)/ruff check .
@@ -56,6 +56,9 @@ check: $(INSTALLED_DEV) ## Lint, format, types, import law, docs in step, contai
 bench: $(INSTALLED_DEV) ## Measure; writes benchmarks/RESULTS.md and benchmarks/LOAD.md
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.load
+
+bench-gpu: $(INSTALLED_DEV) ## Measure U-Nets of Stable Diffusion's sizes on a GPU; writes benchmarks/GPU.md
+	$(BIN)/python -m benchmarks.gpu
 
 bench-queue: $(INSTALLED_DEV) ## Measure the queue: fairness, a million jobs, told times; writes benchmarks/QUEUE.md (half an hour)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.queue

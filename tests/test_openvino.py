@@ -236,6 +236,8 @@ def test_both_backends_open_and_say_what_they_are(toy: Path, tmp_path: Path) -> 
     assert names["torch"].startswith("torch-float32, rows ")
     with pytest.raises(ModelRefused, match=r"CELADON_WEIGHTS=int8 is OpenVINO's"):
         open_model(settings(backend="torch", weights="int8", model=str(toy), data_dir=tmp_path))
+    with pytest.raises(ModelRefused, match=r"CELADON_COMPILE is torch's"):
+        open_model(settings(backend="openvino", compile="blocks", model=str(toy), data_dir=tmp_path))
     with pytest.raises(ModelRefused, match="on CPUs"):
         open_model(settings(backend="openvino", dtype="float16", model=str(toy)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pipelines.checkpoint_folder import Described
@@ -19,9 +21,23 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     checkpoint = load_described(said, device=device, dtype=dtype, loras=settings.lora_folder)
+    if device.type == "cuda":
+        for module in (checkpoint.unet, checkpoint.vae):
+            module.to(memory_format=torch.channels_last)  # what its convolutions take without a copy
+    if settings.compile == "blocks":
+        compile_blocks(checkpoint.unet)
     denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told, wardrobe=checkpoint.wardrobe)
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}")
+    compiled = ", compiled blocks" if settings.compile == "blocks" else ""
+    return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}{compiled}")
+
+
+def compile_blocks(unet: Any) -> None:
+    """The transformer blocks by torch.compile, one kernel for all of a kind and of any number of rows. Raises ModelRefused."""
+    try:
+        unet.compile_repeated_blocks(dynamic=True)
+    except ValueError as error:  # diffusers knows of no such blocks in it
+        raise ModelRefused("CELADON_COMPILE=blocks, but this U-Net has no blocks that repeat; leave it out") from error
 
 
 def pick_device(name: str) -> torch.device:

@@ -37,6 +37,9 @@ class WorkerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     weights: Literal["stored", "int8"] = Field(default="stored", description="int8: the U-Net's linear layers in 8 bits; OpenVINO alone")
+    compile: Literal["none", "blocks"] = Field(
+        default="none", description="blocks: the U-Net's repeated blocks by torch.compile; torch alone"
+    )
     slots: int = Field(default=16, ge=1, le=1024, description="images in flight at once")
     max_rows: int = Field(default=32, ge=2, le=1024, description="U-Net rows of one tick at most")
     rows: int = Field(default=0, ge=0, le=256, description="rows of every U-Net call; 0 decides by measurement at start")
