@@ -124,8 +124,8 @@ def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:
     phi = rows.column("rescale")[:, 0]  # [S]
     if not bool(xp.any(phi > 0)):
         return guided
-    spread = xp.where(phi > 0, xp.std(guided, axis=1, correction=1), 1)  # [S]; a row of variant `zero` has none
-    ratio = xp.std(rows.cond, axis=1, correction=1) / spread  # [S]
+    deviation = xp.std(xp.stack([guided, rows.cond]), axis=2, correction=1)  # [2, S]
+    ratio = deviation[1] / xp.where(phi > 0, deviation[0], 1)  # [S]; a row of variant `zero` has no deviation
     factor = 1 + phi * (ratio - 1)  # [S]
     return xp.where((phi > 0)[:, None], guided * factor[:, None], guided)
 

@@ -73,6 +73,8 @@ class Calls:
         self._denoiser, self._xp = denoiser, denoiser.xp
         self._rows, self._rows_of_memory = rows, rows
         self._measured = rows is not None
+        self._contexts: list[Array] = []
+        self._stack: Array = None
 
     def __call__(self, x: Array, timestep: Array, rows: Sequence[Row]) -> Array:
         """The model over latents [R, C, h, w] and timesteps [R] -> [R, D]."""
@@ -119,7 +121,7 @@ class Calls:
         marks = [row.mark for row in rows] if any(row.mark for row in rows) else ()
         further = [marks, *told] if marks or told else []
         dressed = {"worn": first.worn} if first.worn else {}
-        context = xp.stack([row.context for row in rows])  # [R, L, E]
+        context = self._stacked([row.context for row in rows])  # [R, L, E]
         if first.memory is None:
             return self._denoiser(x, timestep, context, *further, **dressed)
         if first.remembered is not None:
@@ -130,6 +132,12 @@ class Calls:
             if row.memory is not None:
                 row.memory.said[row.role] = row.number, said + 0  # its own memory: a view would keep the whole call's
         return out
+
+    def _stacked(self, contexts: list[Array]) -> Array:
+        """[R, L, E], to be read only; kept while the same prompts come again, as they mostly do from tick to tick."""
+        if len(contexts) != len(self._contexts) or any(a is not b for a, b in zip(contexts, self._contexts, strict=True)):
+            self._contexts, self._stack = contexts, self._xp.stack(contexts)
+        return self._stack
 
     def _told(self, rows: Sequence[Row]) -> Array:
         """What the model is told of each row beside the text, [R, V]: of all rows, or of none."""

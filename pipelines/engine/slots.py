@@ -18,6 +18,9 @@ PLANES = (*STATE, "average", "denoised", "denoised_uncond", "noise")
 X, AVERAGE, DENOISED, UNCONDITIONAL, NOISE = (PLANES.index(name) for name in ("x", *PLANES[len(STATE) :]))
 
 
+CACHED = 1 << 15  # numbers that a CPU moves at once: its caches hold what one operation leaves for the next
+
+
 class SlotPool:
     """Planes [12 n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
 
@@ -25,6 +28,7 @@ class SlotPool:
         self._xp, self.device = xp, device
         self.shape = shape
         self.size = int(np.prod(shape))
+        self.at_once = max(1, CACHED // self.size) if str(device).startswith("cpu") else None  # lines of one operation; None: any number
         self._count = 0
         self._lines = self._zeros(0)
         self._free: list[int] = []
@@ -62,7 +66,7 @@ class SlotPool:
         """Put one plane [S, D] back."""
         self._lines[self._run(plane, slots) or self._index(plane, slots)] = values
 
-    def places(self, planes: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, planes: NDArray[np.int64], slots: NDArray[np.int64] | int) -> NDArray[np.int64]:
         """Where the lines of these planes and slots are, for `gather` and `scatter`."""
         return planes * self._count + slots
 
