@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipelines.gamma import forward_process
 from pipelines.loading import load as load_checkpoint
@@ -187,6 +187,13 @@ def test_new_words_join_an_old_text_encoder(tmp_path: Path) -> None:
     mean = encoder.get_input_embeddings().weight.mean(0)
     torch.testing.assert_close(vectors[today.get_vocab()["sketch</w>"]], mean, atol=1e-6, rtol=0)
     assert len(today) > len(old)
+
+
+def test_a_tokenizer_says_nothing_of_where_it_was(tmp_path: Path) -> None:
+    text.save_tokenizer(text.build_tokenizer(), tmp_path / "first")
+    text.save_tokenizer(CLIPTokenizer.from_pretrained(tmp_path / "first"), tmp_path / "second")
+    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
 def test_the_pencil_leaves_lines_and_no_colour() -> None:

@@ -32,6 +32,7 @@ from training.words import STYLES, THINGS
 
 CONTEXT = 32  # tokens of a prompt, start and end included
 START, END = "<|startoftext|>", "<|endoftext|>"
+WHENCE = ("is_local", "local_files_only")  # what transformers notes of where a tokenizer came from
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def tokenizer_from_merges(merges: list[tuple[str, str]], alphabet: list[str]) ->
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Both forms: tokenizer.json, and the older vocab.json with merges.txt."""
     tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    told = {name: value for name, value in json.loads(config.read_text(encoding="utf-8")).items() if name not in WHENCE}
+    config.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     merges = read_merges((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
