@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipelines.name_tables import A1111_SCHEDULES
 from pipelines.params import GenerationParams
 
 PARAMETER = re.compile(r'\s*([\w ]+?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
@@ -20,10 +21,15 @@ def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str,
     more += f"Cache interval: {params.cache_interval}, " if params.cache_interval > 1 else ""
     negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
     return (
-        f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {params.schedule}, "
+        f"{params.prompt}{negative}\nSteps: {params.steps}, Sampler: {sampler}, Schedule type: {schedule_label(params.schedule)}, "
         f"CFG scale: {params.guidance:g}, Seed: {seed}, Size: {params.width}x{params.height}, {more}"
         f"Model hash: {model_hash}, Model: {params.model}, Version: celadon {version}"
     )
+
+
+def schedule_label(schedule: str) -> str:
+    """What A1111's lists call it, since its page looks for that when it reads a picture; the id of one that it does not have."""
+    return next((name.name for name in A1111_SCHEDULES if name.id == schedule and not name.refused), schedule)
 
 
 def changed(params: GenerationParams) -> float | None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jobs.job import Job
 from pipelines.card import ModelCard
-from pipelines.infotext import changed, infotext
+from pipelines.infotext import changed, infotext, schedule_label
 from pipelines.name_tables import A1111_SAMPLERS
 from pipelines.names import a1111
 from service.drafts import Draft
@@ -168,7 +168,7 @@ def info(job: Job, card: ModelCard, version: str) -> str:
         "cfg_scale": params.guidance, "steps": params.steps, "batch_size": count, "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": card.id, "sd_model_hash": card.hash[:10], "sd_vae_name": None, "sd_vae_hash": None, "seed_resize_from_w": -1,
         "seed_resize_from_h": -1, "denoising_strength": changed(params),
-        "extra_generation_params": {"Schedule type": params.schedule},
+        "extra_generation_params": {"Schedule type": schedule_label(params.schedule)},
         "index_of_first_image": 0, "infotexts": [infotext(params, seed, name, card.hash[:10], version) for seed in seeds],
         "styles": [], "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_at)), "clip_skip": params.clip_skip,
         "is_using_inpainting_conditioning": False, "version": f"celadon {version}", "job_id": job.id,

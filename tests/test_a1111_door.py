@@ -18,7 +18,9 @@ from PIL import Image, PngImagePlugin
 
 from fleet import Fleet
 from live_gateway import Live, depth, running
-from pipelines.infotext import infotext, parse
+from pipelines.infotext import infotext, parse, schedule_label
+from pipelines.name_tables import A1111_SCHEDULES
+from pipelines.names import a1111
 from pipelines.params import GenerationParams
 from service.png_text import texts
 from tests.cards import card
@@ -224,7 +226,10 @@ def test_infotext_is_read_back() -> None:
     )  # fmt: skip
     found = parse(infotext(params, 1, "Euler", "abcd", "1"))
     assert found["Prompt"] == "a cat,\nSteps: of stone" and found["Negative prompt"] == "x: y"
-    assert (found["Steps"], found["CFG scale"], found["Size"], found["Schedule type"]) == ("9", "2.5", "64x32", "karras")
+    assert (found["Steps"], found["CFG scale"], found["Size"], found["Schedule type"]) == ("9", "2.5", "64x32", "Karras")
+    for schedule in {name.id for name in A1111_SCHEDULES if name.id}:
+        assert a1111("Euler", schedule_label(schedule)).schedule == schedule
+    assert schedule_label("cosine") == "cosine", "which A1111 does not have"
     assert parse("only words") == {}
 
 
