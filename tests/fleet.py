@@ -59,10 +59,11 @@ class Fleet:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.client = httpx2.Client(base_url=self.url, headers=self._headers, timeout=TIMEOUT_S)
 
-    def gateway(self, *, wait: bool = True) -> None:
+    def gateway(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         self._gateway = self.start("gateway", CELADON_PORT=str(self.port))
         if wait:
             self.until(lambda: self.client.get("/healthz").status_code == 200)
+        return self._gateway
 
     def restart_gateway(self, *, wait: bool = True) -> None:
         """Kill -9, then a new one on the same port."""
