@@ -111,6 +111,17 @@ class LoraInfo:
     refused: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingInfo:
+    """One file of textual inversion that prompts can name, or why not. `width` is that of its vectors, of all text encoders together."""
+
+    name: str
+    hash: str = ""
+    vectors: int = 0
+    width: int = 0
+    refused: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """Sizes, limits, words and defaults of one checkpoint. Pixels; `vae_factor` pixels make one latent cell."""
@@ -138,6 +149,7 @@ class ModelCard:
     size_conditioning: bool = False  # it is told sizes, as SDXL is
     distilled_guidance: bool = False  # it is told the scale, and asked once a row
     loras: tuple[LoraInfo, ...] = ()
+    embeddings: tuple[EmbeddingInfo, ...] = ()
     max_clip_skip: int = 1  # layers of its text encoder, where its workers can do without some
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +166,7 @@ class ModelCard:
         fields["words"] = tuple(fields["words"])
         fields["kinds"] = tuple(fields.get("kinds", ("text_to_image",)))  # cards of workers that know no other say nothing
         fields["loras"] = tuple(LoraInfo(**lora) for lora in fields.get("loras", ()))
+        fields["embeddings"] = tuple(EmbeddingInfo(**embedding) for embedding in fields.get("embeddings", ()))
         fields["prompt_syntaxes"] = tuple(fields.get("prompt_syntaxes", ("plain",)))  # likewise
         return cls(**fields)
 

@@ -54,6 +54,11 @@ class Described:
     zero_negative: bool  # an empty negative prompt is no text at all
     parameters: int  # numbers in all weights
 
+    @property
+    def text_widths(self) -> dict[str, int]:
+        """Of the vectors that its text encoders read, by part."""
+        return {part: int(config.get("hidden_size", 512)) for part, config in self.configs.items() if part.startswith("text_encoder")}
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""
         return self.configs["vae"].get("latent_channels", 4), height // self.vae_factor, width // self.vae_factor

@@ -20,6 +20,7 @@ from pipelines.card import ModelCard
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
 from pipelines.conditioning import Told
+from pipelines.embeddings import Embeddings
 from pipelines.ladder import Ladder
 from pipelines.loras_torch import Wardrobe
 from pipelines.solver_files import Solver
@@ -51,6 +52,7 @@ class Checkpoint:
     told: Told = field(default_factory=Told)
     zero_negative: bool = False  # an empty negative prompt is no text at all, as SDXL was trained
     wardrobe: Wardrobe = field(default_factory=lambda: Wardrobe(None, {}))
+    embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, {}, 0))
 
     @property
     def unet_channels(self) -> int:
@@ -66,15 +68,19 @@ class Checkpoint:
         return self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None) -> Checkpoint:
-    """Load a local folder or a hub id, the solvers in its folder `solvers`, and what fits it of a folder of LoRAs.
+def load(
+    source: str | Path, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None, embeddings: Path | None = None
+) -> Checkpoint:
+    """Load a local folder or a hub id, the solvers in its folder `solvers`, and what fits it of folders of LoRAs and embeddings.
 
     Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
-    return load_described(describe(source), device=device, dtype=dtype, loras=loras)
+    return load_described(describe(source), device=device, dtype=dtype, loras=loras, embeddings=embeddings)
 
 
-def load_described(said: Described, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None) -> Checkpoint:
+def load_described(
+    said: Described, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None, embeddings: Path | None = None
+) -> Checkpoint:
     """The modules of what was described. Raises CheckpointError where the weights are not those that the configs describe."""
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
@@ -83,11 +89,11 @@ def load_described(said: Described, *, device: torch.device, dtype: torch.dtype,
     tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
     second = _second(said, device, rest)
     modules = {"unet": unet, "text_encoder": text_encoder} | ({"text_encoder_2": second.text_encoder} if second else {})
-    wardrobe = Wardrobe(loras, modules)
-    card = replace(said.card, loras=wardrobe.loras.infos)
+    wardrobe, learned = Wardrobe(loras, modules), Embeddings(embeddings, said.text_widths, said.tokens - 2)
+    card = replace(said.card, loras=wardrobe.loras.infos, embeddings=learned.infos)
     return Checkpoint(
         card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
-        second, said.told, said.zero_negative, wardrobe,
+        second, said.told, said.zero_negative, wardrobe, learned,
     )  # fmt: skip
 
 

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from pipelines.checkpoint_folder import Described
 from pipelines.conditioning import Text, Told
+from pipelines.embeddings import Embeddings, Learned
 from pipelines.graphs import clip, unet, vae
 from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Changed
 from pipelines.known import Pixels, Posterior
 from pipelines.loras import KEPT, Kept, Loras, shapes
 from pipelines.planning import from_pixels, to_pixels
-from pipelines.prompt_chunks import chunks, weighted
+from pipelines.prompt_chunks import chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, Worn, read
 from pipelines.tokens import Tokenizer
 
@@ -38,8 +39,8 @@ GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "unet_remember": unet.build_remember, "unet_recall": unet.build_recall,
     "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
 }  # fmt: skip
-CACHE_FORMAT = 4  # raised when a graph is built in another way, or what is noted of it means something else
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
+CACHE_FORMAT = 5  # raised when a graph is built in another way, or what is noted of it means something else
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
 
@@ -52,10 +53,14 @@ def fastest_precision(core: openvino.Core | None = None) -> str:
 class Compiler:
     """Compiles parts of a checkpoint for the CPU, or takes them from the cache. `int8` rounds weights of the U-Net."""
 
-    def __init__(self, said: Described, cache: Path | None, threads: int = 0, *, int8: bool = False, loras: Path | None = None) -> None:
+    def __init__(
+        self, said: Described, cache: Path | None, threads: int = 0, *,
+        int8: bool = False, loras: Path | None = None, embeddings: Path | None = None,
+    ) -> None:  # fmt: skip
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
         self._core = openvino.Core()
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
+        self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
 
     def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = ()) -> openvino.CompiledModel:
         """`part` is one of GRAPHS; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk.
@@ -190,7 +195,8 @@ class OpenVinoStages:
         """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32.
 
         Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
-        self.card, self.ladder = replace(said.card, loras=compiler.loras.infos), said.ladder
+        self.card = replace(said.card, loras=compiler.loras.infos, embeddings=compiler.embeddings.infos)
+        self.ladder = said.ladder
         self.latent_rgb, self.solvers = said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]
         self.unet_channels = int(said.configs["unet"].get("in_channels", 4))
@@ -201,26 +207,37 @@ class OpenVinoStages:
             lambda worn: compiler.compile("text_encoder", "float32", worn=worn).create_infer_request(), KEPT
         )
         self._decoder = compiler.compile("vae", precision).create_infer_request()
-        self._compiler = compiler
+        self._compiler, self._vocabulary = compiler, int(said.configs["text_encoder"].get("vocab_size", 49408))
         self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._said.latent_shape(width, height)
 
-    def tokens(self, prompt: str) -> int:
-        return self._tokenizer.count(prompt)
+    def tokens(self, prompt: str, reading: Reading = PLAIN) -> int:
+        return sum(map(len, self._learned(reading).units(self._tokenizer.pieces)(prompt)))
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
-        if reading.syntax == "plain":
-            return Text(self._states(self._tokenizer.ids(prompt or ""), reading))
-        told = chunks(read(prompt or ""), self._tokenizer.pieces, self._tokenizer.marks)
-        states = [self._states(np.array([c.ids], np.int32), reading) for c in told]
+        learned, marks = self._learned(reading), self._tokenizer.marks
+        units = learned.units(self._tokenizer.pieces)
+        told = [one_chunk(units(prompt or ""), marks)] if reading.syntax == "plain" else chunks(read(prompt or ""), units, marks)
+        states = [self._states(c.ids, learned, reading) for c in told]
         return Text(np.concatenate([weighted(s, np.array(c.weights, np.float32)) for s, c in zip(states, told, strict=True)]))
 
-    def _states(self, ids: NDArray[np.int32], reading: Reading) -> NDArray[np.float32]:
-        """[1, L] -> [L, E]."""
+    def _learned(self, reading: Reading) -> Learned:
+        return self._compiler.embeddings.learned("text_encoder", reading.embeddings, self._vocabulary)
+
+    def _states(self, ids: list[int], learned: Learned, reading: Reading) -> NDArray[np.float32]:
+        """L ids -> [L, E]."""
         encoder = self._texts.get(reading.loras) if reading.loras else self._text
-        return np.array(encoder.infer({"ids": ids, "skip": np.array([reading.clip_skip], np.int32)})[0][0])
+        given = learned.given(ids)
+        vectors = np.zeros((1, len(ids), learned.vectors.shape[1]), np.float32)
+        for place, vector in given.items():
+            vectors[0, place] = vector
+        inputs = {
+            "ids": np.array([learned.known(ids, self._tokenizer.marks.start)], np.int32), "skip": np.array([reading.clip_skip], np.int32),
+            "vectors": vectors, "learned": np.array([[[place in given] for place in range(len(ids))]]),
+        }  # fmt: skip
+        return np.array(encoder.infer(inputs)[0][0])
 
     def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
         """Raises FloatingPointError where the VAE overflows."""

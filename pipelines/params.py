@@ -23,7 +23,7 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
-    "clip_skip": 1, "loras": (), "cache_interval": 1,
+    "clip_skip": 1, "loras": (), "cache_interval": 1, "embeddings": (),
 }  # fmt: skip
 
 FIRST_PASS = "first pass"  # in the place of a key
@@ -80,12 +80,13 @@ class GenerationParams:
     clip_skip: int = 1
     loras: tuple[LoraUse, ...] = ()  # beside those that the prompt names
     cache_interval: int = 1  # rows of the table from one asking of the U-Net's deep layers to the next
+    embeddings: tuple[str, ...] = ()  # names in either prompt that stand for learned vectors, in order
     upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
 
     @property
     def reading(self) -> Reading:
         """How both prompts are read."""
-        return Reading(self.prompt_syntax, self.clip_skip, self.worn)
+        return Reading(self.prompt_syntax, self.clip_skip, self.worn, self.embeddings)
 
     @property
     def worn(self) -> Worn:
@@ -129,7 +130,8 @@ class GenerationParams:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationParams:
         """The inverse of `to_dict` and of `brief`. Raises TypeError on missing or unknown fields."""
-        return cls(**{**data, "loras": tuple(LoraUse(**lora) for lora in data.get("loras", ()))})
+        loras = tuple(LoraUse(**lora) for lora in data.get("loras", ()))
+        return cls(**{**data, "loras": loras, "embeddings": tuple(data.get("embeddings", ()))})
 
 
 def kept_steps(steps: int, *, strength: float = 1.0, start: float = 0.0, end: float = 1.0) -> tuple[int, int]:

@@ -49,8 +49,8 @@ class Stages(Known, Protocol):
     Each call takes one prompt or one picture: what comes out must not depend on what came along.
     """
 
-    def tokens(self, prompt: str) -> int:
-        """How many tokens the prompt has; the model reads the first `card.max_prompt_tokens` of them."""
+    def tokens(self, prompt: str, reading: Reading = PLAIN) -> int:
+        """How many tokens the prompt has, vectors of embeddings among them; the model reads the first `card.max_prompt_tokens`."""
         ...
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:

@@ -14,6 +14,7 @@ from pipelines.prompts import Section
 
 Array = Any
 Pieces = Callable[[str], list[int]]  # text -> ids of its tokens, none before or behind
+Units = Callable[[str], list[list[int]]]  # the same in parts that are not cut
 
 BACKTRACK = 20
 ACCIDENTAL = 0.01  # of the deviation: a smaller mean says nothing, and what brings it back would be any number
@@ -47,7 +48,7 @@ class Chunk:
         return Chunk(ids, [1.0, *self.weights, *[1.0] * (padding + 1)])
 
 
-def chunks(sections: Iterable[Section], pieces: Pieces, marks: Marks) -> list[Chunk]:
+def chunks(sections: Iterable[Section], units: Units, marks: Marks) -> list[Chunk]:
     """At least one, closed. A BREAK ends a chunk even where it is empty."""
     done: list[Chunk] = []
     filling = _Filling(marks, done)
@@ -55,8 +56,8 @@ def chunks(sections: Iterable[Section], pieces: Pieces, marks: Marks) -> list[Ch
         if i:
             filling.end()
         for part in section:
-            for id in pieces(part.text):
-                filling.add(id, part.weight)
+            for unit in units(part.text):
+                filling.add(unit, part.weight)
     if filling.chunk.ids or not done:
         filling.end()
     return [chunk.closed(marks) for chunk in done]
@@ -69,23 +70,29 @@ class _Filling:
         self._marks, self._done, self._room = marks, done, marks.length - 2
         self.chunk, self._comma = Chunk(), -1  # where its last comma is
 
-    def add(self, id: int, weight: float) -> None:
+    def add(self, unit: list[int], weight: float) -> None:
         chunk, behind = self.chunk, self._comma + 1
-        if id == self._marks.comma:
+        if unit == [self._marks.comma]:
             self._comma = len(chunk.ids)
         elif len(chunk.ids) == self._room and behind and len(chunk.ids) - self._comma <= BACKTRACK:
             rest = Chunk(chunk.ids[behind:], chunk.weights[behind:])
             self.chunk = Chunk(chunk.ids[:behind], chunk.weights[:behind])
             self.end()
             self.chunk = rest
-        if len(self.chunk.ids) == self._room:
+        if len(self.chunk.ids) + len(unit) > self._room:
             self.end()
-        self.chunk.ids.append(id)
-        self.chunk.weights.append(weight)
+        self.chunk.ids += unit
+        self.chunk.weights += [weight] * len(unit)
 
     def end(self) -> None:
         self._done.append(self.chunk)
         self.chunk, self._comma = Chunk(), -1
+
+
+def one_chunk(units: Iterable[list[int]], marks: Marks) -> Chunk:
+    """One chunk, closed, of a text without signs: what is too long is left out."""
+    ids = [id for unit in units for id in unit][: marks.length - 2]
+    return Chunk(ids, [1.0] * len(ids)).closed(marks)
 
 
 def weighted(states: Array, weights: Array) -> Array:

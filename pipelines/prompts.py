@@ -7,6 +7,7 @@ others, BREAK begins a new chunk, and what follows # is a remark. Documented in 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,7 @@ class Reading:
     syntax: Syntax = "plain"
     clip_skip: int = 1
     loras: Worn = ()
+    embeddings: tuple[str, ...] = ()  # names in the text that stand for learned vectors
 
 
 PLAIN = Reading()
@@ -92,6 +94,22 @@ def worn_in(prompt: str) -> tuple[Worn, str]:
         if found.setdefault(name, weight := _number(weights[0]) if weights else 1.0) != weight:
             raise PromptError("a LoRA is named twice, with two weights")
     return tuple(sorted(found.items())), NETWORK.sub("", prompt)
+
+
+def spans(text: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """The text in parts: what stands between names, with an empty one, and each name that it holds as a word of its own. Case does not
+    matter; of two names that begin at one place the longer one is meant.
+    """
+    longest = sorted(names, key=len, reverse=True)
+    if not longest:
+        return [(text, "")]
+    known = {name.lower(): name for name in longest}
+    found, end = [], 0
+    for match in re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)", text, re.IGNORECASE):
+        if (name := known.get(match[0].lower())) is not None:
+            found += [(text[end : match.start()], ""), (match[0], name)]
+            end = match.end()
+    return [part for part in (*found, (text[end:], "")) if part[0]]
 
 
 def words(prompt: str, syntax: Syntax) -> str:

@@ -13,13 +13,14 @@ from transformers import CLIPTokenizer
 from pipelines import outermost, plain_guidance
 from pipelines.conditioning import Text, vector
 from pipelines.denoiser_torch import told_unet
+from pipelines.embeddings_torch import spoken
 from pipelines.known import Known, Pixels, Posterior, begin
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
 from pipelines.planning import from_pixels, negative_of, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
-from pipelines.prompt_chunks import Marks, chunks, weighted
+from pipelines.prompt_chunks import Marks, chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, read
 from pipelines.step_table import MEMORIES
 from pipelines.tokens import COMMA
@@ -40,7 +41,7 @@ def encode_text(checkpoint: Checkpoint, prompt: str | None, reading: Reading = P
     said = []
     for part, encoder in encoders.items():
         with checkpoint.wardrobe.wearing(part, reading.loras):
-            said.append(_said(checkpoint, *encoder, prompt or "", reading))
+            said.append(_said(checkpoint, part, *encoder, prompt or "", reading))
     states, pooled = torch.cat([s for s, _ in said], dim=-1), said[-1][1]
     if prompt is None:
         states, pooled = torch.zeros_like(states), None if pooled is None else torch.zeros_like(pooled)
@@ -54,16 +55,18 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, reading: Reading = PLAIN)
 
 
 def _said(
-    checkpoint: Checkpoint, tokenizer: CLIPTokenizer, encoder: Any, prompt: str, reading: Reading
+    checkpoint: Checkpoint, part: str, tokenizer: CLIPTokenizer, encoder: Any, prompt: str, reading: Reading
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What one encoder says: states [n L, E], and pooled [P] of the first chunk where it pools."""
-    if reading.syntax == "plain":
-        ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
-        return _states(checkpoint, encoder, ids.input_ids, ids.attention_mask, reading.clip_skip)
     marks = Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, _comma(tokenizer), tokenizer.model_max_length)
-    told = chunks(read(prompt), lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids, marks)
-    masks = ([int(i <= c.ids.index(marks.end)) for i in range(marks.length)] for c in told)
-    said = [_states(checkpoint, encoder, c.ids, mask, reading.clip_skip) for c, mask in zip(told, masks, strict=True)]
+    learned = checkpoint.embeddings.learned(part, reading.embeddings, encoder.get_input_embeddings().num_embeddings)
+    units = learned.units(lambda text: tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    told = [one_chunk(units(prompt), marks)] if reading.syntax == "plain" else chunks(read(prompt), units, marks)
+    said = []
+    for chunk in told:
+        mask = [int(i <= chunk.ids.index(marks.end)) for i in range(marks.length)]
+        with spoken(encoder, learned.given(chunk.ids)):
+            said.append(_states(checkpoint, encoder, learned.known(chunk.ids, marks.start), mask, reading.clip_skip))
     states = [weighted(s, torch.tensor(c.weights, device=s.device)) for (s, _), c in zip(said, told, strict=True)]
     return torch.cat(states), said[0][1]
 
@@ -93,9 +96,11 @@ def _comma(tokenizer: CLIPTokenizer) -> int | None:
     return found
 
 
-def prompt_tokens(checkpoint: Checkpoint, prompt: str) -> int:
-    """How many tokens the prompt has."""
-    return len(checkpoint.tokenizer(prompt, truncation=False, verbose=False).input_ids) - 2
+def prompt_tokens(checkpoint: Checkpoint, prompt: str, reading: Reading = PLAIN) -> int:
+    """How many tokens the prompt has, vectors of embeddings among them."""
+    learned = checkpoint.embeddings.learned("text_encoder", reading.embeddings, 0)
+    pieces = learned.units(lambda text: checkpoint.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return sum(map(len, pieces(prompt)))
 
 
 @torch.inference_mode()
@@ -186,8 +191,8 @@ class TorchStages:
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._checkpoint.latent_shape(width, height)
 
-    def tokens(self, prompt: str) -> int:
-        return prompt_tokens(self._checkpoint, prompt)
+    def tokens(self, prompt: str, reading: Reading = PLAIN) -> int:
+        return prompt_tokens(self._checkpoint, prompt, reading)
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         """Numpy on a CPU as the registers are."""

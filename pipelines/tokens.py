@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Pieces
 from tokenizers.models import BPE
@@ -19,7 +17,7 @@ PARTS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 class Tokenizer:
-    """A prompt -> ids of a fixed length, start and end tokens included."""
+    """A text -> ids of its tokens; and what must be known of them."""
 
     def __init__(self, folder: Path, length: int) -> None:
         """Raises OSError where the folder holds neither tokenizer.json nor vocab.json and merges.txt."""
@@ -35,21 +33,10 @@ class Tokenizer:
             raise OSError(f"the tokenizer has no token {token}")
         return found
 
-    def count(self, prompt: str) -> int:
-        """Tokens of the prompt itself, however many."""
-        return len(self._pieces.encode(prompt).ids) - 2
-
     def pieces(self, text: str) -> list[int]:
         """The ids of a text's tokens, without start and end."""
         found: list[int] = self._pieces.encode(text, add_special_tokens=False).ids
         return found
-
-    def ids(self, prompt: str) -> NDArray[np.int32]:
-        """[1, length]; longer prompts are cut, shorter ones padded."""
-        found, marks = self._pieces.encode(prompt).ids, self.marks
-        if len(found) > marks.length:
-            found = [*found[: marks.length - 1], marks.end]
-        return np.array([found + [marks.pad] * (marks.length - len(found))], np.int32)
 
 
 def _from_merges(folder: Path) -> Pieces:

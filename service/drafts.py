@@ -30,6 +30,7 @@ from pipelines.params import (
     kept_steps,
 )
 from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
+from service.embeddings import embeddings_of, without
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
 from service.inputs import Pictures
@@ -61,6 +62,7 @@ class Draft:
     clip_skip: int = 1
     loras: tuple[LoraUse, ...] = ()
     cache_interval: int = 1
+    embeddings: tuple[str, ...] = ()
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -157,6 +159,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
         upscale=second,
         loras=draft.loras,
         cache_interval=_within("cache_interval", draft.cache_interval, 1, MAX_CACHE_INTERVAL),
+        embeddings=acting_embeddings(draft, card),
         clip_skip=_within("clip_skip", draft.clip_skip, 1, card.max_clip_skip),
         **picture,
     )
@@ -267,6 +270,10 @@ def _unknown(error: names.UnknownName, card: ModelCard) -> UnknownSampler | Unkn
     return kind(f"{said}{meant} Known: {', '.join(sorted(ids))}. Their names in other programs are understood too.", param=error.kind)
 
 
+def acting_embeddings(draft: Draft, card: ModelCard) -> tuple[str, ...]:
+    return embeddings_of(draft.prompt, draft.negative_prompt, draft.prompt_syntax, draft.embeddings, card)
+
+
 def seed_of(draft: Draft) -> int:
     """The one that was asked for, or any."""
     return secrets.randbelow(SEED_LIMIT) if draft.seed is None else _within("seed", draft.seed, 0, SEED_LIMIT - 1)
@@ -295,7 +302,10 @@ def _warnings(params: GenerationParams, card: ModelCard) -> Iterable[JobWarning]
 
 
 def words_warning(draft: Draft, card: ModelCard) -> Iterable[JobWarning]:
-    said = "\n".join(words(text, draft.prompt_syntax) for text in (draft.prompt, draft.negative_prompt)) if card.words else ""
+    if not card.words:
+        return
+    said = "\n".join(words(text, draft.prompt_syntax) for text in (draft.prompt, draft.negative_prompt))
+    said = without(said, acting_embeddings(draft, card))
     if said and (unknown := _unknown_words(said, card)):
         yield JobWarning("unknown_words", f"The model was not trained on: {', '.join(unknown)}.")
 

@@ -13,6 +13,7 @@
     │   ├── UnknownSchedule           400 unknown_schedule
     │   ├── UnknownOption             400 unknown_option
     │   ├── UnknownLora               400 unknown_lora
+    │   ├── UnknownEmbedding          400 unknown_embedding
     │   ├── WebhookRefused            400 webhook_refused
     │   ├── CorsRefused               400 cors_refused
     │   ├── InvalidBatch              400 invalid_batch

@@ -10,6 +10,7 @@ from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
 from pipelines.params import MAX_CACHE_INTERVAL, Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
 from pipelines.prompts import Syntax
 from service.drafts import Draft
+from service.embeddings import MAX_EMBEDDINGS
 from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
 from service.loras import MAX_LORA_WEIGHT, MAX_LORAS
 from service.second_pass import MAX_FACTOR
@@ -39,6 +40,7 @@ GuidanceOptions = Annotated[
 ]
 
 
+EmbeddingName = Annotated[str, Field(min_length=1, max_length=255)]
 NONE_IF_EMPTY = ("image", "mask", "outpaint")  # as answers hold them
 
 
@@ -131,6 +133,10 @@ class GenerateRequest(BaseModel):
     loras: list[LoraRequest] = Field(
         default_factory=list, max_length=MAX_LORAS, description="LoRAs that act on this picture, by the names of GET /models; each once"
     )
+    embeddings: list[EmbeddingName] = Field(
+        default_factory=list, max_length=MAX_EMBEDDINGS,
+        description="embeddings by the names of GET /models, which stand for their vectors in both prompts; in a1111 syntax all of them do",
+    )  # fmt: skip
     clip_skip: int = Field(default=1, ge=1, description="the text encoder's layer that is read: 1 the last, 2 the one before, as in A1111")
     cache_interval: int = Field(
         default=1, ge=1, le=MAX_CACHE_INTERVAL,
@@ -203,6 +209,8 @@ class GenerateRequest(BaseModel):
             said["outpaint"] = {side: pixels for side, pixels in self.outpaint if pixels}
         if "loras" in said:
             said["loras"] = tuple(LoraUse(lora.name, lora.weight) for lora in self.loras)
+        if "embeddings" in said:
+            said["embeddings"] = tuple(self.embeddings)
         if "size_conditioning" in said:
             said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
         if "upscale" in said:

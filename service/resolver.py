@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jobs.job import JobWarning
 from pipelines.card import ModelCard
 from pipelines.params import GenerationParams
-from service.drafts import NO_PICTURES, Draft, Resolved, check_texts, resolve, seed_of, settle, words_warning
+from service.drafts import NO_PICTURES, Draft, Resolved, acting_embeddings, check_texts, resolve, seed_of, settle, words_warning
 from service.inputs import Pictures
 from service.settings import Settings
 
@@ -44,6 +44,7 @@ class Resolver:
         if settled is None or settled.card is not card:  # a worker has announced another card of that model
             settled = self._remember(key, draft, card)
         own = {"prompt": draft.prompt, "negative_prompt": draft.negative_prompt, "seed": seed_of(draft)}
+        own["embeddings"] = acting_embeddings(draft, card)
         params = GenerationParams(**{**settled.params, **own})
         return Resolved(params, settled.steps_total, (*settled.warnings, *words_warning(draft, card)))
 

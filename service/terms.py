@@ -11,6 +11,7 @@ from jobs.job import ServiceClass, Webhook
 from pipelines.card import ModelCard
 from pipelines.params import GenerationParams
 from service.drafts import Draft
+from service.embeddings import vector_hashes
 from service.errors import InvalidValue, WebhookRefused
 from service.loras import used_hashes
 from service.settings import Settings
@@ -38,6 +39,6 @@ def check(terms: Terms, draft: Draft, settings: Settings) -> None:
 
 def reuse_fingerprint(params: GenerationParams, card: ModelCard) -> str:
     """One value for requests that end in the same pictures; a model that was trained anew draws others."""
-    decides = [asdict(params), card.hash, used_hashes(params.worn, card)]
+    decides = [asdict(params), card.hash, used_hashes(params.worn, card), vector_hashes(params.embeddings, card)]
     canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -28,8 +28,9 @@ A1111 = Reading("a1111")
 MARKS = Marks(start=100, end=101, pad=101, comma=0, length=12)  # ten of the prompt in a chunk
 
 
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split()]
+def numbers(text: str) -> list[list[int]]:
+    """Each a unit of its own; joined by a plus they are one."""
+    return [[int(number) for number in unit.split("+")] for unit in text.split()]
 
 
 def told(prompt: str, marks: Marks = MARKS) -> list[tuple[list[int], list[float]]]:

@@ -20,7 +20,8 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = load_described(said, device=device, dtype=dtype, loras=settings.lora_folder)
+    folders = {"loras": settings.lora_folder, "embeddings": settings.embedding_folder}
+    checkpoint = load_described(said, device=device, dtype=dtype, **folders)
     if device.type == "cuda":
         for module in (checkpoint.unet, checkpoint.vae):
             module.to(memory_format=torch.channels_last)  # what its convolutions take without a copy

@@ -33,6 +33,7 @@ class WorkerSettings(BaseSettings):
     model_stay_s: float = Field(default=30.0, ge=0, le=86_400, description="how long a model draws at least while jobs of others wait")
     solvers: str = Field(default="", description="folder of solver files")
     loras: str = Field(default="", description="folder of LoRA files")
+    embeddings: str = Field(default="", description="folder of files of textual inversion")
     backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -83,6 +84,10 @@ class WorkerSettings(BaseSettings):
     @property
     def lora_folder(self) -> Path | None:
         return Path(self.loras) if self.loras else None
+
+    @property
+    def embedding_folder(self) -> Path | None:
+        return Path(self.embeddings) if self.embeddings else None
 
     @field_validator("redis_url")
     @classmethod

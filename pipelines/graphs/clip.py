@@ -1,5 +1,5 @@
-"""transformers' CLIPTextModel as an OpenVINO graph: token ids [1, L], and the layer counted from the end [1] -> its states [1, L, E] after
-the last norm.
+"""transformers' CLIPTextModel as an OpenVINO graph: token ids [1, L], the layer counted from the end [1], and vectors [1, L, E] that stand
+for the tokens that are `learned` [1, L, 1] -> its states [1, L, E] after the last norm.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     length = ops.gather(ops.shape_of(ids), ops.constant(np.array(1, np.int64)), zero)
     places = ops.range(zero, length, ops.constant(np.array(1, np.int64)), output_type="i64")  # [L]
     tokens = ops.gather(layers.constant(f"{old}embeddings.token_embedding.weight"), ids, zero)  # [1, L, E]
+    vectors, learned = named("vectors", [1, -1, config.get("hidden_size", 512)]), named("learned", [1, -1, 1], openvino.Type.boolean)
+    tokens = ops.select(learned, vectors, tokens)
     h = ops.add(tokens, ops.gather(layers.constant(f"{old}embeddings.position_embedding.weight"), places, zero))
     later = ops.greater(ops.unsqueeze(places, zero), ops.unsqueeze(places, ops.constant(np.array(1, np.int64))))  # [L, L]
     mask = ops.select(later, ops.constant(np.float32(-1e9)), ops.constant(np.float32(0)))
@@ -40,7 +42,7 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     skip = named("skip", [1], openvino.Type.i32)
     wanted = ops.subtract(ops.constant(np.array([len(each)], np.int32)), skip)
     out = layers.layer_norm(ops.gather(ops.concat(each, 0), wanted, zero), f"{old}final_layer_norm", epsilon)
-    return openvino.Model([ops.result(out, "states")], [ids, skip], "text_encoder")
+    return openvino.Model([ops.result(out, "states")], [ids, skip, vectors, learned], "text_encoder")
 
 
 def _layer(layers: Layers, h: Node, name: str, heads: int, epsilon: float, act: str, mask: Node) -> Node:

@@ -15,6 +15,7 @@ from pipelines.params import GenerationParams
 from service import errors, picture_errors
 from service.answers import JobAnswer, WarningAnswer, from_job
 from service.drafts import fingerprint
+from service.embeddings import UnknownEmbedding
 from service.error_answers import documented
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generate_request import GenerateRequest
@@ -95,6 +96,7 @@ GENERATE_HEADERS = {
             errors.UnknownSampler,
             errors.UnknownSchedule,
             UnknownLora,
+            UnknownEmbedding,
             errors.UnknownOption,
             errors.WebhookRefused,
             errors.BodyTooLarge,

@@ -16,6 +16,7 @@ from pipelines.infotext import parse
 from pipelines.name_tables import A1111_SAMPLERS, A1111_SCHEDULES
 from service import errors
 from service.dialects import A1111, said_in
+from service.embeddings import UnknownEmbedding
 from service.error_answers import documented
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import Client, Current, Gateway
@@ -37,8 +38,9 @@ BODY = (errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.Bod
 DOWN = documented(errors.QueueUnavailable)
 OF_DRAWING = (
     errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.NotSupported, errors.UnknownModel,
-    errors.UnknownSampler, errors.UnknownSchedule, UnknownLora, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.JobCanceled,
-    errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams,
+    errors.UnknownSampler, errors.UnknownSchedule, UnknownLora, UnknownEmbedding, errors.BodyTooLarge, errors.UnsupportedMediaType,
+    errors.JobCanceled, errors.JobExpired, errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent,
+    errors.TooManyStreams,
     errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel,
     errors.JobFailed, errors.StillRunning,
 )  # fmt: skip
@@ -198,9 +200,14 @@ async def scripts() -> Anything:
     return {"txt2img": [], "img2img": []}
 
 
-@router.get("/embeddings", summary="There are no embeddings", responses=documented())
-async def embeddings() -> Anything:
-    return {"loaded": {}, "skipped": {}}
+@router.get("/embeddings", summary="Embeddings of the default model", responses=documented(errors.NoModel, errors.QueueUnavailable))
+async def embeddings(gateway: Current) -> Anything:
+    """Those that its prompts can name, and as skipped those that they cannot."""
+    found: Anything = {"loaded": {}, "skipped": {}}
+    for embedding in (await gateway.catalog.card(None)).embeddings:
+        told = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": embedding.width}
+        found["skipped" if embedding.refused else "loaded"][embedding.name] = told | {"vectors": embedding.vectors}
+    return found
 
 
 @router.get("/loras", summary="LoRAs of the default model", responses=documented(errors.NoModel, errors.QueueUnavailable))
