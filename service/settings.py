@@ -24,7 +24,7 @@ PREFIX = "CELADON_"
 # Names that the other processes read. They share one environment, so these are no misspellings.
 OF_WORKERS = frozenset({
     "MODEL", "MODELS", "MODEL_MEMORY_MB", "MODEL_STAY_S", "SOLVERS", "LORAS", "EMBEDDINGS", "BACKEND", "WEIGHTS", "STREAMS", "CACHE_DIR",
-    "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "DRAIN_S",
+    "COMPILE", "DEVICE", "DTYPE", "SLOTS", "MAX_ROWS", "ROWS", "THREADS", "LEASE_S", "RENEW_S", "DRAIN_S",
     "CHECKPOINT_S", "CHECKPOINT_TTL_S", "CHECKPOINT_BYTES", "STALL_S", "STORE_S", "PROGRESS_S",
     "WORKER_METRICS_HOST", "WORKER_METRICS_PORT", "CHECKER", "CHECKER_THRESHOLD",
 })  # fmt: skip
