@@ -105,10 +105,10 @@ def recolour(sprite: np.ndarray, colour: str, peak: float, *, whole: bool = Fals
 
 
 class Compositor:
-    """Sprites [styles, things, 128, 128, 4] -> pictures. The same scene and generator give the same picture."""
+    """Sprites [styles, things, 128, 128, 4], or in a multiple of that size, -> pictures. The same scene and generator give the same one."""
 
     def __init__(self, sprites: np.ndarray) -> None:
-        self.sprites = sprites
+        self.sprites, self.scale = sprites, sprites.shape[2] // SPRITE
         hues = np.array([[main_hue(s) for s in row] for row in sprites])  # [styles, things, 3]
         self.peak, share, self.whole = hues[..., 0], hues[..., 1], hues[..., 2] > 0  # whole: recoloured all over
         self.recolourable = ((share > 0.4) | self.whole) & np.array([t.recolourable for t in THINGS[: sprites.shape[1]]])
@@ -121,15 +121,15 @@ class Compositor:
         return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
     def draw(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-        """[128, 128, 3] uint8. A background that is not named is white."""
+        """[128, 128, 3] uint8, or larger as the sprites are. A background that is not named is white."""
         sprite = self.sprites[scene.style, scene.thing]
         if scene.colour >= 0:
             at = scene.style, scene.thing
             sprite = recolour(sprite, COLOUR_NAMES[scene.colour], self.peak[at], whole=bool(self.whole[at]))
         background = BACKGROUND_NAMES[scene.background] if scene.background >= 0 else "white"
-        picture = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[background])
+        picture = Image.new("RGB", (SIZE * self.scale, SIZE * self.scale), BACKGROUNDS[background])
         source = Image.fromarray(sprite, "RGBA")
-        for x, y, side in self.places(scene.count, rng):
+        for x, y, side in (tuple(self.scale * v for v in place) for place in self.places(scene.count, rng)):
             small = source.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
             picture.paste(small, (x, y), small)
         return np.asarray(picture)

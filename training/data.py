@@ -29,14 +29,14 @@ MADE = ("pictures", "scenes", "sprites")  # .npy
 XLINK = "http://www.w3.org/1999/xlink"
 
 
-def fit(image: Image.Image) -> np.ndarray:
-    """Crop to what is visible and fit into the sprite square. [128, 128, 4] uint8."""
+def fit(image: Image.Image, side: int = SPRITE) -> np.ndarray:
+    """Crop to what is visible and fit into the sprite square. [side, side, 4] uint8."""
     image = image.convert("RGBA")
     image = image.crop(image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox())
-    scale = (SPRITE - 2) / max(image.size)
+    scale = (side - 2) / max(image.size)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
-    square = Image.new("RGBA", (SPRITE, SPRITE))
-    square.paste(image, ((SPRITE - image.width) // 2, (SPRITE - image.height) // 2))
+    square = Image.new("RGBA", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return np.asarray(square)
 
 
@@ -52,7 +52,7 @@ def fluent_images(package: Path) -> dict[str, Image.Image]:
     return found
 
 
-def noto_images(package: Path) -> dict[str, Image.Image]:
+def noto_images(package: Path, side: int = 256) -> dict[str, Image.Image]:
     """Code point key -> picture, rasterised from SVG."""
     import resvg_py
 
@@ -67,19 +67,19 @@ def noto_images(package: Path) -> dict[str, Image.Image]:
         icon = icons["icons"].get(names[thing.code]) or icons["icons"][icons["aliases"][names[thing.code]]["parent"]]
         width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="{XLINK}" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        found[thing.code] = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256))))
+        found[thing.code] = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))))
     return found
 
 
-def rasterise(packages: list[Path]) -> np.ndarray:
-    """[styles, things, 128, 128, 4] uint8; a thing a style lacks stays transparent."""
-    sprites = np.zeros((len(STYLES), len(THINGS), SPRITE, SPRITE, 4), np.uint8)
+def rasterise(packages: list[Path], side: int = SPRITE) -> np.ndarray:
+    """[styles, things, side, side, 4] uint8; a thing a style lacks stays transparent."""
+    sprites = np.zeros((len(STYLES), len(THINGS), side, side, 4), np.uint8)
     renders = fluent_images(packages[0])
     drawings = {code: pencil_drawing(image) for code, image in renders.items()}
-    for style, images in enumerate((renders, noto_images(packages[1]), drawings)):
+    for style, images in enumerate((renders, noto_images(packages[1], 2 * side), drawings)):
         for index, thing in enumerate(THINGS):
             if thing.code in images:
-                sprites[style, index] = fit(images[thing.code])
+                sprites[style, index] = fit(images[thing.code], side)
             else:
                 print(f"{STYLES[style]} has no {thing.name} ({thing.code})")
     return sprites
