@@ -46,5 +46,8 @@ Strength = Annotated[
     float | None, typer.Option(help="How much of the picture is drawn anew, up to 1.", show_default=False, rich_help_panel=PICTURES)
 ]
 Upscale = Annotated[
-    float | None, typer.Option(help="So many times larger, in a second pass.", show_default=False, rich_help_panel=PICTURES)
+    float | None,
+    typer.Option(
+        help="So many times larger: by the model's own network, or in a second pass.", show_default=False, rich_help_panel=PICTURES
+    ),
 ]

@@ -150,6 +150,7 @@ class ModelCard:
     distilled_guidance: bool = False  # it is told the scale, and asked once a row
     loras: tuple[LoraInfo, ...] = ()
     embeddings: tuple[EmbeddingInfo, ...] = ()
+    upscalers: tuple[str, ...] = ()  # of its own, besides what enlarges pictures of every model
     max_clip_skip: int = 1  # layers of its text encoder, where its workers can do without some
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +166,7 @@ class ModelCard:
         fields["guidances"] = tuple(GuidanceInfo(**_with_options(g)) for g in fields.get("guidances", ()))
         fields["words"] = tuple(fields["words"])
         fields["kinds"] = tuple(fields.get("kinds", ("text_to_image",)))  # cards of workers that know no other say nothing
+        fields["upscalers"] = tuple(fields.get("upscalers", ()))
         fields["loras"] = tuple(LoraInfo(**lora) for lora in fields.get("loras", ()))
         fields["embeddings"] = tuple(EmbeddingInfo(**embedding) for embedding in fields.get("embeddings", ()))
         fields["prompt_syntaxes"] = tuple(fields.get("prompt_syntaxes", ("plain",)))  # likewise

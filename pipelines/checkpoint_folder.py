@@ -26,6 +26,7 @@ from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 from pipelines.sources import local, slug
+from pipelines.upscaler import METHOD, PART, Recipe
 from pipelines.weight_files import numbers_in
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
@@ -47,7 +48,7 @@ class Described:
     ladder: Ladder
     latent_rgb: tuple[NDArray[np.float32], NDArray[np.float32]]  # matrix [C, 3], bias [3]
     solvers: Mapping[str, Solver]  # from files, by id
-    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder
+    configs: Mapping[str, Mapping[str, Any]]  # of unet, vae and text_encoder, and of superres where there is one
     vae_factor: int  # pixels per latent cell and side
     tokens: int  # of a prompt, start and end included
     told: Told  # what the U-Net takes beside timestep and text
@@ -84,6 +85,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     ladder = read_ladder(folder, extra)
     configs = {part: read_json(folder / part / "config.json") for part in parts}
+    configs |= _upscaler(folder)
     told, kinds = _told(folder, configs), _kinds(folder, configs)
     parameters = sum(numbers_in(folder / part) for part in parts)
     if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):  # Playground's: no scaling factor says it
@@ -95,7 +97,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     named = {"id": name, "title": folder.resolve().name if folder.name == name else name} | extra
     card = build_card(folder, named, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
     card = replace(card, kinds=kinds, size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
-    card = replace(card, max_clip_skip=_layers(configs))
+    card = replace(card, max_clip_skip=_layers(configs), upscalers=(METHOD,) if PART in configs else ())
     zero_negative = parts != PARTS and bool(index.get("force_zeros_for_empty_prompt", True))
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
@@ -123,6 +125,16 @@ def _parts(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
             f"{folder.name} is a {kind} checkpoint; only {', '.join((*OF_SD, *OF_SDXL))} run here", "unsupported_pipeline"
         )
     return (*PARTS, "text_encoder_2")
+
+
+def _upscaler(folder: Path) -> dict[str, dict[str, Any]]:
+    """The config of the network that doubles its pictures, if it brings one. Raises CheckpointError where there are no weights of it."""
+    if not (folder / PART / "config.json").exists():
+        return {}
+    config = read_json(folder / PART / "config.json")
+    Recipe.from_config(config)
+    numbers_in(folder / PART)
+    return {PART: config}
 
 
 def _told(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Told:

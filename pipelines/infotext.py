@@ -14,9 +14,8 @@ def infotext(params: GenerationParams, seed: int, sampler: str, model_hash: str,
     """Prompt, negative prompt if there is one, and the parameters; `sampler` is its name for people."""
     more = "" if changed(params) is None else f"Denoising strength: {changed(params):g}, "
     if hires := params.upscale:
-        more += (
-            f"Hires resize: {hires['width']}x{hires['height']}, Hires steps: {hires['steps']}, Hires upscaler: {hires['method'].title()}, "
-        )
+        steps = f"Hires steps: {hires['steps']}, " if "steps" in hires else ""
+        more += f"Hires resize: {hires['width']}x{hires['height']}, {steps}Hires upscaler: {hires['method'].title()}, "
     more += f"Clip skip: {params.clip_skip}, " if params.clip_skip > 1 else ""
     more += f"Cache interval: {params.cache_interval}, " if params.cache_interval > 1 else ""
     negative = f"\nNegative prompt: {params.negative_prompt}" if params.negative_prompt else ""
@@ -34,7 +33,7 @@ def schedule_label(schedule: str) -> str:
 
 def changed(params: GenerationParams) -> float | None:
     """What A1111 calls denoising strength: that of the second pass, or of the picture that is drawn upon; None where there is neither."""
-    if params.upscale:
+    if "strength" in params.upscale:
         return float(params.upscale["strength"])
     return params.strength if params.image else None
 

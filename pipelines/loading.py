@@ -24,6 +24,8 @@ from pipelines.embeddings import Embeddings
 from pipelines.ladder import Ladder
 from pipelines.loras_torch import Wardrobe
 from pipelines.solver_files import Solver
+from pipelines.tiny_unet import load_network
+from pipelines.upscaler import PART, Recipe, Upscaler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +53,7 @@ class Checkpoint:
     second: SecondEncoder | None = None  # of SDXL
     told: Told = field(default_factory=Told)
     zero_negative: bool = False  # an empty negative prompt is no text at all, as SDXL was trained
+    upscaler: Upscaler | None = None  # that doubles its pictures
     wardrobe: Wardrobe = field(default_factory=lambda: Wardrobe(None, {}))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, {}, 0))
 
@@ -93,8 +96,15 @@ def load_described(
     card = replace(said.card, loras=wardrobe.loras.infos, embeddings=learned.infos)
     return Checkpoint(
         card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
-        second, said.told, said.zero_negative, wardrobe, learned,
+        second, said.told, said.zero_negative, _upscaler(said, device), wardrobe, learned,
     )  # fmt: skip
+
+
+def _upscaler(said: Described, device: torch.device) -> Upscaler | None:
+    if PART not in said.configs:
+        return None
+    config = said.configs[PART]
+    return Upscaler(load_network(said.folder / PART, config, device), Recipe.from_config(config))
 
 
 def _second(said: Described, device: torch.device, dtype: torch.dtype) -> SecondEncoder | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipelines.checkpoint_folder import Described
 from pipelines.conditioning import Text, Told
 from pipelines.embeddings import Embeddings, Learned
-from pipelines.graphs import clip, unet, vae
+from pipelines.graphs import clip, tiny_unet, unet, vae
 from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Changed
 from pipelines.known import Pixels, Posterior
@@ -31,6 +31,7 @@ from pipelines.planning import from_pixels, to_pixels
 from pipelines.prompt_chunks import chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, Worn, read
 from pipelines.tokens import Tokenizer
+from pipelines.upscaler import PART, Recipe, Upscaler, features
 
 Array = Any
 Compile = Callable[[str, Worn], openvino.CompiledModel]
@@ -38,6 +39,7 @@ Requests = list[openvino.InferRequest]
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "unet_remember": unet.build_remember, "unet_recall": unet.build_recall,
     "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
+    PART: tiny_unet.build,
 }  # fmt: skip
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
 CACHE_FORMAT = 5  # raised when a graph is built in another way, or what is noted of it means something else
@@ -192,7 +194,7 @@ class OpenVinoStages:
     """The stages of a checkpoint around its U-Net, as a worker asks for them."""
 
     def __init__(self, said: Described, compiler: Compiler, precision: str = "float32") -> None:
-        """`precision` is that of the VAE's decoder; its encoder runs once a job and stays in float32.
+        """`precision` is that of the VAE's decoder and of what enlarges; its encoder runs once a job and stays in float32.
 
         Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
         self.card = replace(said.card, loras=compiler.loras.infos, embeddings=compiler.embeddings.infos)
@@ -208,6 +210,8 @@ class OpenVinoStages:
         )
         self._decoder = compiler.compile("vae", precision).create_infer_request()
         self._compiler, self._vocabulary = compiler, int(said.configs["text_encoder"].get("vocab_size", 49408))
+        self._precision = precision
+        self._upscaler: Upscaler | None = None  # made when the first picture is enlarged by it
         self._encoder: openvino.InferRequest | None = None  # made when the first picture comes: most workers draw from text alone
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -254,3 +258,14 @@ class OpenVinoStages:
         mean, log_variance = np.split(moments, 2)
         scale, shift = np.float32(self._vae.get("scaling_factor", 0.18215)), np.float32(self._vae.get("shift_factor") or 0)
         return Posterior((mean - shift) * scale, np.exp(np.float32(0.5) * np.clip(log_variance, *LOG_VARIANCE)) * scale)
+
+    def enlarge(self, pixels: Pixels, seed: int) -> Pixels:
+        if self._upscaler is None:
+            request = self._compiler.compile(PART, self._precision).create_infer_request()
+
+            def network(x: Array, low: Array, time: float) -> Array:
+                told = {"state": np.ascontiguousarray(x, np.float32), "low": low, "time": np.repeat(features(time), len(x), 0)}
+                return request.infer(told)[0].copy()
+
+            self._upscaler = Upscaler(network, Recipe.from_config(self._said.configs[PART]))
+        return self._upscaler(pixels, seed)

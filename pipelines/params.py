@@ -13,7 +13,7 @@ from pipelines.prompts import Reading, Syntax, Worn, worn_in
 Kind = Literal["text_to_image", "image_to_image", "inpaint", "outpaint", "variations"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskContent = Literal["original", "fill"]
-UpscaleMethod = Literal["lanczos", "latent"]
+UpscaleMethod = Literal["lanczos", "latent", "superres"]
 
 MEDIA_TYPES: Mapping[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KINDS: tuple[Kind, ...] = ("text_to_image", "image_to_image", "inpaint", "outpaint", "variations")
@@ -81,7 +81,7 @@ class GenerationParams:
     loras: tuple[LoraUse, ...] = ()  # beside those that the prompt names
     cache_interval: int = 1  # rows of the table from one asking of the U-Net's deep layers to the next
     embeddings: tuple[str, ...] = ()  # names in either prompt that stand for learned vectors, in order
-    upscale: Mapping[str, Any] = field(default_factory=dict)  # the second pass: width, height, steps, strength, method
+    upscale: Mapping[str, Any] = field(default_factory=dict)  # width, height, method; of a second pass steps and strength
 
     @property
     def reading(self) -> Reading:
@@ -96,8 +96,10 @@ class GenerationParams:
 
     @property
     def passes(self) -> tuple[GenerationParams, ...]:
-        """One, or where the picture is enlarged two: the second is image-to-image of what the first draws, with the same seed."""
-        if not self.upscale:
+        """One, or where the picture is enlarged and drawn over two: the second is image-to-image of what the first draws, with the
+        same seed.
+        """
+        if "strength" not in self.upscale:
             return (self,)
         first, more = dataclasses.replace(self, upscale={}), {name: self.upscale[name] for name in ("width", "height", "steps", "strength")}
         second = dataclasses.replace(first, kind="image_to_image", image=self.image or FIRST_PASS, start=0.0, end=1.0, **more)

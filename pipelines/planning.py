@@ -71,6 +71,10 @@ class Stages(Known, Protocol):
         """
         ...
 
+    def enlarge(self, pixels: Pixels, seed: int) -> Pixels:
+        """Picture [H, W, 3] -> [2H, 2W, 3], by the model's own network: of a model whose card names it among its `upscalers`."""
+        ...
+
 
 def table_for(model: Known, params: GenerationParams) -> StepTable:
     """The rows of these parameters on this model. Raises ValueError on an impossible combination."""

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Network = Callable[[Array, Array, float], Array]  # (state [B, 12, h, w], low [B, 3, h, w] in 0..1, time) -> [B, 12, h, w]
 Schedule = Callable[[Floats], tuple[Floats, Floats]]  # time 0..1, 1 being the noisiest -> alpha, sigma
 
+FREQUENCIES = 16  # of the time, that the network is told sine and cosine of
 SHIFT_STEPS, SHIFT_POWER, SHIFT_FIRST, SHIFT_LAST, SHIFT_NOISE = 15, 0.3, 0.001, 0.999, 2.0
 
 

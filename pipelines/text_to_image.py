@@ -205,6 +205,10 @@ class TorchStages:
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         return encode_picture(self._checkpoint, pixels, mask)
 
+    def enlarge(self, pixels: Pixels, seed: int) -> Pixels:
+        assert self._checkpoint.upscaler is not None, "the card names no upscaler"
+        return self._checkpoint.upscaler(pixels, seed)
+
 
 def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None) -> Pixels:
     """Image `index` of a request -> [H, W, 3]. Slow and plain: no batching, no cache."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-FREQUENCIES = 16  # of the time, sine and cosine of each
+from pipelines.checkpoint_error import CheckpointError
+from pipelines.superres import FREQUENCIES
 
 
 @dataclass(frozen=True)
@@ -70,3 +78,21 @@ class TinyUNet(nn.Module):
         for block in self.after:
             x = block(x, told)
         return self.leave(x)
+
+
+def load_network(
+    folder: Path, config: Mapping[str, Any], device: torch.device
+) -> Callable[[NDArray[np.float32], NDArray[np.float32], float], NDArray[np.float32]]:
+    """The network of a folder, as `pipelines.superres` calls it with numpy arrays. Raises CheckpointError where the weights do not fit."""
+    try:
+        net = TinyUNet(Shape(**config["shape"])).to(device).eval()
+        net.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    except (RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the weights of {folder.name} are not those that its config describes", "weights_misfit") from error
+
+    def network(x: NDArray[np.float32], low: NDArray[np.float32], time: float) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            state, small = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).to(device) for a in (x, low))
+            return net(state, small, torch.full((len(x),), time, device=device)).cpu().numpy()
+
+    return network

@@ -89,7 +89,7 @@ class Draft:
     start: float | None = None
     end: float | None = None
     size_conditioning: Mapping[str, Any] = field(default_factory=dict)
-    upscale: Mapping[str, Any] = field(default_factory=dict)  # factor, or width and height; steps, strength, method
+    upscale: Mapping[str, Any] = field(default_factory=dict)  # factor, or width and height; method; steps, strength
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
         **picture,
     )
     evaluations = sampler.evaluations(last - first, ends_open=last < steps or ends_open(schedule, schedule_options))
-    if second:
+    if len(params.passes) > 1:
         first, last = params.passes[1].kept
         evaluations += sampler.evaluations(last - first, ends_open=ends_open(schedule, schedule_options))
     return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))

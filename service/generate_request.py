@@ -90,7 +90,7 @@ class SizeConditioning(BaseModel):
 
 
 class UpscaleRequest(BaseModel):
-    """The second pass: `factor`, or both `width` and `height`."""
+    """How the picture is enlarged: `factor`, or both `width` and `height`, by `method`; `steps` and `strength` are of the second pass."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -98,8 +98,14 @@ class UpscaleRequest(BaseModel):
     width: int | None = Field(default=None, ge=1, description="instead of factor: pixels of the result")
     height: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1, description="of which `strength` are taken; as many as before if left out")
-    strength: float | None = Field(default=None, gt=0, le=1, description="share of the steps that is drawn: 0.4, or 0.6 for latent")
-    method: UpscaleMethod | None = Field(default=None, description="lanczos (pixels, if left out) or latent (bilinear)")
+    strength: float | None = Field(
+        default=None, gt=0, le=1,
+        description="share of the steps that is drawn: 0.4, or 0.6 for latent; superres without it has no second pass",
+    )  # fmt: skip
+    method: UpscaleMethod | None = Field(
+        default=None,
+        description="superres (the model's own network, by 2; if left out, where there is one), lanczos (pixels) or latent (bilinear)",
+    )  # fmt: skip
 
 
 def _or_factor(schema: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ class Txt2ImgRequest(BaseModel):
     enable_hr: bool | None = Field(default=False, description="draw in two passes, as hr_... say")
     denoising_strength: float | None = Field(default=None, description="of the second pass, 0.7 if left out; nothing without one")
     hr_scale: float | None = Field(default=2.0, description="how many times larger")
-    hr_upscaler: str | None = Field(default=None, description="Latent (if left out) or Lanczos")
+    hr_upscaler: str | None = Field(default=None, description="Latent (if left out), Lanczos or Superres")
     hr_second_pass_steps: int | None = Field(default=0, ge=0, description="0: as many as before")
     hr_resize_x: int | None = Field(default=0, ge=0, description="pixels of the result, instead of hr_scale")
     hr_resize_y: int | None = Field(default=0, ge=0)

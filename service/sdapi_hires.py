@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pipelines.params import UpscaleMethod
 from service.errors import InvalidValue, NotSupported
 
-METHODS: Mapping[str, UpscaleMethod] = {"Latent": "latent", "Lanczos": "lanczos"}
+METHODS: Mapping[str, UpscaleMethod] = {"Latent": "latent", "Lanczos": "lanczos", "Superres": "superres"}
 STRENGTH = 0.7
 SAME: Mapping[str, tuple[Any, ...]] = {  # what the second pass shares with the first
     "hr_sampler_name": ("", "Use same sampler"), "hr_scheduler": ("", "Use same scheduler"),
@@ -42,6 +42,8 @@ def second_pass(body: Body) -> dict[str, Any]:
     if method is None:
         raise NotSupported(f"hr_upscaler must be one of {', '.join(METHODS)}.", param="hr_upscaler")
     strength = STRENGTH if body.denoising_strength is None else body.denoising_strength
+    if method == "superres" and strength == 0:  # enlarged and no more, as A1111's own networks do it
+        return {"method": method, **_size(body)}
     if not 0 < strength <= 1:
         raise InvalidValue("denoising_strength must be above 0, and at most 1.", param="denoising_strength")
     steps = {"steps": body.hr_second_pass_steps} if body.hr_second_pass_steps else {}

@@ -43,7 +43,7 @@ from workers.messages import (
     Warned,
 )
 from workers.metrics import WorkerMetrics
-from workers.passes import Second, enlarged, gone_on, of_a_pass, of_the_whole, rows_of
+from workers.passes import Second, enlarged, gone_on, larger, of_a_pass, of_the_whole, rows_of
 from workers.prompts import Prompts
 from workers.regions import returned
 from workers.watch import Piece
@@ -341,10 +341,13 @@ class DrawingThread:
         began = time.monotonic()
         try:
             with self._at("decode", job.id):
-                if job.params.upscale and _sample_id(job.id, index) not in self._second:
+                second = _sample_id(job.id, index) in self._second
+                if len(job.params.passes) > 1 and not second:
                     self._enlarge(job, index, latents)
                     return
                 found, again = decoded(self._of(job)[0], latents)
+                if job.params.upscale and not second:
+                    found = larger(self._of(job)[0], job.params, found, index)
                 pixels = self._finish(job, found)
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
@@ -364,7 +367,7 @@ class DrawingThread:
     def _enlarge(self, job: Job, index: int, latents: Array) -> None:
         stages, _ = self._of(job)
         before, _ = rows_of(stages, job.params)
-        self._second[_sample_id(job.id, index)] = enlarged(stages, job.params, latents, before)
+        self._second[_sample_id(job.id, index)] = enlarged(stages, job.params, latents, index, before)
         self._waiting.appendleft((job, index, None))
 
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:

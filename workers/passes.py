@@ -1,4 +1,4 @@
-"""Pictures drawn in two passes: small, then enlarged and partly drawn anew.
+"""Pictures that are enlarged: drawn small, then made larger and, in a second pass, partly drawn anew.
 
 The second pass is image-to-image of what the first drew, so one job is what two are: draw, and send the picture back in larger. To the
 queue, and in checkpoints, the rows of both are one count.
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.engine.sample import Saved
-from pipelines.known import Known, Latents, Posterior
+from pipelines.known import Known, Latents, Pixels, Posterior
 from pipelines.params import GenerationParams
 from pipelines.planning import Stages, decoded, on_host, table_for
 from pipelines.resample import bilinear
@@ -35,15 +35,24 @@ def rows_of(stages: Stages, params: GenerationParams) -> tuple[int, ...]:
     return tuple(len(table_for(stages, one)) for one in params.passes)
 
 
-def enlarged(stages: Stages, params: GenerationParams, latents: Array, before: int) -> Second:
-    """From the latents of the first pass [C, h, w] to the second: as pixels through the VAE, or as they are. `before` are its rows."""
+def enlarged(stages: Stages, params: GenerationParams, latents: Array, index: int, before: int) -> Second:
+    """From the latents of the first pass [C, h, w] of an image to the second: as pixels through the VAE, or as they are. `before` are its
+    rows.
+    """
     size, found = params.passes[1], on_host(latents)
     if params.upscale["method"] == "latent":
         mean = bilinear(found, stages.latent_shape(size.width, size.height)[1:])
         return Second(Known(Posterior(mean, np.zeros_like(mean))), before, found)
     small, _ = decoded(stages, latents)
-    large = Image.fromarray(small).resize((size.width, size.height), Image.Resampling.LANCZOS)
-    return Second(Known(stages.encode_picture(np.asarray(large))), before, found)
+    return Second(Known(stages.encode_picture(larger(stages, params, small, index))), before, found)
+
+
+def larger(stages: Stages, params: GenerationParams, small: Pixels, index: int) -> Pixels:
+    """Pixels of the size that was asked for."""
+    if params.upscale["method"] == "superres":
+        return stages.enlarge(small, params.image_seed(index))
+    size = params.upscale["width"], params.upscale["height"]
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.LANCZOS))
 
 
 def gone_on(stages: Stages, params: GenerationParams, before: int) -> Second:

@@ -50,6 +50,7 @@ class ModelAnswer(BaseModel):
     distilled_guidance: bool = Field(
         description="whether it has learned guidance, so that it is asked once a step and takes no guidance_options"
     )
+    upscalers: tuple[str, ...] = Field(description="values of `upscale.method` that it brings itself")
     max_clip_skip: int
     loras: tuple[LoraInfo, ...] = Field(description="LoRAs that it can be drawn with, or why not")
     embeddings: tuple[EmbeddingInfo, ...] = Field(description="words with learned vectors that its prompts can hold, or why not")

@@ -50,4 +50,4 @@ def lpips(measure: Lpips, a: np.ndarray, b: np.ndarray, block: int = 100) -> np.
 def _seen(pixels: np.ndarray) -> torch.Tensor:
     if pixels.shape[1] < 64:
         pixels = pixels.repeat(2, 1).repeat(2, 2)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -26,7 +26,7 @@ from training.superres.variants import VARIANTS, Variant
 
 @dataclass(frozen=True)
 class Settings:
-    total: int = 240_000
+    total: int = 200_000
     batch: int = 64
     peak: float = 2.5e-3
     first: float = 0.25  # of a batch are at the noisiest time, where every sampler begins and a single step ends

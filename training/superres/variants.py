@@ -27,13 +27,12 @@ class Variant:
 
 VARIANTS = {
     "cosine": Variant("TinyUNet, DDIM, cosine schedule", steps=(1, 2, 3, 4, 5, 50)),
-    "linear": Variant("TinyUNet, DDIM, linear schedule", "linear"),
+    "linear": Variant("TinyUNet, DDIM, linear schedule", "linear", steps=(1, 3, 5)),
     "resshift": Variant("ResShift-style: the residual is shifted, 15 steps", "shift", SHIFT_STEPS, fresh=True, steps=(1, 5, 15)),
     "resdiff": Variant(
         "ResDiff-style: a CNN first, diffusion of what it lacks",
-        shape=Shape(blocks=(1, 1, 2)), base=Shape(state=0, width=32, deep=0, blocks=(1, 0, 0)), steps=(1, 5, 50),
+        shape=Shape(blocks=(1, 1, 2)), base=Shape(state=0, width=32, deep=0, blocks=(1, 0, 0)), steps=(1, 5),
     ),
     "sinsr": Variant("SinSR-style: ResShift's sampler in one step", "shift", SHIFT_STEPS, teacher="resshift", share=0.25, steps=(1,)),
     "regression": Variant("the same network as plain regression, no diffusion", ladder=1, steps=(1,)),
-    "long": Variant("TinyUNet, DDIM, cosine schedule, five times as long", share=5.0),
 }  # fmt: skip
