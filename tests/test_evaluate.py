@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from tests.test_evaluate_measures import random_efficientnet, random_lpips
 from tests.test_training import drawn_icons
 from training import evaluate, evaluation_sweep
-from training.artist import Artist
+from training.artist import Artist, weights_hash
 from training.captions import STYLED
 from training.compositor import BACKGROUND_NAMES, COLOUR_NAMES, Compositor, Scene, allowed, held_out
 from training.evaluation_attributes import attributes, trusted
@@ -370,3 +370,14 @@ def test_measures_stand_beside_what_they_cannot_tell():
     assert re.search(r"ratio 1\.0 at n = 77 pictures\. The ratio grows with n\b", ratio)
     assert "in features" in features and "does not find copies that went through the autoencoder" in features and "0.7 %" in features
     assert "in pixels" in pixels and "finds copies" in pixels and "100 %" in pixels and "does not" not in pixels
+
+
+def test_the_weights_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    folder = write_toy(tmp_path / "toy")
+    before = weights_hash(folder)
+    (folder / "superres").mkdir()
+    (folder / "superres" / "model.safetensors").write_bytes(b"of something else")
+    assert weights_hash(folder) == before
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert weights_hash(folder) != before

@@ -80,8 +80,9 @@ class Artist:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over the weights and settings of a checkpoint, whatever its path."""
-    found = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "celadon.json"):
+    """SHA-256 over the weights and settings of a pipeline, whatever its path: of the parts that its index names, and no others."""
+    parts, found = json.loads((folder / "model_index.json").read_text()), hashlib.sha256()
+    files = (p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "celadon.json")
+    for path in sorted(p for p in files if p.parent == folder or p.relative_to(folder).parts[0] in parts):
         found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return found.hexdigest()
