@@ -112,6 +112,15 @@ class LoraInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlNetInfo:
+    """One ControlNet that the model can be drawn with, or why not."""
+
+    name: str
+    hash: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingInfo:
     """One file of textual inversion that prompts can name, or why not. `width` is that of its vectors, of all text encoders together."""
 
@@ -151,6 +160,7 @@ class ModelCard:
     loras: tuple[LoraInfo, ...] = ()
     embeddings: tuple[EmbeddingInfo, ...] = ()
     upscalers: tuple[str, ...] = ()  # of its own, besides what enlarges pictures of every model
+    controlnets: tuple[ControlNetInfo, ...] = ()
     max_clip_skip: int = 1  # layers of its text encoder, where its workers can do without some
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,6 +179,7 @@ class ModelCard:
         fields["upscalers"] = tuple(fields.get("upscalers", ()))
         fields["loras"] = tuple(LoraInfo(**lora) for lora in fields.get("loras", ()))
         fields["embeddings"] = tuple(EmbeddingInfo(**embedding) for embedding in fields.get("embeddings", ()))
+        fields["controlnets"] = tuple(ControlNetInfo(**net) for net in fields.get("controlnets", ()))
         fields["prompt_syntaxes"] = tuple(fields.get("prompt_syntaxes", ("plain",)))  # likewise
         return cls(**fields)
 

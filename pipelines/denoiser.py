@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.controls import Shown
 from pipelines.prompts import Worn
 
 Array = Any
@@ -32,8 +33,9 @@ class Model(Protocol):
     device: Any
 
     def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *, worn: Worn = ()
-    ) -> Array: ...
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *,
+        worn: Worn = (), control: Shown | None = None,
+    ) -> Array: ...  # fmt: skip
 
 
 class Denoiser(Model, Protocol):
@@ -57,8 +59,9 @@ class WithMemory:
         self._denoiser, self.xp, self.device = denoiser, denoiser.xp, denoiser.device
 
     def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
-    ) -> Array:
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
+        worn: Worn = (), control: Shown | None = None,
+    ) -> Array:  # fmt: skip
         further = () if told is None else (told,)
         out, deep = self._denoiser.remember(x, timestep, context, *((marks, told) if further else ()), worn=worn)
         return self.xp.concat([out, self._denoiser.recall(x, timestep, context, deep, *further, worn=worn)], axis=1)

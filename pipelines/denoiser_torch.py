@@ -13,6 +13,8 @@ import torch
 
 from pipelines import outermost
 from pipelines.conditioning import Told
+from pipelines.controls import Shown
+from pipelines.controls_torch import ControlNets
 from pipelines.loras_torch import Wardrobe
 from pipelines.perturbation import disturbed
 from pipelines.prompts import Worn
@@ -24,22 +26,28 @@ class TorchDenoiser:
     """A diffusers U-Net. On a CPU the registers are numpy arrays (shared memory, no copy), on a GPU torch tensors."""
 
     def __init__(
-        self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype, told: Told | None = None, wardrobe: Wardrobe | None = None
-    ) -> None:
+        self, unet: torch.nn.Module, *, device: torch.device, dtype: torch.dtype,
+        told: Told | None = None, wardrobe: Wardrobe | None = None, controlnets: ControlNets | None = None,
+    ) -> None:  # fmt: skip
         self._unet, self._dtype, self._torch_device = unet, dtype, device
         self._told, self._wardrobe = told or Told(), wardrobe or Wardrobe(None, {"unet": unet})
+        self._controlnets = controlnets or ControlNets(None, None, device, dtype)
         on_cpu = device.type == "cpu"
         self.xp: ModuleType = array_api_compat.numpy if on_cpu else array_api_compat.torch
         self.device: Any = "cpu" if on_cpu else device
 
     @torch.inference_mode()
     def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
-    ) -> Array:
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
+        worn: Worn = (), control: Shown | None = None,
+    ) -> Array:  # fmt: skip
         x, timestep, context = (self._own(a) for a in (x, timestep, context))
+        x, context = x.to(self._dtype), context.to(self._dtype)
         with disturbed(self._unet, marks) if any(marks) else nullcontext(), self._wardrobe.wearing("unet", worn):
             further = told_unet(self._told, self._own(told), self._dtype) if self._told.width else {}
-            out = self._unet(x.to(self._dtype), timestep, encoder_hidden_states=context.to(self._dtype), return_dict=False, **further)[0]
+            if control is not None:
+                further |= self._controlnets.residuals(control, x, timestep, context, further)
+            out = self._unet(x, timestep, encoder_hidden_states=context, return_dict=False, **further)[0]
         out = out.float()
         return out.numpy() if self.xp is array_api_compat.numpy else out
 

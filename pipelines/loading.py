@@ -20,6 +20,7 @@ from pipelines.card import ModelCard
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import Described, describe
 from pipelines.conditioning import Told
+from pipelines.controls_torch import ControlNets
 from pipelines.embeddings import Embeddings
 from pipelines.ladder import Ladder
 from pipelines.loras_torch import Wardrobe
@@ -56,6 +57,7 @@ class Checkpoint:
     upscaler: Upscaler | None = None  # that doubles its pictures
     wardrobe: Wardrobe = field(default_factory=lambda: Wardrobe(None, {}))
     embeddings: Embeddings = field(default_factory=lambda: Embeddings(None, {}, 0))
+    controlnets: ControlNets = field(default_factory=lambda: ControlNets(None, None, torch.device("cpu"), torch.float32))
 
     @property
     def unet_channels(self) -> int:
@@ -71,19 +73,24 @@ class Checkpoint:
         return self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor
 
 
-def load(
-    source: str | Path, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None, embeddings: Path | None = None
-) -> Checkpoint:
-    """Load a local folder or a hub id, the solvers in its folder `solvers`, and what fits it of folders of LoRAs and embeddings.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """Of the operator's files that go with a model; those that fit it are used."""
+
+    loras: Path | None = None
+    embeddings: Path | None = None
+    controlnets: Path | None = None
+
+
+def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, **folders: Path | None) -> Checkpoint:
+    """Load a local folder or a hub id, the solvers in its folder `solvers`, and what fits it of the `folders`.
 
     Raises CheckpointError where it is no SD 1.x, 2.x or SDXL checkpoint in diffusers layout, or a solver cannot run on it.
     """
-    return load_described(describe(source), device=device, dtype=dtype, loras=loras, embeddings=embeddings)
+    return load_described(describe(source), device=device, dtype=dtype, folders=Folders(**folders))
 
 
-def load_described(
-    said: Described, *, device: torch.device, dtype: torch.dtype, loras: Path | None = None, embeddings: Path | None = None
-) -> Checkpoint:
+def load_described(said: Described, *, device: torch.device, dtype: torch.dtype, folders: Folders | None = None) -> Checkpoint:
     """The modules of what was described. Raises CheckpointError where the weights are not those that the configs describe."""
     rest = torch.float32 if device.type == "cpu" else dtype
     unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
@@ -92,11 +99,13 @@ def load_described(
     tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
     second = _second(said, device, rest)
     modules = {"unet": unet, "text_encoder": text_encoder} | ({"text_encoder_2": second.text_encoder} if second else {})
-    wardrobe, learned = Wardrobe(loras, modules), Embeddings(embeddings, said.text_widths, said.tokens - 2)
-    card = replace(said.card, loras=wardrobe.loras.infos, embeddings=learned.infos)
+    folders = folders or Folders()
+    wardrobe, learned = Wardrobe(folders.loras, modules), Embeddings(folders.embeddings, said.text_widths, said.tokens - 2)
+    controlnets = ControlNets(folders.controlnets, said, device, dtype)
+    card = replace(said.card, loras=wardrobe.loras.infos, embeddings=learned.infos, controlnets=controlnets.infos)
     return Checkpoint(
         card, said.ladder, tokenizer, text_encoder, unet, vae, device, dtype, said.latent_rgb, said.solvers,
-        second, said.told, said.zero_negative, _upscaler(said, device), wardrobe, learned,
+        second, said.told, said.zero_negative, _upscaler(said, device), wardrobe, learned, controlnets,
     )  # fmt: skip
 
 

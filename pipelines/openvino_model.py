@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from pipelines.checkpoint_folder import Described
 from pipelines.conditioning import Text, Told
+from pipelines.control_files import unused
+from pipelines.controls import Shown
 from pipelines.embeddings import Embeddings, Learned
 from pipelines.graphs import clip, tiny_unet, unet, vae
 from pipelines.graphs.runtime import openvino
@@ -57,11 +59,12 @@ class Compiler:
 
     def __init__(
         self, said: Described, cache: Path | None, threads: int = 0, *,
-        int8: bool = False, loras: Path | None = None, embeddings: Path | None = None,
+        int8: bool = False, loras: Path | None = None, embeddings: Path | None = None, controlnets: Path | None = None,
     ) -> None:  # fmt: skip
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
         self._core = openvino.Core()
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
+        self.controlnets = unused(controlnets)
         self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
 
     def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = ()) -> openvino.CompiledModel:
@@ -137,9 +140,11 @@ class OpenVinoDenoiser:
         self._dressed: Kept[tuple[str, Worn], Requests] = Kept(lambda key: self._make(*key), KEPT)
 
     def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()
-    ) -> Array:
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
+        worn: Worn = (), control: Shown | None = None,
+    ) -> Array:  # fmt: skip
         """x [R, C, h, w], timestep [R], context [R, L, E] -> [R, C, h, w] float32. There is no graph of a model that is told more."""
+        assert control is None, "there is no graph of a ControlNet"
         return self._ask("unet", worn, self._inputs(x, timestep, context, marks, told))[0]
 
     def remember(
@@ -197,7 +202,7 @@ class OpenVinoStages:
         """`precision` is that of the VAE's decoder and of what enlarges; its encoder runs once a job and stays in float32.
 
         Raises NoGraph, FileNotFoundError or OSError for a checkpoint that cannot be built."""
-        self.card = replace(said.card, loras=compiler.loras.infos, embeddings=compiler.embeddings.infos)
+        self.card = replace(said.card, loras=compiler.loras.infos, embeddings=compiler.embeddings.infos, controlnets=compiler.controlnets)
         self.ladder = said.ladder
         self.latent_rgb, self.solvers = said.latent_rgb, said.solvers
         self._said, self._vae = said, said.configs["vae"]

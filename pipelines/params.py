@@ -23,7 +23,7 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 UNSAID: Mapping[str, Any] = {  # defaults of what most jobs do not have
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain", "size_conditioning": {}, "upscale": {},
-    "clip_skip": 1, "loras": (), "cache_interval": 1, "embeddings": (),
+    "clip_skip": 1, "loras": (), "cache_interval": 1, "embeddings": (), "controlnet": {},
 }  # fmt: skip
 
 FIRST_PASS = "first pass"  # in the place of a key
@@ -81,6 +81,7 @@ class GenerationParams:
     loras: tuple[LoraUse, ...] = ()  # beside those that the prompt names
     cache_interval: int = 1  # rows of the table from one asking of the U-Net's deep layers to the next
     embeddings: tuple[str, ...] = ()  # names in either prompt that stand for learned vectors, in order
+    controlnet: Mapping[str, Any] = field(default_factory=dict)  # name, image (a key), scale, start, end
     upscale: Mapping[str, Any] = field(default_factory=dict)  # width, height, method; of a second pass steps and strength
 
     @property
@@ -181,6 +182,12 @@ def guided_steps(options: Mapping[str, Any], steps: int) -> range:
     if start >= end:
         raise ValueError("start must be less than end")
     return range(max(int(start * steps), int(options.get("zero_init", 0))), int(end * steps))
+
+
+def controlled_steps(steps: int, start: float, end: float) -> range:
+    """Those of `steps` steps at which a ControlNet acts from `start` to `end`, fractions of them, as diffusers counts: whole steps."""
+    within = [i for i in range(steps) if i / steps >= start and (i + 1) / steps <= end]
+    return range(within[0], within[-1] + 1) if within else range(0)
 
 
 def _curve(curve: str, first: float, last: float, steps: int) -> list[float]:

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from pipelines import outermost, plain_guidance
 from pipelines.conditioning import Text, vector
+from pipelines.controls import Control, shown
 from pipelines.denoiser_torch import told_unet
 from pipelines.embeddings_torch import spoken
 from pipelines.known import Known, Pixels, Posterior, begin
@@ -134,7 +135,9 @@ def encode_picture(checkpoint: Checkpoint, pixels: Pixels, mask: Pixels | None =
     return Posterior((mean - np.float32(shift)) * np.float32(scale), std * np.float32(scale))
 
 
-def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None) -> NDArray[np.float32]:
+def denoise(
+    checkpoint: Checkpoint, params: GenerationParams, index: int = 0, known: Known | None = None, control: Control | None = None
+) -> NDArray[np.float32]:
     """Image `index` of a request, row by row, one coefficient after the other -> latents [C, h, w]."""
     table = table_for(checkpoint, params)
     guidance = plan_for(checkpoint, params, table)
@@ -152,7 +155,7 @@ def denoise(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, kn
         c_in = table.c_in[row] if table.c_in[row] != MEASURED else 1.0 / registers["x"].std()
         x = torch.from_numpy(registers["x"]).to(checkpoint.device)
         seen, timestep, mark = torch.cat([x * float(c_in), *beside]), table.timestep[row], guidance.mark_at(row)
-        ask = partial(_evaluate, checkpoint, seen, timestep)
+        ask = partial(_evaluate, checkpoint, seen, timestep, control=control if control is not None and control.rows[row] else None)
         with checkpoint.wardrobe.wearing("unet", params.worn):
             if params.cache_interval == 1:
                 c, u = ask([cond, uncond] if guidance.guided(row) else [cond])
@@ -216,16 +219,22 @@ def generate(checkpoint: Checkpoint, params: GenerationParams, index: int = 0, k
 
 
 def _evaluate(
-    checkpoint: Checkpoint, x: torch.Tensor, timestep: float, told: list[tuple[Text, NDArray[np.float32] | None]]
+    checkpoint: Checkpoint,
+    x: torch.Tensor,
+    timestep: float,
+    told: list[tuple[Text, NDArray[np.float32] | None]],
+    control: Control | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw outputs [C, h, w] of the first and the last text with its vector, which may be one."""
     if len(told[0][0].states) != len(told[-1][0].states):
-        first, last = (_evaluate(checkpoint, x, timestep, [one])[0] for one in told)
+        first, last = (_evaluate(checkpoint, x, timestep, [one], control)[0] for one in told)
         return first, last
     batch = x[None].repeat(len(told), 1, 1, 1).to(checkpoint.dtype)  # [R, C, h, w]
     times = torch.full((len(told),), float(timestep), device=checkpoint.device)
     context = torch.stack([text.states for text, _ in told]).to(checkpoint.dtype)  # [R, L, E]
     vectors = [v for _, v in told if v is not None]
     further = told_unet(checkpoint.told, torch.from_numpy(np.stack(vectors)).to(checkpoint.device), checkpoint.dtype) if vectors else {}
+    if (both := shown([control] * len(told), np, None)) is not None:
+        further |= checkpoint.controlnets.residuals(both, batch, times, context, further)
     out = checkpoint.unet(batch, times, encoder_hidden_states=context, return_dict=False, **further)[0].float()
     return out[0], out[-1]

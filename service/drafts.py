@@ -30,6 +30,7 @@ from pipelines.params import (
     kept_steps,
 )
 from pipelines.prompts import PromptError, PromptUnsupported, Syntax, words
+from service.controlnets import controlled
 from service.embeddings import embeddings_of, without
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
@@ -63,6 +64,7 @@ class Draft:
     loras: tuple[LoraUse, ...] = ()
     cache_interval: int = 1
     embeddings: tuple[str, ...] = ()
+    controlnet: Mapping[str, Any] = field(default_factory=dict)  # name, image (as below), scale, start, end
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -160,6 +162,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
         loras=draft.loras,
         cache_interval=_within("cache_interval", draft.cache_interval, 1, MAX_CACHE_INTERVAL),
         embeddings=acting_embeddings(draft, card),
+        controlnet=controlled(draft, picture["kind"], card, given.control, last - first),
         clip_skip=_within("clip_skip", draft.clip_skip, 1, card.max_clip_skip),
         **picture,
     )

@@ -14,6 +14,7 @@
     │   ├── UnknownOption             400 unknown_option
     │   ├── UnknownLora               400 unknown_lora
     │   ├── UnknownEmbedding          400 unknown_embedding
+    │   ├── UnknownControlNet         400 unknown_controlnet
     │   ├── WebhookRefused            400 webhook_refused
     │   ├── CorsRefused               400 cors_refused
     │   ├── InvalidBatch              400 invalid_batch
@@ -58,8 +59,7 @@
     ├── JobFailed                     500 job_failed
     └── StillRunning                  504 still_running
 
-A message says what is wrong and what would be right, in words that a client may show. It never holds a prompt, a
-path of this machine, or a trace.
+A message says what is wrong and what would be right, in words that a client may show; never prompts, paths or traces.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
 from pipelines.params import MAX_CACHE_INTERVAL, Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
 from pipelines.prompts import Syntax
+from service.controlnets import MAX_SCALE
 from service.drafts import Draft
 from service.embeddings import MAX_EMBEDDINGS
 from service.kinds import MAX_FEATHER, MAX_PADDING, MAX_SIDE
@@ -112,6 +113,10 @@ def _or_factor(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "number", "exclusiveMinimum": 1, "maximum": MAX_FACTOR}, *schema["anyOf"]]
 
 
+def _or_nothing(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [*schema["anyOf"], {"type": "object", "maxProperties": 0}]  # as answers hold it
+
+
 class LoraRequest(BaseModel):
     """A LoRA, and how strongly it acts."""
 
@@ -119,6 +124,18 @@ class LoraRequest(BaseModel):
 
     name: str = Field(min_length=1, max_length=255)
     weight: float = Field(default=1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
+
+
+class ControlNetRequest(BaseModel):
+    """A ControlNet, and what it is shown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=255)
+    image: str = Field(min_length=1, description="edges, depth or a pose as it was trained on; a key, data URL or https, like `image`")
+    scale: float = Field(default=1.0, ge=0, le=MAX_SCALE, description="how strongly it acts")
+    start: float = Field(default=0.0, ge=0, lt=1, description="share of the steps from which on it acts")
+    end: float = Field(default=1.0, gt=0, le=1, description="and up to which")
 
 
 class GenerateRequest(BaseModel):
@@ -198,6 +215,10 @@ class GenerateRequest(BaseModel):
         default=None, description="enlarge the picture, so many times, and draw its detail anew in the same job; docs/images.md",
         json_schema_extra=_or_factor,
     )  # fmt: skip
+    controlnet: ControlNetRequest | None = Field(
+        default=None, description="a ControlNet of GET /models that steers this picture by another one; docs/controlnet.md",
+        json_schema_extra=_or_nothing,
+    )  # fmt: skip
     priority: int = Field(default=0, ge=-100, le=100, description="among your own waiting jobs: the higher goes first")
     service_class: ServiceClass = Field(
         default="normal",
@@ -221,12 +242,19 @@ class GenerateRequest(BaseModel):
             said["size_conditioning"] = {name: pair for name, pair in self.size_conditioning or () if pair}
         if "upscale" in said:
             said["upscale"] = {name: value for name, value in self.upscale or () if value is not None}
+        if "controlnet" in said:
+            said["controlnet"] = self.controlnet.model_dump() if self.controlnet else {}
         return Draft(**said | {name: said[name] or None for name in NONE_IF_EMPTY if name in said})
 
     @field_validator("upscale", mode="before")
     @classmethod
     def _a_number_is_a_factor(cls, said: Any) -> Any:
         return {"factor": said} if isinstance(said, int | float) and not isinstance(said, bool) else said
+
+    @field_validator("controlnet", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, said: Any) -> Any:
+        return said or None if isinstance(said, dict) else said
 
     def to_terms(self) -> Terms:
         hook = self.webhook

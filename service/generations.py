@@ -119,7 +119,7 @@ class Generations:
         self, draft: Draft, terms: Terms, client: str, previews: int = 0, *, fetch: bool = True
     ) -> tuple[Job, ModelCard, Pictures]:
         card = await self._catalog.card(draft.model)
-        given = await self.inputs.look(draft.image, draft.mask, client, fetch=fetch)
+        given = await self.inputs.look(draft.image, draft.mask, client, control=draft.controlnet.get("image"), fetch=fetch)
         resolved = self._resolver.resolve(draft, card, given)
         check(terms, draft, self._settings)
         job = Job(

@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from jobs.image_store import BadKey, ImageStore, NotFound
@@ -24,6 +24,7 @@ from service.plain_pictures import PlainPictures
 BROUGHT = "in-"  # what keys of pictures begin with that came with a request; ids of jobs never do
 MOST_PIXELS = 16_777_216
 DATA_URL = "data:"
+CONTROL = "controlnet.image"
 URLS = ("https://", "http://")
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 
@@ -43,15 +44,16 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """What a request begins with; a mask only beside an image."""
+    """What a request begins with; a mask only beside an image. `control` is what a ControlNet is shown."""
 
     image: Given | None = None
     mask: Given | None = None
+    control: Given | None = None
 
     @property
     def brought(self) -> dict[str, bytes]:
         """Those that came along, by the keys under which they are to be stored."""
-        return {given.key: given.data for given in (self.image, self.mask) if given and given.data is not None}
+        return {given.key: given.data for given in (self.image, self.mask, self.control) if given and given.data is not None}
 
 
 class Inputs:
@@ -60,13 +62,16 @@ class Inputs:
     def __init__(self, store: ImageStore, find_job: Callable[[str, str], Awaitable[Job]], plain: PlainPictures) -> None:
         self._store, self._find_job, self.plain = store, find_job, plain
 
-    async def look(self, image: str | bytes | None, mask: str | bytes | None, client: str, *, fetch: bool = True) -> Pictures:
+    async def look(
+        self, image: str | bytes | None, mask: str | bytes | None, client: str, *, control: str | None = None, fetch: bool = True
+    ) -> Pictures:
         """Raises InvalidPicture and its kin, PictureNotFound; of URLs NotSupported, PictureUrlRefused, PictureUrlFailed, UploadsBusy."""
         if not fetch:
-            _refuse_urls(image=image, mask=mask)
+            _refuse_urls({"image": image, "mask": mask, CONTROL: control})
         return Pictures(
             None if image is None else await self._look("image", image, client),
             None if mask is None else await self._look("mask", mask, client),
+            None if control is None else await self._look(CONTROL, control, client),
         )
 
     async def _look(self, param: str, said: str | bytes, client: str) -> Given:
@@ -106,7 +111,7 @@ class Inputs:
         return data
 
 
-def _refuse_urls(**said: str | bytes | None) -> None:
+def _refuse_urls(said: Mapping[str, str | bytes | None]) -> None:
     for param, value in said.items():
         if isinstance(value, str) and value.lower().startswith(URLS):
             raise errors.NotSupported("Lines of a batch name no URLs: send the picture to /uploads, and its key here.", param=param)

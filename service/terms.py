@@ -10,6 +10,7 @@ from jobs.hook_url import check_url
 from jobs.job import ServiceClass, Webhook
 from pipelines.card import ModelCard
 from pipelines.params import GenerationParams
+from service.controlnets import net_hash
 from service.drafts import Draft
 from service.embeddings import vector_hashes
 from service.errors import InvalidValue, WebhookRefused
@@ -40,5 +41,6 @@ def check(terms: Terms, draft: Draft, settings: Settings) -> None:
 def reuse_fingerprint(params: GenerationParams, card: ModelCard) -> str:
     """One value for requests that end in the same pictures; a model that was trained anew draws others."""
     decides = [asdict(params), card.hash, used_hashes(params.worn, card), vector_hashes(params.embeddings, card)]
+    decides += [net_hash(params.controlnet["name"], card)] if params.controlnet else []
     canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -92,20 +92,22 @@ class Kept(TorchStages):
 
 
 class Worker:
-    """The part of a worker that draws, with calls of four rows."""
+    """The part of a worker that draws, with calls of so many rows."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, rows: int = 4) -> None:
         self.checkpoint, self._reports = checkpoint, queue.Queue[Any]()
-        denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, told=checkpoint.told)
+        parts = {"told": checkpoint.told, "controlnets": checkpoint.controlnets}
+        denoiser = TorchDenoiser(checkpoint.unet, device=checkpoint.device, dtype=checkpoint.dtype, **parts)
         self.stages = Kept(checkpoint)
         self._thread = DrawingThread(self._reports.put)
-        self._thread.put(Hold(checkpoint.card.id, self.stages, Engine(denoiser, slots=8, rows=4)))
+        self._thread.put(Hold(checkpoint.card.id, self.stages, Engine(denoiser, slots=8, rows=rows)))
         self._thread.start()
 
-    def draw(self, *wanted: GenerationParams, inputs: Inputs | None = None) -> list[Pixels]:
+    def draw(self, *wanted: GenerationParams, inputs: Inputs | None = None, control: Pixels | None = None) -> list[Pixels]:
         """All at once."""
         for i, params in enumerate(wanted):
-            self._thread.put(Draw(Job(id=str(i), client="c", params=params, attempt=1), inputs=inputs))
+            shown = control if params.controlnet else None
+            self._thread.put(Draw(Job(id=str(i), client="c", params=params, attempt=1), inputs=inputs, control=shown))
         found: dict[str, Pixels] = {}
         while len(found) < len(wanted):
             report = self._reports.get(timeout=60)
@@ -114,9 +116,9 @@ class Worker:
                 found[report.job.id] = report.pixels
         return [found[str(i)] for i in range(len(wanted))]
 
-    def exact(self, params: GenerationParams, inputs: Inputs | None = None) -> np.ndarray:
+    def exact(self, params: GenerationParams, inputs: Inputs | None = None, control: Pixels | None = None) -> np.ndarray:
         """One picture in 0..1, not rounded."""
-        self.draw(params, inputs=inputs)
+        self.draw(params, inputs=inputs, control=control)
         return pixels(self.checkpoint, self.stages.latents)
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask
 from pipelines.planning import Stages, decoded, negative_of, on_host, plan_for, preview, scale_for, table_for
+from workers.inputs import control_of
 from workers.messages import (
     Advanced,
     Broken,
@@ -71,6 +72,7 @@ class DrawingThread:
         self._began: dict[str, float] = {}  # sample id -> when it got its slot
         self._inputs: dict[str, Inputs] = {}  # of jobs that begin with a picture
         self._known: dict[str, Known] = {}  # the same, encoded
+        self._controls: dict[str, Pixels] = {}  # what ControlNets are shown, by job
         self._second: dict[str, Second] = {}  # sample id -> its second pass, once it is at it
         self._seconds: dict[str, float] = {}  # job id -> its share of the ticks
         self._costs: dict[tuple[str, int, int], tuple[float, int]] = {}  # model and size -> seconds, evaluations
@@ -165,6 +167,8 @@ class DrawingThread:
         self._seconds[job.id] = 0.0
         if draw.inputs:
             self._inputs[job.id] = draw.inputs
+        if draw.control is not None:
+            self._controls[job.id] = draw.control
         self._images[job.id] = set(range(job.params.num_images)) - draw.drawn
         for index in sorted(self._images[job.id]):
             saved = self._resumed(job, index, draw.saved.get(index))
@@ -217,7 +221,7 @@ class DrawingThread:
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
 
     def _forget(self, job: Job) -> None:
-        for records in (self._jobs, self._seconds, self._images, self._inputs, self._known):
+        for records in (self._jobs, self._seconds, self._images, self._inputs, self._known, self._controls):
             records.pop(job.id, None)
 
     def _admit(self) -> None:
@@ -256,6 +260,7 @@ class DrawingThread:
             id=_sample_id(job.id, index),
             worn=params.worn,
             cache_interval=params.cache_interval,
+            control=control_of(params, self._controls.get(job.id), table),
             table=table,
             shape=stages.latent_shape(params.width, params.height),
             seed=params.image_seed(index),

@@ -55,6 +55,8 @@ def describe(params: GenerationParams, index: int, card: ModelCard, version: str
     request: dict[str, Any] = params.brief() | {"seed": seed, "num_images": 1}
     for name in ("kind", "preview", "image", "mask"):  # keys of pictures are for those who stored them
         request.pop(name, None)
+    if params.controlnet:
+        request["controlnet"] = {name: value for name, value in params.controlnet.items() if name != "image"}
     record = json.dumps({"request": request, "model_hash": card.hash, "version": version}, sort_keys=True)
     sampler = card.sampler(params.sampler)
     text = infotext(params, seed, sampler.name if sampler else params.sampler, card.hash, version)

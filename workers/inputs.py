@@ -10,8 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import JobError
+from pipelines.controls import Control, control_for
 from pipelines.masks import extended
 from pipelines.params import GenerationParams
+from pipelines.step_table import StepTable
 from workers.messages import Inputs, Pixels
 from workers.regions import region, whole
 
@@ -30,16 +32,37 @@ class NoInputs(Exception):
         self.error = error
 
 
-async def load(params: GenerationParams, store: ImageStore) -> Inputs:
+async def load(params: GenerationParams, store: ImageStore) -> Inputs | None:
     """Picture and mask of a job that has one. Raises NoInputs."""
+    if not params.image:
+        return None
+    picture = await _read(params.image, store)
+    mask = await _read(params.mask, store) if params.mask else None
+    return await asyncio.to_thread(_decoded, params, picture, mask)
+
+
+async def load_control(params: GenerationParams, store: ImageStore) -> Pixels | None:
+    """What a job's ControlNet is shown, as it is stored. Raises NoInputs."""
+    if not params.controlnet:
+        return None
+    picture = await _read(params.controlnet["image"], store)
+    return await asyncio.to_thread(lambda: np.asarray(_opened(picture).convert("RGB")))
+
+
+def control_of(params: GenerationParams, picture: Pixels | None, table: StepTable) -> Control | None:
+    """The same, resized as diffusers does to what these parameters draw."""
+    if picture is None:
+        return None
+    return control_for(params, np.asarray(_sized(Image.fromarray(picture), (params.width, params.height))), table)
+
+
+async def _read(key: str, store: ImageStore) -> bytes:
     try:
-        picture = await store.read(params.image)
-        mask = await store.read(params.mask) if params.mask else None
+        return await store.read(key)
     except (NotFound, BadKey):
         raise NoInputs(EXPIRED) from None
     except OSError:
         raise NoInputs(AWAY) from None
-    return await asyncio.to_thread(_decoded, params, picture, mask)
 
 
 def _decoded(params: GenerationParams, picture: bytes, mask: bytes | None) -> Inputs:

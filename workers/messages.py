@@ -55,6 +55,7 @@ class Draw:
     saved: Mapping[int, Saved] = field(default_factory=dict)
     drawn: frozenset[int] = frozenset()
     inputs: Inputs | None = None
+    control: Pixels | None = None  # what its ControlNet is shown [H, W, 3], of any size
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,10 +116,9 @@ def open_backend(settings: WorkerSettings, said: Described | None = None) -> Ope
 def _described(settings: WorkerSettings, source: str, name: str = "") -> Described:
     """`name` is its id where one was given."""
     solvers = Path(settings.solvers) if settings.solvers else None
-    folders = {"CELADON_SOLVERS": settings.solvers, "CELADON_LORAS": settings.loras, "CELADON_EMBEDDINGS": settings.embeddings}
-    for setting, folder in folders.items():
-        if folder and not Path(folder).is_dir():
-            raise ModelRefused(f"{setting}: {folder} is no folder")
+    for what, folder in (settings.folders | {"solvers": solvers}).items():
+        if folder and not folder.is_dir():
+            raise ModelRefused(f"CELADON_{what.upper()}: {folder} is no folder")
     try:
         said = describe(source, solvers, settings.caches)
     except (CheckpointError, OSError) as error:

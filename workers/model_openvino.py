@@ -29,7 +29,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     cache = settings.caches
     int8 = settings.weights == "int8"
-    compiler = Compiler(said, cache, cores, int8=int8, loras=settings.lora_folder, embeddings=settings.embedding_folder)
+    compiler = Compiler(said, cache, cores, int8=int8, **settings.folders)
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)

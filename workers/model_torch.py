@@ -8,7 +8,7 @@ import torch
 
 from pipelines.checkpoint_folder import Described
 from pipelines.denoiser_torch import TorchDenoiser
-from pipelines.loading import load_described
+from pipelines.loading import Folders, load_described
 from pipelines.text_to_image import TorchStages
 from workers.model import ModelRefused, Opened
 from workers.settings import WorkerSettings
@@ -20,14 +20,15 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    folders = {"loras": settings.lora_folder, "embeddings": settings.embedding_folder}
-    checkpoint = load_described(said, device=device, dtype=dtype, **folders)
+    checkpoint = load_described(said, device=device, dtype=dtype, folders=Folders(**settings.folders))
     if device.type == "cuda":
         for module in (checkpoint.unet, checkpoint.vae):
             module.to(memory_format=torch.channels_last)  # what its convolutions take without a copy
     if settings.compile == "blocks":
         compile_blocks(checkpoint.unet)
-    denoiser = TorchDenoiser(checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told, wardrobe=checkpoint.wardrobe)
+    denoiser = TorchDenoiser(
+        checkpoint.unet, device=device, dtype=dtype, told=checkpoint.told, wardrobe=checkpoint.wardrobe, controlnets=checkpoint.controlnets
+    )
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     compiled = ", compiled blocks" if settings.compile == "blocks" else ""
     return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}{compiled}")

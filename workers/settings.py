@@ -33,6 +33,7 @@ class WorkerSettings(BaseSettings):
     model_stay_s: float = Field(default=30.0, ge=0, le=86_400, description="how long a model draws at least while jobs of others wait")
     solvers: str = Field(default="", description="folder of solver files")
     loras: str = Field(default="", description="folder of LoRA files")
+    controlnets: str = Field(default="", description="folder of ControlNets in diffusers layout, a folder each")
     embeddings: str = Field(default="", description="folder of files of textual inversion")
     backend: Literal["auto", "openvino", "torch"] = Field(default="auto", description="auto: torch where it sees a GPU, else OpenVINO")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,12 +83,10 @@ class WorkerSettings(BaseSettings):
     _endpoint = field_validator("s3_endpoint")(checked_endpoint)
 
     @property
-    def lora_folder(self) -> Path | None:
-        return Path(self.loras) if self.loras else None
-
-    @property
-    def embedding_folder(self) -> Path | None:
-        return Path(self.embeddings) if self.embeddings else None
+    def folders(self) -> dict[str, Path | None]:
+        """Of files that go with the models."""
+        named = {"loras": self.loras, "embeddings": self.embeddings, "controlnets": self.controlnets}
+        return {what: Path(folder) if folder else None for what, folder in named.items()}
 
     @field_validator("redis_url")
     @classmethod

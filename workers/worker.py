@@ -175,7 +175,7 @@ class Worker:
         self._held.add(held)
         if held.complete:  # the earlier attempt was lost between its last picture and the record
             self._errands.send(self._pictures.finish(held))
-        elif job.params.image:
+        elif job.params.image or job.params.controlnet:
             self._errands.send(self._fetch(held, saved))
         else:
             self._drawing.put(Draw(job, saved, frozenset(held.images)))
@@ -194,14 +194,15 @@ class Worker:
     async def _fetch(self, held: Held, saved: dict[int, Saved]) -> None:
         """Draw a job that begins with a picture, once that is here."""
         try:
-            loaded = await inputs.load(held.job.params, self._store)
+            params = held.job.params
+            loaded, control = await inputs.load(params, self._store), await inputs.load_control(params, self._store)
         except inputs.NoInputs as refusal:
             log.warning("no_inputs", **of(held.job), code=refusal.error.code)
             await self._ends.fail(held, refusal.error)
             return
         if not self._held.has(held) or held.settling:
             return  # lost or cancelled meanwhile
-        self._drawing.put(Draw(held.job, saved, frozenset(held.images), loaded))
+        self._drawing.put(Draw(held.job, saved, frozenset(held.images), loaded, control))
         if held.leaving:  # the thread was asked where it stands before it knew the job
             self._drawing.put(Save(held.job))
 

@@ -1,7 +1,8 @@
 """Calls: the rows of one tick as calls of the model. Rows that differ in what a call has once go apart, the others together.
 
-Rows of a call have prompts of one length, so that nothing is padded to another's, wear the same LoRAs, and take the same part of the
-network: all of it; all of it, and what its deep layers say is remembered; or the outer layers alone, over what was remembered.
+Rows of a call have prompts of one length, so that nothing is padded to another's, wear the same LoRAs, have the same ControlNet, and take
+the same part of the network: all of it; all of it, and what its deep layers say is remembered; or the outer layers alone, over what was
+remembered.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.controls import Control, shown
 from pipelines.denoiser import Denoiser, WithMemory, batch_invariant, fixed_rows
 from pipelines.prompts import Worn
 
@@ -52,16 +54,17 @@ class Row:
     role: str = ""
     number: int = 0
     memory: Memory | None = None
+    control: Control | None = None
 
     @property
     def remembered(self) -> Array | None:
         return self.memory.at(self.role, self.number) if self.memory else None
 
     @property
-    def call(self) -> tuple[int, Worn, str]:
+    def call(self) -> tuple[int, Worn, str, str]:
         """Rows in which this is the same may share one."""
         part = "recall" if self.remembered is not None else "remember"
-        return len(self.context), self.worn, part if self.memory else "whole"
+        return len(self.context), self.worn, part if self.memory else "whole", self.control.name if self.control else ""
 
 
 class Calls:
@@ -113,17 +116,20 @@ class Calls:
         return self._rows_of_memory
 
     def _ask(self, x: Array, timestep: Array, rows: Sequence[Row], count: int) -> Array:
-        """One call; the model hears of marks, further vectors and LoRAs only where there are some: a backend may do without. Of the first
-        `count` rows is remembered what there is to remember; the others fill up.
+        """One call; the model hears of marks, vectors, LoRAs and a ControlNet only where there are some: a backend may do without. Of the
+        first `count` rows is remembered what there is to remember; the others fill up.
         """
         xp, first = self._xp, rows[0]
         told = [] if first.told is None else [self._told(rows)]
         marks = [row.mark for row in rows] if any(row.mark for row in rows) else ()
         further = [marks, *told] if marks or told else []
-        dressed = {"worn": first.worn} if first.worn else {}
+        dressed: dict[str, Any] = {"worn": first.worn} if first.worn else {}
         context = self._stacked([row.context for row in rows])  # [R, L, E]
         if first.memory is None:
+            if control := shown([row.control for row in rows], xp, self._denoiser.device):
+                dressed["control"] = control
             return self._denoiser(x, timestep, context, *further, **dressed)
+        assert first.control is None, "a ControlNet goes with the whole network"
         if first.remembered is not None:
             deep = xp.stack([row.remembered for row in rows])  # [R, C', h, w]
             return self._denoiser.recall(x, timestep, context, deep, *told, **dressed)

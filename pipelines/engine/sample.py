@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.controls import Control
 from pipelines.engine.calls import Memory, Row
 from pipelines.engine.slots import AVERAGE
 from pipelines.engine.update import Sums
@@ -27,9 +28,10 @@ class Sample:
 
     `shape` is the latent's (C, h, w). `cond` and `uncond` are text embeddings [L, E] on the engine's device, of any lengths; `uncond` may
     be None where no row is guided. `told` and `uncond_told` are what the model is told beside them, if it is told anything. `known` is
-    the picture that it begins with, if there is one. A row of guidance 1 costs one U-Net row instead of two. `guidance_rescale` is taken
-    where the options do not say. The U-Net's deep layers are asked at every `cache_interval`-th row of the table, which changes the
-    picture a little where it is not 1. Raises ValueError for guidance that the options contradict.
+    the picture that it begins with, `control` what a ControlNet is shown, if there are any. A row of guidance 1 costs one U-Net row
+    instead of two. `guidance_rescale` is taken where the options do not say. The U-Net's deep layers are asked at every
+    `cache_interval`-th row of the table, which changes the picture a little where it is not 1, and goes with no ControlNet. Raises
+    ValueError for guidance that the options contradict.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Sample:
     known: Known | None = None
     worn: Worn = ()
     cache_interval: int = 1
+    control: Control | None = None
     plan: Plan = field(init=False)
     script: NDArray[np.float32] = field(init=False)  # [rows, 10], what the engine is told of each row
 
@@ -144,7 +147,8 @@ class InFlight:
         sample, uncond = self.sample, role == "uncond"
         context, told = (sample.uncond, sample.uncond_told) if uncond else (sample.cond, sample.told)
         mark = self.mark if role == "disturbed" else ""
-        return Row(context, mark, told, sample.worn, role, self.row, self.memory)
+        control = sample.control if sample.control is not None and sample.control.rows[self.row] else None
+        return Row(context, mark, told, sample.worn, role, self.row, self.memory, control)
 
     def scalars(self) -> NDArray[np.float32]:
         """c_in, timestep, c_skip, c_out of the next row, then the columns of its guidance: [10]."""

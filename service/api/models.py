@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.registry import WorkerInfo
-from pipelines.card import Defaults, EmbeddingInfo, GuidanceInfo, LoraInfo, ModelCard, SamplerInfo, ScheduleInfo
+from pipelines.card import ControlNetInfo, Defaults, EmbeddingInfo, GuidanceInfo, LoraInfo, ModelCard, SamplerInfo, ScheduleInfo
 from service import drafts, errors, schedule_plot
 from service.error_answers import documented
 from service.gateway import Current
@@ -54,6 +54,7 @@ class ModelAnswer(BaseModel):
     max_clip_skip: int
     loras: tuple[LoraInfo, ...] = Field(description="LoRAs that it can be drawn with, or why not")
     embeddings: tuple[EmbeddingInfo, ...] = Field(description="words with learned vectors that its prompts can hold, or why not")
+    controlnets: tuple[ControlNetInfo, ...] = Field(description="ControlNets that it can be drawn with, or why not")
     words: tuple[str, ...] = Field(description="what it was trained on, where that is a closed list")
 
 

@@ -14,6 +14,7 @@ from jobs.job_queue import Forecast, Submitted
 from pipelines.params import GenerationParams
 from service import errors, picture_errors
 from service.answers import JobAnswer, WarningAnswer, from_job
+from service.controlnets import UnknownControlNet
 from service.drafts import fingerprint
 from service.embeddings import UnknownEmbedding
 from service.error_answers import documented
@@ -97,6 +98,7 @@ GENERATE_HEADERS = {
             errors.UnknownSchedule,
             UnknownLora,
             UnknownEmbedding,
+            UnknownControlNet,
             errors.UnknownOption,
             errors.WebhookRefused,
             errors.BodyTooLarge,
