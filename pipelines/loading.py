@@ -24,6 +24,7 @@ from pipelines.controls_torch import ControlNets
 from pipelines.embeddings import Embeddings
 from pipelines.ladder import Ladder
 from pipelines.loras_torch import Wardrobe
+from pipelines.offload import Turns
 from pipelines.solver_files import Solver
 from pipelines.tiny_unet import load_network
 from pipelines.upscaler import PART, Recipe, Upscaler
@@ -90,15 +91,21 @@ def load(source: str | Path, *, device: torch.device, dtype: torch.dtype, **fold
     return load_described(describe(source), device=device, dtype=dtype, folders=Folders(**folders))
 
 
-def load_described(said: Described, *, device: torch.device, dtype: torch.dtype, folders: Folders | None = None) -> Checkpoint:
-    """The modules of what was described. Raises CheckpointError where the weights are not those that the configs describe."""
-    rest = torch.float32 if device.type == "cpu" else dtype
-    unet = _module(UNet2DConditionModel, said.folder / "unet", device, dtype)
-    vae = _module(AutoencoderKL, said.folder / "vae", device, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
-    text_encoder = _module(CLIPTextModel, said.folder / "text_encoder", device, rest)
+def load_described(
+    said: Described, *, device: torch.device, dtype: torch.dtype, folders: Folders | None = None, offload: bool = False
+) -> Checkpoint:
+    """The modules of what was described; with `offload` they take turns on the device. Raises CheckpointError where the weights are not
+    those that the configs describe.
+    """
+    rest, home = torch.float32 if device.type == "cpu" else dtype, torch.device("cpu") if offload else device
+    unet = _module(UNet2DConditionModel, said.folder / "unet", home, dtype)
+    vae = _module(AutoencoderKL, said.folder / "vae", home, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
+    text_encoder = _module(CLIPTextModel, said.folder / "text_encoder", home, rest)
     tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
-    second = _second(said, device, rest)
+    second = _second(said, home, rest)
     modules = {"unet": unet, "text_encoder": text_encoder} | ({"text_encoder_2": second.text_encoder} if second else {})
+    if offload:
+        Turns(modules | {"vae": vae}, device)
     folders = folders or Folders()
     wardrobe, learned = Wardrobe(folders.loras, modules), Embeddings(folders.embeddings, said.text_widths, said.tokens - 2)
     controlnets = ControlNets(folders.controlnets, said, device, dtype)

@@ -23,8 +23,11 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     """Raises ModelRefused, NoGraph or OSError."""
     if settings.device == "cuda" or settings.dtype == "float16":
         raise ModelRefused("CELADON_BACKEND=openvino runs on CPUs, in float32 or bfloat16")
-    if settings.compile != "none":
-        raise ModelRefused("CELADON_COMPILE is torch's: leave it out, or set CELADON_BACKEND=torch")
+    for name, said_otherwise in (
+        ("COMPILE", settings.compile != "none"), ("OFFLOAD", settings.offload != "none"), ("VAE_TILING", settings.vae_tiling == "always"),
+    ):  # fmt: skip
+        if said_otherwise:
+            raise ModelRefused(f"CELADON_{name} is torch's: leave it out, or set CELADON_BACKEND=torch")
     precision = fastest_precision() if settings.dtype == "auto" else settings.dtype
     cores = settings.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     cache = settings.caches

@@ -13,6 +13,8 @@ from pipelines.text_to_image import TorchStages
 from workers.model import ModelRefused, Opened
 from workers.settings import WorkerSettings
 
+LITTLE_MEMORY = 8 << 30  # bytes of a GPU, below which large pictures are decoded in tiles
+
 
 def open_torch(said: Described, settings: WorkerSettings) -> Opened:
     """Raises ModelRefused, CheckpointError or OSError."""
@@ -20,7 +22,13 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = load_described(said, device=device, dtype=dtype, folders=Folders(**settings.folders))
+    if settings.offload == "model" and settings.loras:
+        raise ModelRefused("CELADON_OFFLOAD=model goes without CELADON_LORAS: what changes weights must find them on the device")
+    folders, offload = Folders(**settings.folders), settings.offload == "model"
+    checkpoint = load_described(said, device=device, dtype=dtype, folders=folders, offload=offload)
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    if tiled(settings.vae_tiling, memory):
+        checkpoint.vae.enable_tiling()
     if device.type == "cuda":
         for module in (checkpoint.unet, checkpoint.vae):
             module.to(memory_format=torch.channels_last)  # what its convolutions take without a copy
@@ -32,6 +40,13 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     compiled = ", compiled blocks" if settings.compile == "blocks" else ""
     return Opened(TorchStages(checkpoint), denoiser, device.type, name, f"torch-{str(dtype).removeprefix('torch.')}{compiled}")
+
+
+def tiled(said: str, memory: int | None) -> bool:
+    """Whether the VAE takes pictures beyond its trained size in tiles. `memory`: bytes of the GPU, None on a CPU. It does not look at what
+    is free: the same seed would draw another picture.
+    """
+    return said == "always" or (said == "auto" and memory is not None and memory < LITTLE_MEMORY)
 
 
 def compile_blocks(unet: Any) -> None:

@@ -39,6 +39,12 @@ class WorkerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     weights: Literal["stored", "int8"] = Field(default="stored", description="int8: the U-Net's linear layers in 8 bits; OpenVINO alone")
+    offload: Literal["none", "model"] = Field(
+        default="none", description="model: U-Net, text encoders and VAE take turns on the GPU; torch alone"
+    )
+    vae_tiling: Literal["auto", "always", "never"] = Field(
+        default="auto", description="large pictures through the VAE in tiles: auto where a GPU has little memory; torch alone"
+    )
     compile: Literal["none", "blocks"] = Field(
         default="none", description="blocks: the U-Net's repeated blocks by torch.compile; torch alone"
     )
