@@ -100,8 +100,10 @@ class Pairs:
             choice = names.find(sampler or self.defaults.sampler, schedule or None, samplers, options)
             id = names.find_schedule(choice.schedule or self.defaults.schedule, SCHEDULES)
         except names.UnknownName as error:
-            close = names.nearest(error.kind, error.name, samplers if error.kind == "sampler" else SCHEDULES)
-            raise ValueError(f"{error}; did you mean {' or '.join(close)}?" if close and not error.reason else str(error)) from error
+            known_of_kind = samplers if error.kind == "sampler" else SCHEDULES
+            close = names.nearest(error.kind, error.name, known_of_kind)
+            meant = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(sorted(known_of_kind))}"
+            raise ValueError(str(error) if error.reason else f"{error}{meant}") from error
         of_sampler: Any = dict(choice.sampler_options)
         for kind, one, known in (("sampler", choice.sampler, samplers), ("schedule", id, SCHEDULES)):
             if one not in known:
@@ -109,6 +111,9 @@ class Pairs:
         of_schedule = options_of(schedule_options)
         given = of_schedule.get("sigmas")
         count = steps or (len(given) - 1 if id == "custom" and isinstance(given, list) and len(given) > 1 else self.defaults.steps)
+        most = min(info.most or len(self.ladder) - 2 for info in (samplers[choice.sampler], SCHEDULES[id]))
+        if count > most:
+            raise ValueError(f"{choice.sampler} on {id} takes at most {most} steps of this ladder, not {count}")
         table = compile_table(self.ladder, choice.sampler, id, count, of_sampler, of_schedule, **part)
         first, last = kept_steps(count, **part)
         return Pair(

@@ -75,6 +75,17 @@ def test_explain_takes_names_and_options_of_other_programs() -> None:
     assert (said["sampler"], said["schedule"], said["schedule_options"]) == ("dpmpp_2m", "karras", {"rho": 5.0})
 
 
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--sampler", "zzz"), f"there are {', '.join(sorted(SAMPLERS))}"[:60]),
+    (("--schedule", "qqq"), "there are align_your_steps, "),
+    (("--sampler", "eulr"), "did you mean euler"),
+    (("--sampler", "ddim", "--steps", "1000"), "at most 998 steps"),
+])  # fmt: skip
+def test_explain_says_what_there_is_and_how_far_it_goes(arguments: tuple[str, ...], said: str) -> None:
+    result = celadon("explain", *arguments)
+    assert result.exit_code == 2 and said.replace(" ", "") in "".join(result.output.split()), result.output
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_explained_also_from_nothing_but_noise(sampler: str) -> None:
     """The model that comes along ends at alpha = 0, where sigma/alpha has no number."""
