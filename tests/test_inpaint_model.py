@@ -22,7 +22,7 @@ from pipelines.masks import latent_mask
 from pipelines.params import GenerationParams
 from pipelines.planning import table_for
 from pipelines.text_to_image import denoise, encode_picture
-from tests import test_drawing, test_image_kinds
+from tests import checkpoints, test_architectures, test_drawing, test_image_kinds
 from tests.test_drawing import Studio
 from tests.test_image_kinds import SIZE, TOLERANCE, alone, as_sample, asked, pixels, reference
 from tests.test_openvino import opened
@@ -40,13 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_channels(write_toy(tmp_path_factory.mktemp("toy") / "inpainting", prediction="epsilon", seed=3), 9)
 
 
-def with_channels(folder: Path, channels: int) -> Path:
+def with_channels(folder: Path, channels: int, kind: str = "StableDiffusionInpaintPipeline") -> Path:
     """The same checkpoint with another U-Net, random as the first."""
     torch.manual_seed(0)
     config = UNet2DConditionModel.load_config(folder / "unet")
     UNet2DConditionModel.from_config(config, in_channels=channels).save_pretrained(folder / "unet")
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionInpaintPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
     return folder
 
 
@@ -78,6 +78,28 @@ def test_it_is_diffusers(checkpoint: Checkpoint, folder: Path, picture: Any, mas
         image=Image.fromarray(picture), mask_image=Image.fromarray(mask), height=SIZE[0], width=SIZE[1],
     )  # fmt: skip
     drawn = pixels(checkpoint, denoise(checkpoint, params, 0, inpainted(checkpoint, params, picture, mask)))
+    assert np.abs(drawn - wanted).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_sdxls_are_diffusers_too(tmp_path: Path, picture: Any, mask: Any, strength: float) -> None:
+    kind = "StableDiffusionXLInpaintPipeline"
+    folder = with_channels(checkpoints.write(tmp_path / "sdxl", "sdxl"), 9, kind)
+    checkpoint = load(folder, device=torch.device("cpu"), dtype=torch.float32)
+    assert checkpoint.card.kinds == ("inpaint", "outpaint")
+    sized = {"width": SIZE[1], "height": SIZE[0]}
+    params = test_architectures.asked("sdxl", kind="inpaint", image="i", mask="m", strength=strength, steps=8, **sized)
+    wanted = test_architectures.reference(
+        folder,
+        params,
+        kind,
+        image=Image.fromarray(picture),
+        mask_image=Image.fromarray(mask),
+        strength=strength,
+        original_size=SIZE,
+        target_size=SIZE,
+    )
+    drawn = test_architectures.pixels(checkpoint, denoise(checkpoint, params, 0, inpainted(checkpoint, params, picture, mask)))
     assert np.abs(drawn - wanted).max() <= TOLERANCE
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.test_training import drawn_icons
 from training.compositor import Compositor, allowed
-from training.curve import asked, law
+from training.curve import apart, asked, law
 from training.words import STYLES
 
 
@@ -22,3 +22,7 @@ def test_the_curve_asks_for_nothing_that_the_first_checkpoint_has_no_words_for()
     assert all(heaps.values())
     assert {allowed(scene) for scene in heaps["seen"]} == {True} and {allowed(scene) for scene in heaps["held out"]} == {False}
     assert not {STYLES[scene.style] for scene in heaps["seen"] + heaps["held out"]} & {"pencil"}
+
+
+def test_labels_of_the_curve_have_room() -> None:
+    assert apart(np.array([184_000, 296_000, 396_000, 422_000, 502_000])) == [184_000, 296_000, 502_000]

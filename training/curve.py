@@ -23,6 +23,7 @@ from training.scene_sets import plain_wording, renders, scene_sets
 from training.words import STYLES
 
 NEW = STYLES.index("pencil")
+ROOM = 1.4  # between labelled numbers of pictures
 QUESTIONS = ("thing", "style")
 Point = dict[str, list[float]]  # of each question: share, low, high
 
@@ -48,6 +49,15 @@ def law(seen: np.ndarray, share: np.ndarray, ceiling: float) -> tuple[float, flo
     return float(np.exp(offset)), float(-slope)
 
 
+def apart(seen: np.ndarray) -> list[int]:
+    """Those that have room for a label, the last one among them."""
+    kept: list[int] = []
+    for n in seen[::-1].tolist():
+        if not kept or kept[-1] / n > ROOM:
+            kept.append(n)
+    return kept[::-1]
+
+
 def plot(path: Path, found: list[dict], ceilings: dict[str, Point]) -> None:
     seen = np.array([f["seen_pictures"] for f in found])
     further = np.geomspace(seen[0], 16 * seen[-1], 50)
@@ -62,7 +72,8 @@ def plot(path: Path, found: list[dict], ceilings: dict[str, Point]) -> None:
                 axis.plot(further, ceiling - a * further**-b, "--", color=colour, linewidth=1)
             axis.axhline(ceiling, color=colour, linewidth=0.5)
         axis.set(xscale="log", xlabel="pictures seen", title=question, ylim=(0.6, 1.01))
-        axis.set_xticks([*seen, 1e6, 4e6], [f"{n / 1e3:.0f}k" if n < 1e6 else f"{n / 1e6:.0f}M" for n in (*seen, 1e6, 4e6)], fontsize=8)
+        ticks = [*apart(seen), 1e6, 4e6]
+        axis.set_xticks(ticks, [f"{n / 1e3:.0f}k" if n < 1e6 else f"{n / 1e6:.0f}M" for n in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
     axes[0].set_ylabel("right answers")
     axes[0].legend(loc="lower right")
