@@ -72,9 +72,10 @@ def main() -> None:
     low, distance = area(true), load_lpips(args.root)
     lines = [
         "# Renders, 128 to 256 pixels", "",
-        f"{where()}. `python -m training.superres.held_out {args.folder}` wrote this: {len(true)} scenes of pairs that are never drawn in",
-        "training, composed at 256 pixels and halved (means of 2 x 2). PSNR in dB, LPIPS of AlexNet (lower is better), ms of CPU time for",
-        "a picture, in torch and one thread.", "",
+        f"{where()}.",
+        f"`python -m training.superres.held_out {args.folder}` wrote this: {len(true)} scenes of pairs that are never drawn in training,",
+        "composed at 256 pixels and halved (means of 2 x 2). PSNR in dB, LPIPS of AlexNet (lower is better), ms of CPU time for a picture,",
+        "in torch and one thread.", "",
         "| | PSNR | SSIM | LPIPS | ms |", "|---|---|---|---|---|",
     ]  # fmt: skip
     found = doublers(args.folder)

@@ -31,7 +31,8 @@ def report(figures: Mapping[str, Any], spent: Mapping[str, float], count: int, s
         "",
         f"{where}. All {count:,} test pictures. `python -m training.superres.table` wrote this; [how](README.md).",
         "",
-        f"Single: one drawn picture. Mean: of {samples}. PSNR (dB) and SSIM as `measures.py` has them, LPIPS of AlexNet: lower is better.",
+        f"Single: one drawn picture. Mean: of {samples}, where it was made. PSNR (dB) and SSIM as `measures.py` has them, LPIPS of",
+        "AlexNet: lower is better.",
         f"ms: CPU time of one picture alone in one thread; then as a multiple of bicubic's {spent['bicubic-0']:.3f} ms, and of the",
         f"{longest:.0f} ms of 50 steps of the same network, all in one run.",
         "",
@@ -41,6 +42,8 @@ def report(figures: Mapping[str, Any], spent: Mapping[str, float], count: int, s
     for key, row in figures.items():
         name, _, steps = key.rpartition("-")
         lines.append(_line(name, int(steps), row, spent[key], spent["bicubic-0"], longest))
+    shown = {key.rpartition("-")[0] for key in figures}
+    lines += ["", *(f"Not here, since it is not trained yet: {v.about}." for name, v in VARIANTS.items() if name not in shown)]
     return "\n".join([*lines, "", *_theirs(), "", *_read(figures)]) + "\n"
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from pipelines.superres import area
+from training.checkpoint import load
 from training.lpips import load_lpips
 from training.measures import psnr
 from training.superres.measures import lpips, ssim
@@ -29,8 +30,9 @@ from training.superres.sets import cifar10
 from training.superres.train import Restorer, as_numbers, bicubic, trained
 from training.superres.variants import VARIANTS
 
-SAMPLES, FEW = 4, 5  # of the mean; not taken of more steps than this
+SAMPLES = 4  # of a mean
 TIMED, ROUNDS = 10, 9
+LONGEST = ("cosine", 50)  # timed alone: what few steps are compared with
 SHOWN = "cosine"  # in the contact sheet
 
 
@@ -43,11 +45,20 @@ def judged(drawn: np.ndarray, true: np.ndarray, distance: Any) -> dict[str, floa
     }
 
 
-def rows() -> Iterator[tuple[str, int]]:
+def rows(root: Path) -> Iterator[tuple[str, int]]:
+    """Of bicubic and of every variant whose training has ended."""
     yield "bicubic", 0
     for name, variant in VARIANTS.items():
-        for steps in variant.steps:
-            yield name, steps
+        if ended(root / "superres" / f"cifar10-{name}.pt"):
+            for steps in variant.steps:
+                yield name, steps
+
+
+def ended(path: Path) -> bool:
+    if not path.exists():
+        return False
+    state = load(path)
+    return bool(state["images"] >= state["total"])
 
 
 def measure(root: Path, true: np.ndarray) -> dict[str, Any]:
@@ -56,7 +67,7 @@ def measure(root: Path, true: np.ndarray) -> dict[str, Any]:
     path = root / "superres" / f"figures-{len(true)}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     figures: dict[str, Any] = {}
-    for name, steps in rows():
+    for name, steps in rows(root):
         model, about = (None, {}) if name == "bicubic" else described(root, name)
         key, of = f"{name}-{steps}", {k: about.get(k) for k in ("images", "digest")}
         if kept.get(key, {}).get("of") != of:
@@ -70,7 +81,7 @@ def measure(root: Path, true: np.ndarray) -> dict[str, Any]:
 def figures_of(model: Restorer | None, low: np.ndarray, true: np.ndarray, steps: int, distance: Any) -> dict[str, Any]:
     if model is None:
         return {"single": judged(pixels(bicubic(as_numbers(low))), true, distance)}
-    samples = SAMPLES if steps <= FEW else 1
+    samples = SAMPLES if steps == model.variant.mean_at else 1
     single, mean = restored(model, low, steps, samples)
     found = {"single": judged(single, true, distance)}
     return found | ({"mean": judged(mean, true, distance)} if samples > 1 else {})
@@ -78,7 +89,7 @@ def figures_of(model: Restorer | None, low: np.ndarray, true: np.ndarray, steps:
 
 def described(root: Path, name: str) -> tuple[Restorer, dict[str, Any]]:
     model, state = trained(root / "superres", "cifar10", name)
-    digest = float(sum(p.double().abs().sum() for p in model.parameters()))
+    digest = float(sum(p.detach().double().abs().sum() for p in model.parameters()))
     parameters = sum(p.numel() for p in model.parameters())
     return model, {"images": state["images"], "cpu_min": state["cpu_s"] / 60, "parameters": parameters, "digest": digest}
 
@@ -88,7 +99,7 @@ def timings(root: Path, true: np.ndarray) -> dict[str, float]:
     low = as_numbers(area(true[:1]))
     rng = np.random.default_rng(0)
     tasks: dict[str, Callable[[], object]] = {"bicubic-0": lambda: bicubic(low)}
-    for name, steps in rows():
+    for name, steps in (*rows(root), LONGEST):
         if name != "bicubic":
             model = trained(root / "superres", "cifar10", name)[0]
             tasks[f"{name}-{steps}"] = lambda m=model, s=steps: sampled(m, low, s, rng)

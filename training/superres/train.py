@@ -21,7 +21,7 @@ from pipelines.tiny_unet import TinyUNet
 from training.checkpoint import Average, Clock, descend, generator, learning_rate, load, same_run, save, to_the_end, told
 from training.machine import CPU, Machine, add_arguments, machine_of
 from training.superres.sets import SETS, Pictures
-from training.superres.variants import VARIANTS, Variant
+from training.superres.variants import REPORTED, VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class Run:
     ) -> None:  # fmt: skip
         self.path, self.settings, self.machine, self.images, self.cpu_s = folder / f"{data}-{name}.pt", settings, machine, 0, 0.0
         variant = VARIANTS[name]
-        self.begun = told(settings) | {"deviation": deviation} | {k: v for k, v in asdict(variant).items() if k not in ("about", "steps")}
+        decides = {name: value for name, value in asdict(variant).items() if name not in REPORTED}
+        self.begun = told(settings) | {"deviation": deviation} | decides
         torch.manual_seed(settings.seed)
         self.model, self.teacher = machine.place(Restorer(variant, deviation)), teacher
         if teacher:
