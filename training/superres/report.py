@@ -43,7 +43,7 @@ def report(figures: Mapping[str, Any], spent: Mapping[str, float], count: int, s
         name, _, steps = key.rpartition("-")
         lines.append(_line(name, int(steps), row, spent[key], spent["bicubic-0"], longest))
     shown = {key.rpartition("-")[0] for key in figures}
-    lines += ["", *(f"Not here, since it is not trained yet: {v.about}." for name, v in VARIANTS.items() if name not in shown)]
+    lines += ["", *(f"* Not here, since it is not trained yet: {v.about}." for name, v in VARIANTS.items() if name not in shown)]
     return "\n".join([*lines, "", *_theirs(), "", *_read(figures)]) + "\n"
 
 
