@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,7 +51,7 @@ NOISE_SHOWS = range(2, 6)  # steps for which the last step but one lands visibly
 
 # Control characters but tab, newline and return; and halves of surrogate pairs, which no UTF-8 holds.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")  # numbers, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +327,7 @@ def _vocabulary(words: tuple[str, ...]) -> frozenset[str]:
 
 def _unknown_words(text: str, card: ModelCard) -> list[str]:
     known = _vocabulary(card.words)
-    strange = dict.fromkeys(word for word in map(str.lower, WORD.findall(text)) if word not in known)
+    signs = [] if text.isascii() else [sign for sign in text if unicodedata.category(sign) == "So"]  # emoji
+    strange = dict.fromkeys(word for word in (*map(str.lower, WORD.findall(text)), *signs) if word not in known)
     named = [shown(word) for word in list(strange)[:WORDS_NAMED]]
     return [*named, f"and {len(strange) - WORDS_NAMED} more"] if len(strange) > WORDS_NAMED else named

@@ -27,6 +27,7 @@ UNSAID = {
     "image": "", "mask": "", "mask_feather": 0, "mask_padding": None, "mask_content": "original", "outpaint": {},
     "strength": 1.0, "start": 0.0, "end": 1.0, "prompt_syntax": "plain",
     "size_conditioning": {}, "upscale": {}, "clip_skip": 1, "loras": [], "cache_interval": 1,
+    "controlnet": {}, "embeddings": [],
 }  # fmt: skip
 UNDISTURBED = {"pag_scale": 0.0, "seg_scale": 0.0}
 
@@ -168,6 +169,15 @@ def test_what_runs_but_may_surprise_is_a_warning(gateway: Live, body: dict[str, 
 def test_unknown_words_are_named(gateway: Live) -> None:
     (warning,) = gateway.post({"prompt": "A red zebra, a RED ocelot"}).json()["warnings"]
     assert warning["message"].endswith("zebra, ocelot.")
+
+
+@pytest.mark.parametrize(("prompt", "named"), [
+    ("5 red apple", "5"), ("a red apple2", "apple2"), ("a red apple 🚀 a 🐶", "🚀, 🐶"), ("a red apple – on a (blue) background!", ""),
+    ("a car ©", "©"),
+])  # fmt: skip
+def test_numbers_and_emoji_are_words_too(gateway: Live, prompt: str, named: str) -> None:
+    told = gateway.post({"prompt": prompt}).json()["warnings"]
+    assert [warning["message"].partition(": ")[2] for warning in told] == ([f"{named}."] if named else [])
 
 
 async def test_a_finished_job_tells_its_images(gateway: Live, queue: JobQueue) -> None:

@@ -109,7 +109,11 @@ def load_scenes(folder: Path) -> list[Scene]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / f"{name}.npy" for name in MADE)}
+    found = {}
+    for name in MADE:
+        with (folder / f"{name}.npy").open("rb") as file:
+            found[f"{name}.npy"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def verify(folder: Path) -> None:

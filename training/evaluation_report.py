@@ -20,8 +20,8 @@ from training.evaluation_attributes import ASKED
 
 DRAWN, SEEN, RECONSTRUCTED = 1.0, 0.08, 0.6  # work of one picture: drawing it, its features, the autoencoder and LPIPS
 FOUND = {  # when copies of training pictures were put in the place of drawn ones
-    "features": "This distance does not find copies that went through the autoencoder (0.7 % of them, when tried); the one in pixels does.",
-    "pixels": "It finds copies, exact ones and those that went through the autoencoder (100 % of both, when tried).",
+    "features": "It does not find copies that went through the autoencoder (0.7 % of them in a trial with v0); that in pixels does.",
+    "pixels": "It finds copies, exact ones and those that went through the autoencoder (100 % of both in that trial).",
 }
 HEADS = {"thing": "thing, top 1", "thing in top 5": "top 5", "count by components": "by components"}
 
