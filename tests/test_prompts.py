@@ -100,6 +100,15 @@ def test_signs_are_no_unknown_words() -> None:
     assert words("a (red:1.3) BREAK", "a1111") == "a red " and words("a (red:1.3) BREAK", "plain") == "a (red:1.3) BREAK"
 
 
+@pytest.mark.parametrize(("prompt", "named"), [
+    ("5 red apple", "5"), ("a red apple2", "apple2"), ("a red apple 🚀 a 🐶", "🚀, 🐶"), ("a red apple – on a (blue) background!", ""),
+    ("a car ©", "©"),
+])  # fmt: skip
+def test_numbers_and_emoji_are_words_too(prompt: str, named: str) -> None:
+    told = drafts.resolve(drafts.Draft(prompt=prompt), card(), Settings()).warnings
+    assert [warning.message.partition(": ")[2] for warning in told] == ([f"{named}."] if named else [])
+
+
 def test_a_worker_that_knows_no_signs_is_not_asked_for_them() -> None:
     with pytest.raises(NotSupported, match="plain prompts alone"):
         drafts.resolve(drafts.Draft(prompt="a", prompt_syntax="a1111"), card(prompt_syntaxes=("plain",)), Settings())
