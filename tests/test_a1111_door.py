@@ -25,6 +25,8 @@ from pipelines.params import GenerationParams
 from service.png_text import texts
 from tests.cards import card
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 
 @pytest.fixture
 def api(fleet: Fleet) -> Iterator[webuiapi.WebUIApi]:

@@ -20,6 +20,8 @@ from service.sdapi import Txt2ImgRequest
 from service.sdapi_img2img import Img2ImgRequest
 from tests.cards import card
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 PICTURE, MASK = sample_picture(), sample_mask()
 
 

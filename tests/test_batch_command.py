@@ -22,6 +22,8 @@ from fleet import Fleet, shared
 from tests.up_process import environment
 from training.toy import write_toy
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -47,7 +49,7 @@ def started(fleet: Fleet, *arguments: str | Path) -> Iterator[subprocess.Popen[s
 def batch(fleet: Fleet, *arguments: str | Path) -> tuple[int, str]:
     """Exit status and what was said."""
     with started(fleet, *arguments) as process:
-        said = process.communicate(timeout=55)[1]
+        said = process.communicate(timeout=280)[1]
         return process.returncode, said
 
 
@@ -82,7 +84,7 @@ def test_stopped_and_run_again_it_goes_on(fleet: Fleet, tmp_path: Path) -> None:
     with started(fleet, file, "-o", out) as process:
         fleet.until(lambda: any(out.glob("*.png")))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=55)[1]
+        said = process.communicate(timeout=280)[1]
     assert process.returncode == 130 and "Run it again" in said
     status, said = batch(fleet, file, "-o", out)
     assert status == 0 and {p.name for p in out.glob("*.png")} == {f"{n:05d}.png" for n in range(1, 41)}, said
@@ -96,7 +98,7 @@ def test_what_is_left_can_be_canceled(fleet: Fleet, tmp_path: Path) -> None:
     with started(fleet, file, "-o", out, "--set", "steps=100") as process:
         fleet.until(lambda: note.exists() and "id" in json.loads(note.read_text()))
         assert batch(fleet, file, "-o", out, "--cancel")[0] == 0
-        said = process.communicate(timeout=55)[1]
+        said = process.communicate(timeout=280)[1]
     assert process.returncode == 1 and "canceled" in said and newest(fleet)["status"] == "ended"
 
 
@@ -123,7 +125,7 @@ def test_the_example_of_the_queue_runs(fleet: Fleet) -> None:
     (code,) = re.findall(r"```python\n(import asyncio.*?)```", (ROOT / "docs" / "queue.md").read_text(), re.DOTALL)
     for told in ("queued 0 of 8", ""):
         variables = environment(CELADON_REDIS_URL=jobs.valkey.url(fleet.folder), PYTHONPATH=str(ROOT))
-        run = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=55)
+        run = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=280)
         assert run.returncode == 0, run.stderr
         assert told in run.stdout
         status, key = run.stdout.splitlines()[-1].split()

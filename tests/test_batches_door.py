@@ -25,6 +25,8 @@ from service.zip_stream import zipped
 from tests.fleet import Fleet
 from tests.job_samples import Clock, sample_image, sample_job
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 JSONL = "application/x-ndjson"
 
 

@@ -32,6 +32,8 @@ from tests.cards import card
 from tests.checkpoints import write
 from tests.fleet import Fleet, shared
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
@@ -63,7 +65,6 @@ PROMPTS = ("ink", "a red ink, and more", "Bad-Hands of a blue (frog)", "ink bad-
 ALL = ("bad-hands", "flat", "ink")
 
 
-@pytest.mark.timeout(120)
 def test_the_same_states_as_diffusers_on_both_backends(folder: Path, files: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(folder)
     checkpoint, said = load(folder, embeddings=files, **CPU), describe(folder)
@@ -87,7 +88,6 @@ def test_the_same_states_as_diffusers_on_both_backends(folder: Path, files: Path
             assert acts or np.array_equal(found, without), "to the bit"
 
 
-@pytest.mark.timeout(120)
 def test_weights_and_chunks_go_with_them(folder: Path, files: Path) -> None:
     checkpoint, said = load(folder, embeddings=files, **CPU), describe(folder)
     reading, both = Reading("a1111", 2, embeddings=ALL), []
@@ -111,7 +111,6 @@ def test_an_embedding_is_not_cut_by_the_end_of_a_chunk() -> None:
     assert told == [[1, 2, 3, 4, 5, 6, 7, 8], [90, 91, 92, 9]]
 
 
-@pytest.mark.timeout(120)
 def test_sdxl_has_vectors_for_both_encoders(tmp_path: Path) -> None:
     folder, files = write(tmp_path / "xl", "sdxl"), tmp_path / "embeddings"
     files.mkdir()

@@ -25,6 +25,8 @@ from keyed import asking, make_key
 from live_gateway import Live, run_apart, running
 from picture_samples import as_file, as_url, sample_picture
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 MODEL = card().id
 MARK = "zanzibar"  # in every prompt of ada's
 BODY: dict[str, Any] = {"prompt": f"a red apple of {MARK}", "seed": 1}

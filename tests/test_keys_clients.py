@@ -24,6 +24,8 @@ from fleet import Fleet
 from jobs.clients import KEY, digest_of
 from training.toy import write_toy
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 PROMPT = "sesame of the forty thieves"
 
 

@@ -20,6 +20,8 @@ from tests import lora_files
 from tests.cards import card
 from tests.fleet import Fleet, shared
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 HELD = (LoraInfo("ink", "aa"), LoraInfo("film", "bb"), LoraInfo("old", "", "a .pt file is a pickle, which runs code where it is read"))
 CARD = card(loras=HELD)
 
@@ -86,7 +88,6 @@ def pixels(fleet: Fleet, job: dict[str, Any]) -> bytes:
     return Image.open(io.BytesIO(fleet.picture(fleet.finished(job["id"])))).tobytes()
 
 
-@pytest.mark.timeout(180)
 def test_a_lora_acts_on_its_job_alone(service: Fleet) -> None:
     [model] = service.client.get("/models").json()
     assert {lora["name"]: bool(lora["refused"]) for lora in model["loras"]} == {"ink": False, "old": True}

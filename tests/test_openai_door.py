@@ -24,6 +24,8 @@ from service.steps import even_parts
 from tests.cards import card
 from tests.job_samples import sample_image
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 
 @pytest.fixture
 def sdk(fleet: Fleet) -> Iterator[openai.OpenAI]:

@@ -18,6 +18,8 @@ from live_gateway import Live, depth, running
 from picture_samples import as_file, sample_mask, sample_picture
 from tests.cards import card
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 PICTURE = sample_picture(96, 64)
 CLEAR = np.dstack([np.zeros_like(PICTURE), 255 - sample_mask(96, 64)])  # the right half is transparent
 IMAGE, MASK = ("a.png", as_file(PICTURE), "image/png"), ("m.png", as_file(CLEAR), "image/png")

@@ -34,6 +34,8 @@ from tests.test_drawing import Studio
 from workers.drawing import DrawingThread
 from workers.messages import Advanced, Draw, Drawn, Exported, Hold, Inputs, Report, Save
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 checkpoint = test_drawing.checkpoint
 studio = test_drawing.studio
 LANCZOS: dict[str, Any] = {"width": 128, "height": 96, "steps": 7, "strength": 0.6, "method": "lanczos"}

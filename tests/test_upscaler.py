@@ -40,6 +40,8 @@ from training.superres.export import write_upscaler
 from training.toy import write_toy
 from workers.messages import Draw, Drawn
 
+pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
+
 RECIPE = Recipe(steps=2, schedule="cosine", ladder=1000, deviation=0.05)
 SMALL = Shape(width=6, deep=4, blocks=(1, 1, 1))
 DOUBLED = {"width": 128, "height": 128, "method": "superres"}
