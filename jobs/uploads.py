@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from redis.asyncio import Redis
 
@@ -34,14 +35,15 @@ class UploadCount:
         if outcome == "full":
             raise TooManyKept(rest[0])
 
-    async def hold(self, client: str, key: str, most: int, ttl_s: int) -> bool:
-        """A place for what is about to be stored, until `keep` or `drop`; False where it is kept already. Raises TooManyKept."""
+    async def hold(self, client: str, keys: Collection[str], most: int, ttl_s: int) -> list[str]:
+        """Places for what is about to be stored, for all or none, each until `keep` or `drop`. Returns those of the keys that are not
+        kept already. Raises TooManyKept."""
         while True:
-            outcome, *rest = await self._shards.of_client(client).run("upload_hold", client, key, most, ttl_s)
+            outcome, *rest = await self._shards.of_client(client).run("upload_hold", client, most, ttl_s, *keys)
             if outcome == "full":
                 raise TooManyKept(rest[0])
             if outcome != "leaving":
-                return bool(outcome == "held")
+                return [str(key) for key in rest[0]]
             await asyncio.sleep(LEAVING_S)
 
     async def keep(self, client: str, key: str, ttl_s: int) -> float:

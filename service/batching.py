@@ -75,7 +75,7 @@ class Batching:
         async with self._turns:
             good, bad, brought = await self._checked(upload, client)
             may = await self._keyring.admission(client)
-            self._refuse(good, bad, strict, may)
+            self._refuse(good, bad, len(brought), strict, may)
             batch, new = await self._open(client, good, bad, brought, may, idempotency_key, fingerprint)
             queued = await self._fill(batch, good) if batch.left else 0
         return Accepted(await self.get(batch.id, client), bad if new else await self._batches.bad_lines(batch.id), new, queued)
@@ -162,14 +162,16 @@ class Batching:
                 good.append(Line(line, job, reuse, request.deadline_s))
             except (errors.BadRequest, errors.ClassNotAllowed, PictureNotFound) as error:
                 bad.append(BadLine(line, error.code, error.message[:MESSAGE_CHARS], error.param))
-            if len(bad) > MAX_BAD or len(good) > self._settings.max_batch_lines:
+            if len(bad) > MAX_BAD or len(good) > self._settings.max_batch_lines or len(brought) > self._settings.max_uploads:
                 break
             if time.perf_counter() - since > TURN_S:
                 await asyncio.sleep(0)
                 since = time.perf_counter()
         return good, bad, brought
 
-    def _refuse(self, good: Sequence[Line], bad: Sequence[BadLine], strict: bool, may: Admission) -> None:
+    def _refuse(self, good: Sequence[Line], bad: Sequence[BadLine], brought: int, strict: bool, may: Admission) -> None:
+        if brought > self._settings.max_uploads:
+            raise errors.InvalidBatch(f"A batch brings at most {self._settings.max_uploads} pictures here. Nothing was queued.")
         most = min(self._settings.max_batch_lines, self._settings.max_queued, may.max_queued)
         if len(good) > most:
             raise errors.InvalidValue(f"A batch has at most {most} jobs here.", param="lines")

@@ -3,7 +3,7 @@ what they came for is refused."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 from redis.exceptions import RedisError
@@ -25,11 +25,9 @@ class Brought:
     async def stored(self, client: str, pictures: Mapping[str, bytes]) -> AsyncIterator[None]:
         """They lie under their keys while this is entered, and stay if it ends well. Of an end that Redis hid nobody knows whether
         a job begins with them: they stay then, and count, until their time is over. Raises TooManyUploads, StorageUnavailable."""
-        held = list[str]()
+        held = await self._hold(client, pictures)
         try:
             for key, data in pictures.items():
-                if await self._hold(client, key):
-                    held.append(key)
                 await self._put(key, data)
             yield
         except RedisError:
@@ -53,9 +51,10 @@ class Brought:
             raise StorageUnavailable() from error
         await self._count.forget(client, key)
 
-    async def _hold(self, client: str, key: str) -> bool:
+    async def _hold(self, client: str, keys: Collection[str]) -> list[str]:
+        """All have their places, or none, before the first of them is stored."""
         try:
-            return await self._count.hold(client, key, self._settings.max_uploads, self._settings.retention_s)
+            return await self._count.hold(client, keys, self._settings.max_uploads, self._settings.retention_s)
         except TooManyKept as refusal:
             raise TooManyUploads(headers={"Retry-After": str(refusal.retry_after_s)}) from refusal
 

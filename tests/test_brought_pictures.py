@@ -23,6 +23,7 @@ from live_gateway import Live, running
 from picture_samples import as_file, as_url, sample_mask, sample_picture
 from service.brought import Brought
 from service.errors import DeadlineUnmeetable
+from service.picture_errors import TooManyUploads
 from service.settings import Settings
 
 Door = Callable[[httpx2.Client, int], httpx2.Response]
@@ -116,7 +117,7 @@ def test_a_batch_that_brings_too_many_leaves_none(live: Live) -> None:
     lines = [json.dumps({"prompt": "x", "image": as_url(sample_picture(seed=seed))}) for seed in range(4)]
     with Client(live.url) as client, pytest.raises(ApiError) as refused:
         client.submit_batch("\n".join(lines).encode())
-    assert refused.value.code == "too_many_uploads"
+    assert refused.value.code == "invalid_batch", "it would never be let in"
     assert stored(live) == []
     same = [{"prompt": str(n), "image": as_url(sample_picture(seed=9))} for n in range(20)]
     assert live.http.post("/batches", json=same).status_code == 202
@@ -134,19 +135,38 @@ def test_a_repeat_with_its_key_is_let_in_where_others_are_not(live: Live) -> Non
     assert other.status_code == 409 and len(stored(live)) == 3
 
 
+async def test_places_are_taken_for_all_pictures_or_none_before_one_is_stored(redis: Redis, tmp_path: Path) -> None:
+    puts = list[str]()
+
+    class Told(LocalImageStore):
+        async def put(self, key: str, data: bytes) -> None:
+            puts.append(key)
+            await super().put(key, data)
+
+    count = UploadCount(redis)
+    brought = Brought(count, Told(tmp_path / "images"), Settings(data_dir=tmp_path, max_uploads=3))
+    await brought.keep("ada", "in-1/0.png")
+    with pytest.raises(TooManyUploads):
+        async with brought.stored("ada", {f"in-{n}/0.png": b"png" for n in (1, 2, 3, 4)}):
+            pass
+    assert puts == []
+    keys = [f"in-{n}/0.png" for n in (1, 2, 3)]
+    assert await count.hold("ada", keys, 3, 100) == keys[1:], "no place was taken by the one that was refused"
+
+
 async def test_the_last_who_holds_a_picture_deletes_it(redis: Redis) -> None:
     count = UploadCount(redis)
-    assert await count.hold("ada", "in-1/0.png", 1, 100) and await count.hold("ada", "in-1/0.png", 1, 100)
+    assert await count.hold("ada", ["in-1/0.png"], 1, 100) and await count.hold("ada", ["in-1/0.png"], 1, 100)
     with pytest.raises(TooManyKept):
-        await count.hold("ada", "in-2/0.png", 1, 100)
+        await count.hold("ada", ["in-2/0.png"], 1, 100)
     assert not await count.drop("ada", "in-1/0.png"), "the other one may yet be let in"
     assert await count.drop("ada", "in-1/0.png")
     await count.forget("ada", "in-1/0.png")
-    assert await count.hold("ada", "in-2/0.png", 1, 100), "its place is free"
-    assert await count.hold("ada", "in-2/0.png", 1, 100)
+    assert await count.hold("ada", ["in-2/0.png"], 1, 100), "its place is free"
+    assert await count.hold("ada", ["in-2/0.png"], 1, 100)
     await count.keep("ada", "in-2/0.png", 100)
     assert not await count.drop("ada", "in-2/0.png"), "a job begins with it"
-    assert not await count.hold("ada", "in-2/0.png", 1, 100) and not await count.drop("ada", "in-2/0.png")
+    assert not await count.hold("ada", ["in-2/0.png"], 1, 100) and not await count.drop("ada", "in-2/0.png")
 
 
 async def test_who_comes_while_a_picture_is_deleted_waits_until_it_is(redis: Redis, tmp_path: Path) -> None:
@@ -182,4 +202,4 @@ async def test_what_redis_hid_stays_and_counts(redis: Redis, tmp_path: Path) -> 
             raise RedisConnectionError()
     assert await store.read("in-1/0.png") == b"png"
     with pytest.raises(TooManyKept):
-        await count.hold("ada", "in-2/0.png", 1, 100)
+        await count.hold("ada", ["in-2/0.png"], 1, 100)
