@@ -11,6 +11,7 @@ from jobs.outcomes import Admission, RateLimited
 from jobs.shards import Shards
 
 LEAVING_S = 0.05  # between two looks at a picture that is being deleted
+LOOKS = 40
 
 
 class TooManyKept(Exception):
@@ -19,6 +20,10 @@ class TooManyKept(Exception):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"Too many pictures are kept. Try again in {retry_after_s} s.")
         self.retry_after_s = retry_after_s
+
+
+class StillLeaving(Exception):
+    """A picture is being deleted, and this takes longer than anybody should wait."""
 
 
 class UploadCount:
@@ -37,23 +42,28 @@ class UploadCount:
 
     async def hold(self, client: str, keys: Collection[str], most: int, ttl_s: int) -> list[str]:
         """Places for what is about to be stored, for all or none, each until `keep` or `drop`. Returns those of the keys that are not
-        kept already. Raises TooManyKept."""
-        while True:
+        kept already. Raises TooManyKept, StillLeaving."""
+        for _ in range(LOOKS):
             outcome, *rest = await self._shards.of_client(client).run("upload_hold", client, most, ttl_s, *keys)
             if outcome == "full":
                 raise TooManyKept(rest[0])
             if outcome != "leaving":
                 return [str(key) for key in rest[0]]
             await asyncio.sleep(LEAVING_S)
+        raise StillLeaving("A picture is being deleted. Try again.")
 
     async def keep(self, client: str, key: str, ttl_s: int) -> float:
         """It is there. Returns until when (Unix seconds)."""
         return float(await self._shards.of_client(client).run("upload_keep", client, key, ttl_s))
 
     async def drop(self, client: str, key: str) -> bool:
-        """Nobody wants it after all. True for the last who held it: it is to be deleted, and `forget` called."""
+        """Nobody wants it after all. True for the last who held it: it is to be deleted, and `forget` called, or `stay`."""
         return bool(await self._shards.of_client(client).run("upload_drop", client, key))
 
     async def forget(self, client: str, key: str) -> None:
         """It is there no longer."""
         await self._shards.of_client(client).run("upload_forget", client, key)
+
+    async def stay(self, client: str, key: str) -> None:
+        """It could not be deleted, and counts."""
+        await self._shards.of_client(client).run("upload_stay", client, key)

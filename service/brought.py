@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from redis.exceptions import RedisError
 
 from jobs.image_store import ImageStore
-from jobs.uploads import TooManyKept, UploadCount
+from jobs.uploads import StillLeaving, TooManyKept, UploadCount
 from service.errors import StorageUnavailable
 from service.picture_errors import TooManyUploads
 from service.settings import Settings
@@ -48,6 +48,7 @@ class Brought:
         try:
             await self._store.delete(key)
         except OSError as error:
+            await self._count.stay(client, key)
             raise StorageUnavailable() from error
         await self._count.forget(client, key)
 
@@ -57,6 +58,8 @@ class Brought:
             return await self._count.hold(client, keys, self._settings.max_uploads, self._settings.retention_s)
         except TooManyKept as refusal:
             raise TooManyUploads(headers={"Retry-After": str(refusal.retry_after_s)}) from refusal
+        except StillLeaving as error:
+            raise StorageUnavailable() from error
 
     async def _put(self, key: str, data: bytes) -> None:
         try:

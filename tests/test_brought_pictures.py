@@ -22,7 +22,7 @@ from keyed import asking, make_key
 from live_gateway import Live, running
 from picture_samples import as_file, as_url, sample_mask, sample_picture
 from service.brought import Brought
-from service.errors import DeadlineUnmeetable
+from service.errors import DeadlineUnmeetable, StorageUnavailable
 from service.picture_errors import TooManyUploads
 from service.settings import Settings
 
@@ -191,6 +191,36 @@ async def test_who_comes_while_a_picture_is_deleted_waits_until_it_is(redis: Red
             raise DeadlineUnmeetable()
     await others[0]
     assert await store.read("in-1/0.png") == b"png"
+
+
+async def test_a_picture_that_cannot_be_deleted_stays_and_counts(redis: Redis, tmp_path: Path) -> None:
+    """Who sends it again is not kept waiting, and has it."""
+
+    class Stuck(LocalImageStore):
+        async def delete(self, key: str) -> None:
+            raise OSError("the disk is gone")
+
+    count, store = UploadCount(redis), Stuck(tmp_path / "images")
+    brought = Brought(count, store, Settings(data_dir=tmp_path, max_uploads=1))
+    for _ in range(2):
+        with pytest.raises(DeadlineUnmeetable):
+            async with brought.stored("ada", {"in-1/0.png": b"png"}):
+                raise DeadlineUnmeetable()
+        with pytest.raises(TooManyKept):
+            await count.hold("ada", ["in-2/0.png"], 1, 100)
+    async with brought.stored("ada", {"in-1/0.png": b"png"}):
+        pass
+    assert await store.read("in-1/0.png") == b"png"
+
+
+async def test_nobody_waits_long_for_one_that_died_deleting(redis: Redis, tmp_path: Path) -> None:
+    count = UploadCount(redis)
+    assert await count.hold("ada", ["in-1/0.png"], 1, 100) and await count.drop("ada", "in-1/0.png")
+    with pytest.raises(StorageUnavailable):
+        async with Brought(count, LocalImageStore(tmp_path / "images"), Settings(data_dir=tmp_path)).stored("ada", {"in-1/0.png": b"png"}):
+            pass
+    await count.forget("ada", "in-1/0.png")
+    assert await count.hold("ada", ["in-1/0.png"], 1, 100)
 
 
 async def test_what_redis_hid_stays_and_counts(redis: Redis, tmp_path: Path) -> None:
