@@ -23,6 +23,7 @@ LOOK_S = 1.0  # between two looks at the batch
 PAGE = 200  # lines of the results that are asked for at once
 TOLD = 20  # lines without pictures that are named
 OPEN = frozenset({"queued", "running"})
+PASSING = frozenset({"queue_full", "client_queue_full", "rate_limited"})  # what time alone mends, and soon
 
 
 def run(client: Client, file: Path, folder: Path, options: Mapping[str, Any], console: Console) -> bool:
@@ -135,7 +136,7 @@ def _send(client: Client, body: bytes, key: tuple[str, Path], console: Console) 
             batch = client.submit_batch(body, idempotency_key=key[0])
             break
         except ApiError as error:
-            if error.status != 429 or not error.retry_after_s:
+            if error.code not in PASSING or not error.retry_after_s:
                 raise
             console.print(f"{escape(error.message)} Trying again in {error.retry_after_s:g} s.", highlight=False)
             time.sleep(error.retry_after_s)

@@ -19,6 +19,9 @@ from redis.client import Redis as BlockingRedis
 import jobs.valkey
 from celadon.batch import with_options
 from fleet import Fleet, shared
+from live_gateway import Live, running
+from picture_samples import as_url, sample_picture
+from tests.cards import card
 from tests.up_process import environment
 from training.toy import write_toy
 
@@ -35,20 +38,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @contextlib.contextmanager
-def started(fleet: Fleet, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+def started(service: Fleet | Live, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     # What a shell starts in the background inherits a deaf ear for SIGINT; these tests may be such a thing.
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from celadon.__main__ import main; main()"
     command = [sys.executable, "-c", hear, "batch", *map(str, arguments)]
-    with subprocess.Popen(command, env=environment(CELADON_URL=fleet.url), text=True, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, env=environment(CELADON_URL=service.url), text=True, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def batch(fleet: Fleet, *arguments: str | Path) -> tuple[int, str]:
+def batch(service: Fleet | Live, *arguments: str | Path) -> tuple[int, str]:
     """Exit status and what was said."""
-    with started(fleet, *arguments) as process:
+    with started(service, *arguments) as process:
         said = process.communicate(timeout=280)[1]
         return process.returncode, said
 
@@ -107,6 +110,19 @@ def test_a_file_of_nothing_good_says_why(fleet: Fleet, tmp_path: Path) -> None:
     file.write_text("{oops\n")
     status, said = batch(fleet, file, "-o", tmp_path / "out")
     assert status == 1 and "Line 1: The line is not JSON" in " ".join(said.split())
+
+
+def test_a_full_queue_is_waited_for_and_full_uploads_are_not(redis_url: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "lines.jsonl", tmp_path / "out"
+    with running(redis_url, tmp_path, card(), max_uploads=1, max_queued=2) as live:
+        file.write_text("\n".join(json.dumps({"prompt": "x", "image": as_url(sample_picture(seed=n))}) for n in (1, 2)))
+        status, said = batch(live, file, "-o", out)
+        assert status == 1 and "(too_many_uploads)" in said and "Trying again" not in said, said
+        assert [live.post({"prompt": "x"}).status_code for _ in range(2)] == [202, 202]
+        file.write_text('"x"')
+        with started(live, file, "-o", out) as process:
+            assert process.stderr and "queue is full" in (heard := process.stderr.readline()) and "Trying again in" in heard
+            assert process.poll() is None
 
 
 def test_options_stand_beneath_what_the_file_says() -> None:
