@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -43,22 +44,23 @@ class UploadCount:
     async def hold(self, client: str, keys: Collection[str], most: int, ttl_s: int) -> list[str]:
         """Places for what is about to be stored, for all or none, each until `keep` or `drop`. Returns those of the keys that are not
         kept already. Raises TooManyKept, StillLeaving."""
-        for _ in range(LOOKS):
-            outcome, *rest = await self._shards.of_client(client).run("upload_hold", client, most, ttl_s, *keys)
-            if outcome == "full":
-                raise TooManyKept(rest[0])
-            if outcome != "leaving":
-                return [str(key) for key in rest[0]]
-            await asyncio.sleep(LEAVING_S)
-        raise StillLeaving("A picture is being deleted. Try again.")
+        outcome, *rest = await self._when_left("upload_hold", client, most, ttl_s, *keys)
+        if outcome == "full":
+            raise TooManyKept(rest[0])
+        return [str(key) for key in rest[0]]
 
     async def keep(self, client: str, key: str, ttl_s: int) -> float:
         """It is there. Returns until when (Unix seconds)."""
         return float(await self._shards.of_client(client).run("upload_keep", client, key, ttl_s))
 
-    async def drop(self, client: str, key: str) -> bool:
-        """Nobody wants it after all. True for the last who held it: it is to be deleted, and `forget` called, or `stay`."""
-        return bool(await self._shards.of_client(client).run("upload_drop", client, key))
+    async def drop(self, client: str, key: str, *, held: bool = True) -> bool:
+        """What it came for is refused. True where nobody else wants it: it is to be deleted, and `forget` called, or `stay`. Not `held`
+        is what was kept already when `hold` was asked. Raises StillLeaving."""
+        return bool((await self._when_left("upload_drop", client, key, int(held)))[0] == "yours")
+
+    async def leave(self, client: str, key: str) -> None:
+        """Its client deletes it: now, with `forget` to follow, or `stay`. Raises StillLeaving."""
+        await self._when_left("upload_leave", client, key)
 
     async def forget(self, client: str, key: str) -> None:
         """It is there no longer."""
@@ -67,3 +69,12 @@ class UploadCount:
     async def stay(self, client: str, key: str) -> None:
         """It could not be deleted, and counts."""
         await self._shards.of_client(client).run("upload_stay", client, key)
+
+    async def _when_left(self, script: str, client: str, *args: str | int) -> list[Any]:
+        """Its answer, once nobody is deleting a picture that it is about."""
+        for _ in range(LOOKS):
+            answer: list[Any] = await self._shards.of_client(client).run(script, client, *args)
+            if answer[0] != "leaving":
+                return answer
+            await asyncio.sleep(LEAVING_S)
+        raise StillLeaving("A picture is being deleted. Try again.")

@@ -25,7 +25,7 @@ class Brought:
     async def stored(self, client: str, pictures: Mapping[str, bytes]) -> AsyncIterator[None]:
         """They lie under their keys while this is entered, and stay if it ends well. Of an end that Redis hid nobody knows whether
         a job begins with them: they stay then, and count, until their time is over. Raises TooManyUploads, StorageUnavailable."""
-        held = await self._hold(client, pictures)
+        held = frozenset(await self._hold(client, pictures))
         try:
             for key, data in pictures.items():
                 await self._put(key, data)
@@ -33,8 +33,8 @@ class Brought:
         except RedisError:
             raise
         except Exception:
-            for key in held:
-                await self._drop(client, key)
+            for key in pictures:
+                await self._drop(client, key, key in held)
             raise
         for key in pictures:
             await self.keep(client, key)
@@ -44,7 +44,14 @@ class Brought:
         return await self._count.keep(client, key, self._settings.retention_s)
 
     async def delete(self, client: str, key: str) -> None:
-        """Raises StorageUnavailable."""
+        """For its client; whoever comes with it meanwhile waits. Raises StorageUnavailable."""
+        try:
+            await self._count.leave(client, key)
+        except StillLeaving as error:
+            raise StorageUnavailable() from error
+        await self._erase(client, key)
+
+    async def _erase(self, client: str, key: str) -> None:
         try:
             await self._store.delete(key)
         except OSError as error:
@@ -67,10 +74,10 @@ class Brought:
         except OSError as error:
             raise StorageUnavailable() from error
 
-    async def _drop(self, client: str, key: str) -> None:
+    async def _drop(self, client: str, key: str, held: bool) -> None:
         """What goes wrong here leaves a picture that counts; the client hears what went wrong before."""
         try:
-            if await self._count.drop(client, key):
-                await self.delete(client, key)
-        except (RedisError, StorageUnavailable):
+            if await self._count.drop(client, key, held=held):
+                await self._erase(client, key)
+        except (RedisError, StillLeaving, StorageUnavailable):
             pass

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cards import card
 from celadon.client import ApiError, Client
-from jobs.image_store import LocalImageStore
+from jobs.image_store import LocalImageStore, NotFound
 from jobs.uploads import TooManyKept, UploadCount
 from keyed import asking, make_key
 from live_gateway import Live, running
@@ -191,6 +191,47 @@ async def test_who_comes_while_a_picture_is_deleted_waits_until_it_is(redis: Red
             raise DeadlineUnmeetable()
     await others[0]
     assert await store.read("in-1/0.png") == b"png"
+
+
+async def test_what_comes_while_its_client_deletes_it_is_not_taken_for_kept(redis: Redis, tmp_path: Path) -> None:
+    """Else what is stored again, for a request that is refused, counts nowhere."""
+    pictures, others = {"in-1/0.png": b"png"}, list[asyncio.Task[None]]()
+
+    class Slow(LocalImageStore):
+        async def delete(self, key: str) -> None:
+            await super().delete(key)
+            if not others:
+                others.append(asyncio.create_task(refused()))
+                done, _ = await asyncio.wait(others, timeout=0.3)
+                assert not done
+
+    async def refused() -> None:
+        with pytest.raises(DeadlineUnmeetable):
+            async with brought.stored("ada", pictures):
+                raise DeadlineUnmeetable()
+
+    count, store = UploadCount(redis), Slow(tmp_path / "images")
+    brought = Brought(count, store, Settings(data_dir=tmp_path, max_uploads=1))
+    async with brought.stored("ada", pictures):
+        pass
+    await brought.delete("ada", "in-1/0.png")
+    await others[0]
+    assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+    assert await count.hold("ada", ["in-2/0.png"], 1, 100)
+
+
+async def test_a_kept_picture_deleted_before_it_is_stored_again_does_not_stay(redis: Redis, tmp_path: Path) -> None:
+    pictures = {"in-1/0.png": b"png"}
+    store = LocalImageStore(tmp_path / "images")
+    brought = Brought(UploadCount(redis), store, Settings(data_dir=tmp_path))
+    await brought.keep("ada", "in-1/0.png")
+    with pytest.raises(DeadlineUnmeetable):
+        async with brought.stored("ada", pictures):
+            await brought.delete("ada", "in-1/0.png")
+            await store.put("in-1/0.png", b"png")
+            raise DeadlineUnmeetable()
+    with pytest.raises(NotFound):
+        await store.read("in-1/0.png")
 
 
 async def test_a_picture_that_cannot_be_deleted_stays_and_counts(redis: Redis, tmp_path: Path) -> None:
