@@ -36,6 +36,7 @@ from service.errors import (
 )
 
 PASSING = frozenset({429, 503, 504})  # what passes: a repeat may do better
+SOON_S = 60  # what passes later than that is not worth the repeats of a client, which come within seconds
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 BOUND_HEADERS = {
     "RateLimit-Policy": {"description": "the bound that was met: name, quota `q`, window `w` in seconds", "schema": {"type": "string"}},
@@ -105,7 +106,8 @@ def respond(error: ApiError, scope: Scope) -> JSONResponse:
         body["lines"] = [*error.lines]
     if scope["path"].startswith("/v1/"):
         body = openai_error(error, scope["request_id"])
-        headers = headers | {"x-should-retry": "true" if error.http_status in PASSING else "false"}  # their SDK repeats 409 and 500
+        passes = error.http_status in PASSING and int(headers.get("Retry-After", 0)) <= SOON_S
+        headers = headers | {"x-should-retry": "true" if passes else "false"}  # their SDK repeats 409 and 500
     if scope["path"].startswith("/sdapi/"):
         body["detail"] = error.message
     return JSONResponse(body, status_code=error.http_status, headers=headers)

@@ -18,11 +18,13 @@ from PIL import Image
 from fleet import Fleet
 from jobs.image_store import LocalImageStore
 from jobs.job_queue import JobQueue
+from keyed import asking, make_key
 from live_gateway import Live, depth, running
+from picture_samples import as_file, sample_picture
 from service.api.openai import with_pings
 from service.steps import even_parts
 from tests.cards import card
-from tests.job_samples import sample_image
+from tests.job_samples import Clock, sample_image
 
 pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines that may be busy
 
@@ -160,6 +162,21 @@ def test_a_key_of_the_client_wins(gateway: Live, redis_url: str) -> None:
     assert sum(depth(redis_url).values()) == 1
     refused = ask(gateway, body={"prompt": "other"}, **{"Idempotency-Key": "mine"})
     assert refused.status_code == 409 and refused.headers["x-should-retry"] == "false"
+
+
+async def test_what_passes_only_later_is_not_repeated(redis_url: str, tmp_path: Path, clock: Clock) -> None:
+    """The clock stands at 13:46:40 UTC: the day's pictures come much later."""
+    daily, often = make_key(redis_url, "daily", per_day=1), make_key(redis_url, "often", max_queued=1)
+    with running(redis_url, tmp_path, card(), keys="required", door_wait_s=1, max_uploads=1) as live:
+        with asking(live, daily) as http:
+            spent = [http.post("/v1/images/generations", json={"prompt": "a cat"}) for _ in range(2)]
+        with asking(live, often) as http:
+            http.post("/uploads", files={"file": as_file(sample_picture(seed=1))})
+            full = http.post("/v1/images/edits", files={"image": as_file(sample_picture(seed=2))}, data={"prompt": "a hat"})
+            soon = [http.post("/v1/images/generations", json={"prompt": "a cat"}) for _ in range(2)]
+    told = [(answer.json()["error"]["code"], answer.headers["x-should-retry"]) for answer in (*spent, full, *soon)]
+    assert told == [("still_running", "true"), ("quota_spent", "false"), ("too_many_uploads", "false"),
+                    ("still_running", "true"), ("client_queue_full", "true")]  # fmt: skip
 
 
 def test_the_sdk_itself_retries_into_one_job(gateway: Live, redis_url: str) -> None:
