@@ -26,9 +26,9 @@ class Entrance:
         reuse_fingerprint: str = "",
         count: int = 1,
         pictures: int | None = None,
-    ) -> None:
+    ) -> bool:
         """Would this job be taken now, or a batch of `count` such with so many `pictures`? Its deadline is not judged, and another
-        may be faster: `JobQueue.submit` and `Batches.open` decide.
+        may be faster: `JobQueue.submit` and `Batches.open` decide. True where it is a repeat, for which nothing is to be done any more.
 
         Raises QueueFull, RateLimited, QuotaSpent, IdempotencyConflict, and ValueError as they do.
         """
@@ -39,3 +39,4 @@ class Entrance:
         known = (idempotency_key or "", fingerprint, reuse)
         outcome, *rest = await self._shards.of_client(client).run("may", client, queue, service_class, *known, *bounds, *asked)
         raise_refusal(outcome, rest)
+        return bool(outcome == "known")

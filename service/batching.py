@@ -94,8 +94,8 @@ class Batching:
         said: dict[str, Any] = {"idempotency_key": key, "fingerprint": fingerprint}
         said["pictures"] = sum(line.job.params.num_images for line in good)
         try:
-            if brought:
-                await self._entrance.ask(replace(first, reuse=False), may, count=len(lines), **said)
+            if not brought or await self._entrance.ask(replace(first, reuse=False), may, count=len(lines), **said):
+                return await self._batches.open(client, lines, first, bad, admission=may, **said)
             async with self._brought.stored(client, brought):
                 return await self._batches.open(client, lines, first, bad, admission=may, **said)
         except JobGone:

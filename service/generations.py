@@ -90,9 +90,8 @@ class Generations:
             "reuse_fingerprint": reuse_fingerprint(job.params, card) if job.reuse else "",
         }
         try:
-            if not pictures.brought:
+            if not pictures.brought or await self._entrance.ask(job, may, **said):
                 return await self._queue.submit(job, deadline_s=terms.deadline_s, admission=may, **said)
-            await self._entrance.ask(job, may, **said)
             async with self._brought.stored(client, pictures.brought):
                 return await self._queue.submit(job, deadline_s=terms.deadline_s, admission=may, **said)
         except JobGone:

@@ -135,6 +135,18 @@ def test_a_repeat_with_its_key_is_let_in_where_others_are_not(live: Live) -> Non
     assert other.status_code == 409 and len(stored(live)) == 3
 
 
+@pytest.mark.parametrize("path", ["/generate", "/batches"])
+def test_a_repeat_with_its_key_does_not_store_again_what_its_client_deleted(path: str, live: Live) -> None:
+    one = {"prompt": "x", "image": as_url(sample_picture(seed=1))}
+    said: dict[str, Any] = {"json": [one] if path == "/batches" else one, "headers": {"Idempotency-Key": "one"}}
+    first = live.http.post(path, **said)
+    (picture,) = stored(live)
+    assert live.http.delete(f"/uploads/{picture.parent.name}/{picture.name}").status_code == 204
+    again = live.http.post(path, **said)
+    assert again.status_code in (200, 202) and again.json()["id"] == first.json()["id"]
+    assert stored(live) == []
+
+
 async def test_places_are_taken_for_all_pictures_or_none_before_one_is_stored(redis: Redis, tmp_path: Path) -> None:
     puts = list[str]()
 
