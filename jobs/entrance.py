@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from jobs.arguments import fingerprint_of, place
+from jobs.arguments import fingerprint_of, name, place
 from jobs.job import Job
 from jobs.outcomes import Admission, raise_refusal
 from jobs.shards import Shards
+
+UNBOUNDED = 10**9  # jobs that wait
 
 
 class Entrance:
@@ -15,6 +17,18 @@ class Entrance:
 
     def __init__(self, redis: Redis | Shards, *, max_queued: int) -> None:
         self._shards, self._max_queued = Shards.of(redis), max_queued
+
+    async def knock(
+        self, client: str, may: Admission, *, idempotency_key: str | None = None, fingerprint: str = "", pictures: int = 1
+    ) -> None:
+        """Do rate and day of the client leave room for a job of so many pictures? For when there is no job yet; `ask` says the rest.
+
+        Raises RateLimited, QuotaSpent, IdempotencyConflict.
+        """
+        known = (idempotency_key or "", fingerprint, "")
+        bounds = (UNBOUNDED, UNBOUNDED, may.rate_per_s, may.burst, may.per_day)
+        outcome, *rest = await self._shards.of_client(name(client)).run("may", client, "", "", *known, *bounds, 1, pictures)
+        raise_refusal(outcome, rest)
 
     async def ask(
         self,

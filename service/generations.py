@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -16,6 +17,7 @@ from jobs.followers import Followers
 from jobs.image_store import ImageStore
 from jobs.job import TERMINAL, Job, JobStatus
 from jobs.job_queue import (
+    Admission,
     DeadlineUnmeetable,
     Forecast,
     IdempotencyConflict,
@@ -33,7 +35,7 @@ from service.brought import Brought
 from service.catalog import Catalog
 from service.drafts import Draft
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
-from service.inputs import Inputs, Pictures
+from service.inputs import Inputs, Pictures, is_url
 from service.keyring import Keyring
 from service.plain_pictures import PlainPictures
 from service.refusals import deadline_unmeetable, refused
@@ -82,14 +84,12 @@ class Generations:
         """Queue what the draft asks for, with so many previews at even parts of the way. Raises BadRequest and its kin before
         anything is queued; PictureNotFound, StorageUnavailable, ClassNotAllowed, DeadlineUnmeetable, QueueIsFull, ClientQueueFull,
         RateLimited, QuotaSpent, TooManyUploads, KeyReused, JobExpired (of the key), NoModel."""
-        job, card, pictures = await self._job(draft, terms, client, previews)
         may = await self._keyring.admission(client)
-        said: dict[str, Any] = {
-            "idempotency_key": idempotency_key,
-            "fingerprint": fingerprint,
-            "reuse_fingerprint": reuse_fingerprint(job.params, card) if job.reuse else "",
-        }
+        said: dict[str, Any] = {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
         try:
+            await self._knock(draft, terms, client, may, said)
+            job, card, pictures = await self._job(draft, terms, client, previews)
+            said["reuse_fingerprint"] = reuse_fingerprint(job.params, card) if job.reuse else ""
             if not pictures.brought or await self._entrance.ask(job, may, **said):
                 return await self._queue.submit(job, deadline_s=terms.deadline_s, admission=may, **said)
             async with self._brought.stored(client, pictures.brought):
@@ -98,6 +98,13 @@ class Generations:
             raise JobExpired() from None
         except (QueueFull, RateLimited, QuotaSpent, DeadlineUnmeetable, IdempotencyConflict) as refusal:
             raise refused(refusal, terms, may, self._settings) from refusal
+
+    async def _knock(self, draft: Draft, terms: Terms, client: str, may: Admission, said: Mapping[str, Any]) -> None:
+        """Before pictures are fetched. Whether a job with `reuse` costs any of the day's is seen when they are here."""
+        given = (draft.image, draft.mask, draft.controlnet.get("image"))
+        if self._settings.picture_urls != "none" and any(map(is_url, given)):
+            bounds = replace(may, per_day=0) if terms.reuse else may
+            await self._entrance.knock(client, bounds, pictures=min(draft.num_images, self._settings.max_images), **said)
 
     async def prepared(self, draft: Draft, terms: Terms, client: str) -> tuple[Job, str, Mapping[str, bytes]]:
         """The job that submit would queue, what stands for its pictures, and those it begins with that are to be stored, by their

@@ -75,7 +75,7 @@ class Inputs:
         )
 
     async def _look(self, param: str, said: str | bytes, client: str) -> Given:
-        if isinstance(said, str) and said.lower().startswith(URLS):
+        if isinstance(said, str) and is_url(said):
             plain = await self.plain.fetched(said, param)
             return Given(brought_key(plain.png, client, "png"), Head("png", plain.width, plain.height, plain.transparent), plain.png)
         if isinstance(said, str) and not said.startswith(DATA_URL):
@@ -113,8 +113,13 @@ class Inputs:
 
 def _refuse_urls(said: Mapping[str, str | bytes | None]) -> None:
     for param, value in said.items():
-        if isinstance(value, str) and value.lower().startswith(URLS):
+        if is_url(value):
             raise errors.NotSupported("Lines of a batch name no URLs: send the picture to /uploads, and its key here.", param=param)
+
+
+def is_url(said: str | bytes | None) -> bool:
+    """Whether the picture is to be fetched."""
+    return isinstance(said, str) and said.lower().startswith(URLS)
 
 
 def brought_key(data: bytes, client: str, extension: str) -> str:

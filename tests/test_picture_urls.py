@@ -14,8 +14,9 @@ import pytest
 from cards import card
 from hostile_pictures import HOSTILE
 from jobs.guarded_network import Refused, Unreachable
+from keyed import asking, make_key
 from live_gateway import Live, assert_error, depth, running
-from picture_samples import as_file, sample_picture
+from picture_samples import as_file, as_url, sample_picture
 from service.picture_fetch import MOST_REDIRECTS, PictureGet
 from test_uploads import shown
 from tests.webhook_receiver import NAME, Answer, client_tls, receiving, status
@@ -211,6 +212,22 @@ def test_the_settings_say_whether_anything_is_fetched(redis_url: str, tmp_path: 
                 assert_error(live.post(asked(live, url)), 400, "picture_url_refused", "image")
         assert server.got == []
     assert depth(redis_url)["queued"] == 0
+
+
+def test_nothing_is_fetched_for_whom_rate_or_quota_refuse(redis_url: str, tmp_path: Path) -> None:
+    bounds = {"rate_limited": {"rate_per_s": 0.001, "burst": 1}, "quota_spent": {"per_day": 1}}
+    keys = {code: make_key(redis_url, code, **bound) for code, bound in bounds.items()}
+    with receiving(sends(PNG)) as server, gateway(redis_url, tmp_path, picture_urls="any", keys="required") as live:
+        for fetched, (code, key) in enumerate(keys.items(), 1):
+            with asking(live, key) as http:
+                first = http.post("/generate", json=asked(live, server.url()), headers={"Idempotency-Key": "one"})
+                assert first.status_code == 202, first.text
+                for more in ({}, {"image": as_url(PIXELS), "mask": server.url()}):
+                    refused = http.post("/generate", json=asked(live, server.url()) | more)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (429, code)
+                assert len(server.got) == 2 * fetched - 1
+                again = http.post("/generate", json=asked(live, server.url()), headers={"Idempotency-Key": "one"})
+                assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
 
 
 def test_a_url_that_answers_nothing_is_told_and_a_batch_names_none(redis_url: str, tmp_path: Path) -> None:
