@@ -22,7 +22,7 @@ PLACES = {
     "/webhooks/deliveries/{id}": {"id": "$DELIVERY"},
     "/schedules/{id}.svg": {"id": "karras"},
     "/v1/models/{model}": {"model": "$MODEL"},
-    "/sdapi/v1/{what}": {"what": "upscalers"},
+    "/sdapi/v1/{what}": {"what": "sd-vae"},
     "/jobs/{id}": {"id": "$JOB"},
     "/uploads/{key}": {"key": "$UPLOAD"},
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pipelines.card import ModelCard
 from pipelines.params import UpscaleMethod
 from service.errors import InvalidValue, NotSupported
+from service.second_pass import DOUBLES
 
 METHODS: Mapping[str, UpscaleMethod] = {"Latent": "latent", "Lanczos": "lanczos", "Superres": "superres"}
 STRENGTH = 0.7
@@ -30,6 +32,23 @@ class Body(Protocol):
 
     @property
     def model_extra(self) -> dict[str, Any] | None: ...
+
+
+def latent_modes(card: ModelCard) -> list[str]:
+    """The values of hr_upscaler that enlarge latents, of those that the model can take."""
+    return [name for name in _taken(card) if METHODS[name] == "latent"]
+
+
+def upscalers(card: ModelCard) -> list[dict[str, Any]]:
+    """Those that enlarge pictures, in the form of A1111's list. Neither paths nor addresses are told."""
+    names = [name for name in _taken(card) if METHODS[name] != "latent"]
+    nothing = {"model_name": None, "model_path": None, "model_url": None}
+    return [{"name": name, **nothing, "scale": 2 if METHODS[name] == DOUBLES else None} for name in names]
+
+
+def _taken(card: ModelCard) -> list[str]:
+    """The model's own network needs no second pass, all others draw over what they made."""
+    return [name for name, how in METHODS.items() if (how in card.upscalers if how == DOUBLES else "image_to_image" in card.kinds)]
 
 
 def second_pass(body: Body) -> dict[str, Any]:

@@ -96,8 +96,9 @@ def test_what_a_client_looks_for_first(api: webuiapi.WebUIApi) -> None:
     assert {"Euler a", "DPM++ 2M", "Heun"} <= set(api.util_get_sampler_names()) and "DPM adaptive" not in api.util_get_sampler_names()
     assert {"automatic", "karras", "sgm_uniform"} <= set(api.util_get_scheduler_names())
     assert api.get_scripts() == {"txt2img": [], "img2img": []} and api.get_embeddings() == {"loaded": {}, "skipped": {}}
-    empty = (api.get_upscalers, api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers, api.get_latent_upscale_modes)
+    empty = (api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers)
     assert all(ask() == [] for ask in empty)
+    assert [one["name"] for one in (*api.get_latent_upscale_modes(), *api.get_upscalers())] == ["Latent", "Lanczos"]
     assert api.get_memory().keys() == {"ram", "cuda"} and api.get_cmd_flags()["api"] is True
 
 

@@ -307,7 +307,9 @@ TABLE: dict[tuple[str, str], Check] = {
     ("get", "/sdapi/v1/scripts"): shared(),
     ("get", "/sdapi/v1/embeddings"): shared(),
     ("get", "/sdapi/v1/loras"): shared("/sdapi/v1/loras"),
-    ("get", "/sdapi/v1/{what}"): shared("/sdapi/v1/upscalers"),
+    ("get", "/sdapi/v1/upscalers"): shared(),
+    ("get", "/sdapi/v1/latent-upscale-modes"): shared(),
+    ("get", "/sdapi/v1/{what}"): shared("/sdapi/v1/sd-vae"),
 }
 
 

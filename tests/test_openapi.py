@@ -37,6 +37,8 @@ ROUTES = {
     ("get", "/sdapi/v1/scripts"),
     ("get", "/sdapi/v1/embeddings"),
     ("get", "/sdapi/v1/loras"),
+    ("get", "/sdapi/v1/upscalers"),
+    ("get", "/sdapi/v1/latent-upscale-modes"),
     ("get", "/sdapi/v1/{what}"),
     ("post", "/v1/images/generations"),
     ("post", "/v1/images/edits"),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from pipelines.card import ModelCard
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.checkpoint_folder import describe
 from pipelines.graphs import tiny_unet
@@ -195,6 +196,26 @@ def asked(gateway: Live, **body: Any) -> tuple[dict[str, Any], int]:
     answer = gateway.post({"prompt": "a red apple", "steps": 10, "sampler": "euler"} | body)
     assert answer.status_code == 202, answer.text
     return answer.json()["params"], answer.json()["progress"]["steps_total"]
+
+
+@pytest.mark.parametrize(("model", "names"), [
+    (card(upscalers=("superres",)), ["Lanczos", "Superres", "Latent"]),
+    (card(), ["Lanczos", "Latent"]),
+    (card(kinds=("text_to_image",), upscalers=("superres",)), ["Superres"]),
+    (card(kinds=("text_to_image",)), []),
+])  # fmt: skip
+def test_a1111_is_told_what_it_may_ask_for(redis_url: str, tmp_path: Path, model: ModelCard, names: list[str]) -> None:
+    with running(redis_url, tmp_path, model, door_wait_s=1) as live:
+        upscalers, modes = (live.http.get(f"/sdapi/v1/{what}").json() for what in ("upscalers", "latent-upscale-modes"))
+        assert [one["name"] for one in upscalers + modes] == names and all(one.keys() == {"name"} for one in modes)
+        for one in upscalers:
+            scale = 2 if one["name"] == "Superres" else None
+            assert one == {"name": one["name"], "model_name": None, "model_path": None, "model_url": None, "scale": scale}
+        hires = {"prompt": "x", "width": 64, "height": 64, "steps": 4, "sampler_name": "Euler", "enable_hr": True}
+        for name in ("Lanczos", "Superres", "Latent"):
+            strength = 0 if name == "Superres" else 0.5
+            answer = live.http.post("/sdapi/v1/txt2img", json=hires | {"hr_upscaler": name, "denoising_strength": strength})
+            assert answer.status_code == (504 if name in names else 400), answer.text
 
 
 def test_it_is_taken_where_nothing_else_is_said_and_needs_no_second_pass(gateway: Live) -> None:

@@ -24,6 +24,8 @@ from service.loras import UnknownLora
 from service.picture_errors import InvalidPicture, KindNotSupported, PictureTrailingData, PictureTruncated, TooManyUploads
 from service.png_text import texts
 from service.sdapi import Txt2ImgRequest, info, progress, title
+from service.sdapi_hires import latent_modes
+from service.sdapi_hires import upscalers as upscalers_of
 from service.sdapi_img2img import Img2ImgRequest
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
@@ -31,8 +33,8 @@ from service.terms import Terms
 router = APIRouter(prefix="/sdapi/v1", route_class=StrictJsonRoute, tags=["a1111"])
 
 EMPTY_LISTS = (
-    "upscalers", "sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info",
-    "latent-upscale-modes", "extensions",
+    "sd-vae", "sd-modules", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info",
+    "extensions",
 )  # fmt: skip
 BODY = (errors.InvalidJson, errors.UnknownField, errors.InvalidValue, errors.BodyTooLarge, errors.UnsupportedMediaType)
 DOWN = documented(errors.QueueUnavailable)
@@ -217,9 +219,21 @@ async def loras(gateway: Current) -> list[Anything]:
     return [{"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora in known if not lora.refused]
 
 
+@router.get("/upscalers", summary="What enlarges pictures", responses=documented(errors.NoModel, errors.QueueUnavailable))
+async def upscalers(gateway: Current) -> list[Anything]:
+    """As `hr_upscaler` of the default model. Names alone: what else A1111 tells of its files is null."""
+    return upscalers_of(await gateway.catalog.card(None))
+
+
+@router.get("/latent-upscale-modes", summary="What enlarges latents", responses=documented(errors.NoModel, errors.QueueUnavailable))
+async def latent_upscale_modes(gateway: Current) -> list[Anything]:
+    """As `hr_upscaler` of the default model, beside the upscalers."""
+    return [{"name": name} for name in latent_modes(await gateway.catalog.card(None))]
+
+
 @router.get("/{what}", summary="Lists that are empty here", responses=documented(errors.NotFound))
 async def nothing(what: str) -> list[Anything]:
-    """Of upscalers, VAEs and the like. 404 for anything else."""
+    """Of VAEs, hypernetworks and the like. 404 for anything else."""
     if what not in EMPTY_LISTS:
         raise errors.NotFound()
     return []
