@@ -13,6 +13,7 @@ from jobs.uploads import StillLeaving, TooManyKept, UploadCount
 from service.errors import StorageUnavailable
 from service.picture_errors import TooManyUploads
 from service.settings import Settings
+from service.unbroken import unbroken
 
 
 class Brought:
@@ -23,18 +24,23 @@ class Brought:
 
     @asynccontextmanager
     async def stored(self, client: str, pictures: Mapping[str, bytes]) -> AsyncIterator[None]:
-        """They lie under their keys while this is entered, and stay if it ends well. Of an end that Redis hid nobody knows whether
-        a job begins with them: they stay then, and count, until their time is over. Raises TooManyUploads, StorageUnavailable."""
-        held = frozenset(await self._hold(client, pictures))
+        """They lie under their keys while this is entered, and stay if it ends well. Of an end that Redis hid, or a cancel, nobody
+        knows whether a job begins with them: they stay then, and count, until their time is over. A cancel before they are all stored
+        leaves none. Raises TooManyUploads, StorageUnavailable."""
+        taken = dict[str, bool]()
         try:
+            await unbroken(self._hold(client, pictures, taken))
             for key, data in pictures.items():
-                await self._put(key, data)
+                await unbroken(self._put(key, data))
+        except BaseException:
+            await unbroken(self._drop(client, taken))
+            raise
+        try:
             yield
         except RedisError:
             raise
         except Exception:
-            for key in pictures:
-                await self._drop(client, key, key in held)
+            await unbroken(self._drop(client, taken))
             raise
         for key in pictures:
             await self.keep(client, key)
@@ -45,6 +51,9 @@ class Brought:
 
     async def delete(self, client: str, key: str) -> None:
         """For its client; whoever comes with it meanwhile waits. Raises StorageUnavailable."""
+        await unbroken(self._delete(client, key))
+
+    async def _delete(self, client: str, key: str) -> None:
         try:
             await self._count.leave(client, key)
         except StillLeaving as error:
@@ -59,14 +68,15 @@ class Brought:
             raise StorageUnavailable() from error
         await self._count.forget(client, key)
 
-    async def _hold(self, client: str, keys: Collection[str]) -> list[str]:
-        """All have their places, or none, before the first of them is stored."""
+    async def _hold(self, client: str, keys: Collection[str], taken: dict[str, bool]) -> None:
+        """All have their places, or none, before the first of them is stored. `taken` hears of each whether it is held, or was kept."""
         try:
-            return await self._count.hold(client, keys, self._settings.max_uploads, self._settings.retention_s)
+            held = frozenset(await self._count.hold(client, keys, self._settings.max_uploads, self._settings.retention_s))
         except TooManyKept as refusal:
             raise TooManyUploads(headers={"Retry-After": str(refusal.retry_after_s)}) from refusal
         except StillLeaving as error:
             raise StorageUnavailable() from error
+        taken.update((key, key in held) for key in keys)
 
     async def _put(self, key: str, data: bytes) -> None:
         try:
@@ -74,10 +84,11 @@ class Brought:
         except OSError as error:
             raise StorageUnavailable() from error
 
-    async def _drop(self, client: str, key: str, held: bool) -> None:
+    async def _drop(self, client: str, taken: Mapping[str, bool]) -> None:
         """What goes wrong here leaves a picture that counts; the client hears what went wrong before."""
-        try:
-            if await self._count.drop(client, key, held=held):
-                await self._erase(client, key)
-        except (RedisError, StillLeaving, StorageUnavailable):
-            pass
+        for key, held in taken.items():
+            try:
+                if await self._count.drop(client, key, held=held):
+                    await self._erase(client, key)
+            except (RedisError, StillLeaving, StorageUnavailable):
+                pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +286,58 @@ async def test_what_redis_hid_stays_and_counts(redis: Redis, tmp_path: Path) -> 
     assert await store.read("in-1/0.png") == b"png"
     with pytest.raises(TooManyKept):
         await count.hold("ada", ["in-2/0.png"], 1, 100)
+
+
+@pytest.mark.parametrize("at", ["hold", "put"])
+async def test_a_cancel_before_all_are_stored_leaves_none(at: str, redis: Redis, tmp_path: Path) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pause(here: str) -> None:
+        if here == at:
+            reached.set()
+            await go_on.wait()
+
+    class SlowCount(UploadCount):
+        async def hold(self, client: str, keys: Collection[str], most: int, ttl_s: int) -> list[str]:
+            held = await super().hold(client, keys, most, ttl_s)
+            await pause("hold")
+            return held
+
+    class SlowStore(LocalImageStore):
+        async def put(self, key: str, data: bytes) -> None:
+            await super().put(key, data)
+            await pause("put")
+
+    async def take() -> None:
+        async with brought.stored("ada", {"in-1/0.png": b"png", "in-2/0.png": b"png"}):
+            raise AssertionError("a canceled request goes on")
+
+    brought = Brought(SlowCount(redis), SlowStore(tmp_path / "images"), Settings(data_dir=tmp_path, max_uploads=2))
+    task = asyncio.create_task(take())
+    await reached.wait()
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+    assert len(await UploadCount(redis).hold("ada", ["in-3/0.png", "in-4/0.png"], 2, 100)) == 2, "both places are free"
+
+
+async def test_a_cancel_behind_that_is_as_an_end_that_nobody_knows(redis: Redis, tmp_path: Path) -> None:
+    """The job may be queued, and begins with it then."""
+    reached, store = asyncio.Event(), LocalImageStore(tmp_path / "images")
+    brought = Brought(UploadCount(redis), store, Settings(data_dir=tmp_path))
+
+    async def take() -> None:
+        async with brought.stored("ada", {"in-1/0.png": b"png"}):
+            reached.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(take())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await store.read("in-1/0.png") == b"png"
+    with pytest.raises(TooManyKept):
+        await UploadCount(redis).hold("ada", ["in-2/0.png"], 1, 100)
