@@ -113,7 +113,7 @@ def test_explain_tells_a_part_of_a_schedule() -> None:
         (("explain", "--strength", "0.5", "--start", "0.5"), "give one of them"),
         (("explain", "--schedule", "custom"), "a list of two or more numbers of 0 or more, falling"),
         (("explain", "--sampler", "DPM++ 2M Kerras"), "did you mean DPM++ 2M Karras or"),
-        (("explain", "--steps", "2000"), "has no 2000 distinct levels"),
+        (("explain", "--steps", "2000"), "takes at most 998 steps of this ladder, not 2000"),
         (("plot", "process", "x", "--picture", "/nowhere/picture.png"), "there is no such file"),
     ],
 )

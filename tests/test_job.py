@@ -84,7 +84,7 @@ def test_every_field_of_the_record_is_written_unless_most_jobs_do_without() -> N
         "image": "up/1", "mask": "up/2", "mask_feather": 4, "mask_padding": 8, "mask_content": "fill", "outpaint": {"left": 8},
         "strength": 0.5, "start": 0.25, "end": 0.75,
         "prompt_syntax": "a1111", "size_conditioning": {"crop": [8, 0]}, "clip_skip": 2, "cache_interval": 3,
-        "loras": (LoraUse("ink", 0.5),),
+        "loras": (LoraUse("ink", 0.5),), "embeddings": ("ink",), "controlnet": {"name": "lines", "image": "up/3"},
         "upscale": {"width": 128, "height": 128, "steps": 3, "strength": 0.5, "method": "latent"},
     }  # fmt: skip
     assert json.loads(job.to_hash()["params"]) == {n: v for n, v in job.params.to_dict().items() if n not in seldom}
