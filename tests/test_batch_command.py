@@ -20,7 +20,7 @@ import jobs.valkey
 from celadon.batch import with_options
 from fleet import Fleet, shared
 from live_gateway import Live, running
-from picture_samples import as_url, sample_picture
+from picture_samples import as_file, as_url, sample_picture
 from tests.cards import card
 from tests.up_process import environment
 from training.toy import write_toy
@@ -115,7 +115,8 @@ def test_a_file_of_nothing_good_says_why(fleet: Fleet, tmp_path: Path) -> None:
 def test_a_full_queue_is_waited_for_and_full_uploads_are_not(redis_url: str, tmp_path: Path) -> None:
     file, out = tmp_path / "lines.jsonl", tmp_path / "out"
     with running(redis_url, tmp_path, card(), max_uploads=1, max_queued=2) as live:
-        file.write_text("\n".join(json.dumps({"prompt": "x", "image": as_url(sample_picture(seed=n))}) for n in (1, 2)))
+        assert live.http.post("/uploads", files={"file": as_file(sample_picture(seed=1))}).status_code == 201
+        file.write_text(json.dumps({"prompt": "x", "image": as_url(sample_picture(seed=2))}))
         status, said = batch(live, file, "-o", out)
         assert status == 1 and "(too_many_uploads)" in said and "Trying again" not in said, said
         assert [live.post({"prompt": "x"}).status_code for _ in range(2)] == [202, 202]
