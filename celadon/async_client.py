@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ import httpx2
 
 from celadon.client import (
     BATCH_S,
+    GONE_S,
     PAUSE_S,
     POLL_S,
     SILENCE_S,
@@ -68,18 +71,11 @@ class AsyncClient:
         """
         body = {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        for attempt in range(TRIES):
-            try:
-                return Generation.from_json((await self._request("POST", "/generate", json=body, headers=headers)).json())
-            except Unreachable:
-                if attempt == TRIES - 1:
-                    raise
-            await asyncio.sleep(PAUSE_S * 2**attempt)
-        raise AssertionError("a last try returns or raises")
+        return Generation.from_json((await self._repeated("POST", "/generate", json=body, headers=headers)).json())
 
     async def get(self, job_id: str) -> Generation:
         """The job as it is now. Raises ApiError (`job_not_found` and others), Unreachable."""
-        return Generation.from_json((await self._request("GET", f"/jobs/{quote(job_id, safe='')}")).json())
+        return Generation.from_json((await self._repeated("GET", f"/jobs/{quote(job_id, safe='')}")).json())
 
     async def cancel(self, job_id: str) -> Generation:
         """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
@@ -90,21 +86,21 @@ class AsyncClient:
         return Generation.from_json((await self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry")).json())
 
     async def submit_batch(self, lines: bytes, *, idempotency_key: str | None = None, strict: bool = False) -> Mapping[str, Any]:
-        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. With an idempotency key a repeat is the same
-        batch, and completes it. Raises ApiError, Unreachable."""
-        headers = {"Content-Type": "application/x-ndjson"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
+        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. It is sent up to four times where no
+        answer comes, always with one idempotency key: the same key is the same batch, and completes it. Raises ApiError, Unreachable."""
+        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         path = f"/batches?strict={'true' if strict else 'false'}"
-        batch: Mapping[str, Any] = (await self._request("POST", path, content=lines, headers=headers, timeout=BATCH_S)).json()
+        batch: Mapping[str, Any] = (await self._repeated("POST", path, content=lines, headers=headers, timeout=BATCH_S)).json()
         return batch
 
     async def batch(self, batch_id: str) -> Mapping[str, Any]:
         """The batch as it is now. Raises ApiError (`batch_not_found` and others), Unreachable."""
-        batch: Mapping[str, Any] = (await self._request("GET", f"/batches/{quote(batch_id, safe='')}")).json()
+        batch: Mapping[str, Any] = (await self._repeated("GET", f"/batches/{quote(batch_id, safe='')}")).json()
         return batch
 
     async def batch_results(self, batch_id: str, first: int = 1, limit: int = 1000) -> list[Mapping[str, Any]]:
         """What became of its lines from `first` on, in their order. Raises as `batch` does."""
-        response = await self._request("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}")
+        response = await self._repeated("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}")
         return [json.loads(line) for line in response.text.splitlines()]
 
     async def cancel_batch(self, batch_id: str) -> Mapping[str, Any]:
@@ -114,10 +110,13 @@ class AsyncClient:
 
     async def upload(self, picture: bytes | str | Path) -> Mapping[str, Any]:
         """Leave a PNG, JPEG or WebP, bytes or a file, for jobs to come; its `key` goes into their `image` or `mask`. The same picture
-        is the same upload, so that a repeat does no harm. Raises ApiError (`invalid_picture` and others), Unreachable, OSError."""
+        is the same upload, and is sent up to four times where no answer comes.
+
+        Raises ApiError (`invalid_picture` and others), Unreachable, OSError.
+        """
         data = picture if isinstance(picture, bytes) else await asyncio.to_thread(Path(picture).read_bytes)
         files = {"file": ("picture", data, "application/octet-stream")}
-        told: Mapping[str, Any] = (await self._request("POST", "/uploads", files=files)).json()
+        told: Mapping[str, Any] = (await self._repeated("POST", "/uploads", files=files)).json()
         return told
 
     async def delete_upload(self, key: str) -> None:
@@ -152,11 +151,12 @@ class AsyncClient:
         """Follow the job to its end and return it, with its images.
 
         Listens to the job's events, and asks again and again where they cannot be had. `on_progress(steps_done,
-        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, ApiError, Unreachable.
+        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, whether the service is there or
+        not, ApiError; without a limit Unreachable, when nobody has answered for a minute.
         """
         async with asyncio.timeout(timeout_s):
             after = ""
-            while not (job := await self.get(job_id)).done:
+            while not (job := await self._look(job_id, GONE_S if timeout_s is None else math.inf)).done:
                 if on_progress:
                     on_progress(job.steps_done, job.steps_total)
                 after = await self._listen(job_id, after, on_progress)
@@ -186,14 +186,14 @@ class AsyncClient:
     async def download(self, image: Image, path: str | Path | None = None) -> bytes:
         """The picture's bytes, written to `path` too if one is given. Raises ApiError (expired, erased), Unreachable, OSError."""
         parts = urlsplit(image.url)  # its public host may not be reachable from here
-        data = (await self._request("GET", f"{parts.path}?{parts.query}")).content
+        data = (await self._repeated("GET", f"{parts.path}?{parts.query}")).content
         if path is not None:
             await asyncio.to_thread(Path(path).write_bytes, data)
         return data
 
     async def read(self, path: str) -> Any:
         """The JSON of any GET, for example `/models`, `/samplers`, `/workers`."""
-        return (await self._request("GET", path)).json()
+        return (await self._repeated("GET", path)).json()
 
     async def ready(self) -> bool:
         """Whether the service would take a job now: storage, Redis and at least one model are there."""
@@ -201,6 +201,26 @@ class AsyncClient:
             return (await self._http.get("/readyz")).status_code == 200
         except httpx2.TransportError:
             return False
+
+    async def _look(self, job_id: str, patience_s: float) -> Generation:
+        """The job as it is now, asked for again and again where nobody answers, for at most that long."""
+        limit = time.monotonic() + patience_s
+        while True:
+            try:
+                return Generation.from_json((await self._request("GET", f"/jobs/{quote(job_id, safe='')}")).json())
+            except Unreachable:
+                if time.monotonic() > limit:
+                    raise
+            await asyncio.sleep(POLL_S)
+
+    async def _repeated(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """The answer to what does no harm when it is heard twice; sent up to four times where none comes."""
+        for attempt in range(TRIES - 1):
+            try:
+                return await self._request(method, path, **options)
+            except Unreachable:
+                await asyncio.sleep(PAUSE_S * 2**attempt)
+        return await self._request(method, path, **options)
 
     async def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:

@@ -7,6 +7,8 @@
         job = celadon.wait(job.id, on_progress=lambda done, total: print(done, "of", total))
         celadon.download(job.images[0], "apple.png")
 
+What does no harm when it is heard twice (reads, submits, batches, uploads) is sent up to four times where no answer comes.
+
 Errors, all of them `CeladonError`:
 
     CeladonError
@@ -32,8 +34,9 @@ import httpx2
 TERMINAL = frozenset({"succeeded", "failed", "canceled"})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 POLL_S = 0.5  # between two looks at a job, where events cannot be had
-TRIES = 4  # of a submit whose answer does not come
+TRIES = 4  # of what may be sent again, where no answer comes
 PAUSE_S = 0.2  # before the second try; doubled before each further one
+GONE_S = 60.0  # that a wait without a limit of its own asks for its job while nobody answers: a gateway that starts again is there by then
 BATCH_S = 600.0  # for thousands of lines to be taken, or canceled
 SILENCE_S = 5.0  # of an event stream, after which the record is asked
 
@@ -157,18 +160,11 @@ class Client:
         """
         body = {"prompt": prompt} | {name: value for name, value in params.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        for attempt in range(TRIES):
-            try:
-                return Generation.from_json(self._request("POST", "/generate", json=body, headers=headers).json())
-            except Unreachable:
-                if attempt == TRIES - 1:
-                    raise
-            time.sleep(PAUSE_S * 2**attempt)
-        raise AssertionError("a last try returns or raises")
+        return Generation.from_json(self._repeated("POST", "/generate", json=body, headers=headers).json())
 
     def get(self, job_id: str) -> Generation:
         """The job as it is now. Raises ApiError (`not_found` and others), Unreachable."""
-        return Generation.from_json(self._request("GET", f"/jobs/{quote(job_id, safe='')}").json())
+        return Generation.from_json(self._repeated("GET", f"/jobs/{quote(job_id, safe='')}").json())
 
     def cancel(self, job_id: str) -> Generation:
         """Wish the job's end. A running one stops at its next step; a finished one is returned unchanged."""
@@ -179,21 +175,21 @@ class Client:
         return Generation.from_json(self._request("POST", f"/jobs/{quote(job_id, safe='')}/retry").json())
 
     def submit_batch(self, lines: bytes, *, idempotency_key: str | None = None, strict: bool = False) -> Mapping[str, Any]:
-        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. With an idempotency key a repeat is the same
-        batch, and completes it. Raises ApiError, Unreachable."""
-        headers = {"Content-Type": "application/x-ndjson"} | ({"Idempotency-Key": idempotency_key} if idempotency_key else {})
+        """Queue the JSON lines of a batch (docs/batches.md) and say how it stands. It is sent up to four times where no
+        answer comes, always with one idempotency key: the same key is the same batch, and completes it. Raises ApiError, Unreachable."""
+        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         path = f"/batches?strict={'true' if strict else 'false'}"
-        batch: Mapping[str, Any] = self._request("POST", path, content=lines, headers=headers, timeout=BATCH_S).json()
+        batch: Mapping[str, Any] = self._repeated("POST", path, content=lines, headers=headers, timeout=BATCH_S).json()
         return batch
 
     def batch(self, batch_id: str) -> Mapping[str, Any]:
         """The batch as it is now. Raises ApiError (`batch_not_found` and others), Unreachable."""
-        batch: Mapping[str, Any] = self._request("GET", f"/batches/{quote(batch_id, safe='')}").json()
+        batch: Mapping[str, Any] = self._repeated("GET", f"/batches/{quote(batch_id, safe='')}").json()
         return batch
 
     def batch_results(self, batch_id: str, first: int = 1, limit: int = 1000) -> list[Mapping[str, Any]]:
         """What became of its lines from `first` on, in their order. Raises as `batch` does."""
-        text = self._request("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}").text
+        text = self._repeated("GET", f"/batches/{quote(batch_id, safe='')}/results?first={first}&limit={limit}").text
         return [json.loads(line) for line in text.splitlines()]
 
     def cancel_batch(self, batch_id: str) -> Mapping[str, Any]:
@@ -203,9 +199,12 @@ class Client:
 
     def upload(self, picture: bytes | str | Path) -> Mapping[str, Any]:
         """Leave a PNG, JPEG or WebP, bytes or a file, for jobs to come; its `key` goes into their `image` or `mask`. The same picture
-        is the same upload, so that a repeat does no harm. Raises ApiError (`invalid_picture` and others), Unreachable, OSError."""
+        is the same upload, and is sent up to four times where no answer comes.
+
+        Raises ApiError (`invalid_picture` and others), Unreachable, OSError.
+        """
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        told: Mapping[str, Any] = self._request("POST", "/uploads", files={"file": ("picture", data, "application/octet-stream")}).json()
+        told: Mapping[str, Any] = self._repeated("POST", "/uploads", files={"file": ("picture", data, "application/octet-stream")}).json()
         return told
 
     def delete_upload(self, key: str) -> None:
@@ -240,12 +239,13 @@ class Client:
         """Follow the job to its end and return it, with its images.
 
         Listens to the job's events, and asks again and again where they cannot be had. `on_progress(steps_done,
-        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, ApiError, Unreachable.
+        steps_total)` is called as they come. Raises JobFailed, TimeoutError after `timeout_s`, whether the service is there or
+        not, ApiError; without a limit Unreachable, when nobody has answered for a minute.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last_event = ""
         while True:
-            job = self.get(job_id)
+            job = self._look(job_id, deadline)
             if on_progress:
                 on_progress(job.steps_done, job.steps_total)
             if job.done:
@@ -259,7 +259,7 @@ class Client:
 
     def download(self, image: Image, path: str | Path | None = None) -> bytes:
         """The picture's bytes, written to `path` too if one is given. Raises ApiError (expired, erased), Unreachable, OSError."""
-        data = self._request("GET", self.local(image.url)).content
+        data = self._repeated("GET", self.local(image.url)).content
         if path is not None:
             Path(path).write_bytes(data)
         return data
@@ -271,7 +271,7 @@ class Client:
 
     def read(self, path: str) -> Any:
         """The JSON of any GET, for example `/models`, `/samplers`, `/workers`."""
-        return self._request("GET", path).json()
+        return self._repeated("GET", path).json()
 
     def ready(self) -> bool:
         """Whether the service would take a job now: storage, Redis and at least one model are there."""
@@ -300,6 +300,28 @@ class Client:
             pass  # the stream is a comfort; the record, read next, is the truth
         time.sleep(POLL_S)
         return last_event
+
+    def _look(self, job_id: str, deadline: float | None) -> Generation:
+        """The job as it is now, asked for again and again where nobody answers: until the deadline, or for `GONE_S`."""
+        limit = time.monotonic() + GONE_S if deadline is None else deadline
+        while True:
+            try:
+                return Generation.from_json(self._request("GET", f"/jobs/{quote(job_id, safe='')}").json())
+            except Unreachable as error:
+                if time.monotonic() > limit and deadline is not None:
+                    raise TimeoutError(f"job {job_id} was not heard of in time: {error}") from error
+                if time.monotonic() > limit:
+                    raise
+            time.sleep(POLL_S)
+
+    def _repeated(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """The answer to what does no harm when it is heard twice; sent up to four times where none comes."""
+        for attempt in range(TRIES - 1):
+            try:
+                return self._request(method, path, **options)
+            except Unreachable:
+                time.sleep(PAUSE_S * 2**attempt)
+        return self._request(method, path, **options)
 
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:

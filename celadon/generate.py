@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from rich.console import Console
 
 from celadon import data_dir as data_dirs
 from celadon import pictures
-from celadon.client import Client, Unreachable
+from celadon.client import Client, Unreachable, connection
 from celadon.settings import of_gateway
 from celadon.supervisor import GUARD, StartRefused
 
@@ -78,8 +79,8 @@ def running() -> str | None:
 
 def is_celadon(url: str) -> bool:
     """Whether a Celadon gateway answers there, and not just anything."""
-    with Client(url, timeout_s=3) as client, contextlib.suppress(Exception):
-        return bool(client.read("/openapi.json")["info"]["title"] == "Celadon")
+    with httpx2.Client(**connection(url, "", timeout_s=3)) as http, contextlib.suppress(Exception):  # one look: no answer is one, too
+        return bool(http.get("/openapi.json").json()["info"]["title"] == "Celadon")
     return False
 
 

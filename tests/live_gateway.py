@@ -50,11 +50,11 @@ class _ServerInThread(Server):
 
 
 @contextmanager
-def running(redis_url: str, data_dir: Path, *cards: ModelCard, **settings: Any) -> Iterator[Live]:
-    """A gateway whose Redis knows these cards."""
+def running(redis_url: str, data_dir: Path, *cards: ModelCard, port: int = 0, **settings: Any) -> Iterator[Live]:
+    """A gateway whose Redis knows these cards; on a free port, or on that one."""
     announce(redis_url, *cards)
     chosen = Settings(redis_url=redis_url, data_dir=data_dir, port=0, log_level="warning", **settings)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     port = listener.getsockname()[1]
     config = uvicorn.Config(create_app(chosen), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2)
     server = _ServerInThread(config)
