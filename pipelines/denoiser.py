@@ -33,13 +33,17 @@ class Model(Protocol):
     device: Any
 
     def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *,
-        worn: Worn = (), control: Shown | None = None,
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /
     ) -> Array: ...  # fmt: skip
 
 
 class Denoiser(Model, Protocol):
     """What the engine asks of a backend."""
+
+    def __call__(
+        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *,
+        worn: Worn = (), control: Shown | None = None,
+    ) -> Array: ...  # fmt: skip
 
     def remember(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, /, *, worn: Worn = ()
@@ -58,13 +62,9 @@ class WithMemory:
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser, self.xp, self.device = denoiser, denoiser.xp, denoiser.device
 
-    def __call__(
-        self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
-        worn: Worn = (), control: Shown | None = None,
-    ) -> Array:  # fmt: skip
-        further = () if told is None else (told,)
-        out, deep = self._denoiser.remember(x, timestep, context, *((marks, told) if further else ()), worn=worn)
-        return self.xp.concat([out, self._denoiser.recall(x, timestep, context, deep, *further, worn=worn)], axis=1)
+    def __call__(self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None) -> Array:
+        out, deep = self._denoiser.remember(x, timestep, context, marks, told)
+        return self.xp.concat([out, self._denoiser.recall(x, timestep, context, deep, told)], axis=1)
 
 
 def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> int:

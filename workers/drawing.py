@@ -296,10 +296,8 @@ class DrawingThread:
 
     def _warn_of_length(self, job: Job) -> None:
         stages, params = self._of(job)[0], job.params
-        read, tokens = (
-            stages.card.max_prompt_tokens,
-            max(stages.tokens(text, params.reading) for text in (params.prompt, params.negative_prompt)),
-        )
+        read = stages.card.max_prompt_tokens
+        tokens = max(stages.tokens(text, params.reading) for text in (params.prompt, params.negative_prompt))
         if tokens > read:
             message = f"The model reads {read} tokens; the rest of the {tokens} was left out."
             self._report(Warned(job, JobWarning("prompt_truncated", message)))
