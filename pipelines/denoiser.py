@@ -23,6 +23,7 @@ from pipelines.prompts import Worn
 Array = Any
 
 PROBE_ROWS = (2, 3, 4, 8)
+PROBE_ROWS_ON_GPU = (*PROBE_ROWS, 16, 32)  # which picks other kernels for larger batches, too
 ROWS_ON_CPU, ROWS_ON_GPU = 2, 8
 
 
@@ -56,6 +57,12 @@ class Denoiser(Model, Protocol):
         ...
 
 
+def uploading(denoiser: Model) -> Callable[[NDArray[Any]], Array]:
+    """How arrays of the host reach its device: as the backend has it, or by its namespace."""
+    own: Callable[[NDArray[Any]], Array] | None = getattr(denoiser, "upload", None)
+    return own or (lambda array: denoiser.xp.asarray(array, device=denoiser.device))
+
+
 class WithMemory:
     """A denoiser whose one answer is that of `remember`, and that of `recall` over it: [R, 2 C, h, w]. For measuring both at once."""
 
@@ -74,8 +81,8 @@ def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, wid
 
 
 def batch_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:
-    """Does a row's output stay bit for bit the same whatever the batch? Measured with random rows at sizes 1 to 8, with prompts of one
-    length and of twice that.
+    """Does a row's output stay bit for bit the same whatever the batch? Measured with random rows at sizes 1 to 8, on a GPU to 32,
+    with prompts of one length and of twice that.
 
     `shape` is a latent's (C, h, w); context [L, E]; `width` that of what the model is told beside them.
     """
@@ -85,13 +92,14 @@ def batch_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array
 def _invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int) -> bool:
     xp = denoiser.xp
     rng = np.random.default_rng(0)
-    most = max(PROBE_ROWS)
-    x = xp.asarray(rng.standard_normal((most, *shape), dtype=np.float32), device=denoiser.device)  # [8, C, h, w]
-    t = xp.asarray(np.linspace(1, 999, most, dtype=np.float32), device=denoiser.device)  # [8]
-    c = xp.stack([context] * most)  # [8, L, E]
+    sizes = PROBE_ROWS if denoiser.device == "cpu" else PROBE_ROWS_ON_GPU
+    most = max(sizes)
+    x = xp.asarray(rng.standard_normal((most, *shape), dtype=np.float32), device=denoiser.device)  # [M, C, h, w]
+    t = xp.asarray(np.linspace(1, 999, most, dtype=np.float32), device=denoiser.device)  # [M]
+    c = xp.stack([context] * most)  # [M, L, E]
     told = _told(denoiser, rng.random((most, width), dtype=np.float32))
     alone = [denoiser(x[i : i + 1], t[i : i + 1], c[i : i + 1], *told(slice(i, i + 1))) for i in range(most)]
-    for rows in PROBE_ROWS:
+    for rows in sizes:
         together = denoiser(x[:rows], t[:rows], c[:rows], *told(slice(rows)))
         if any(not bool(xp.all(together[i] == alone[i][0])) for i in range(rows)):
             return False
@@ -117,12 +125,12 @@ def place_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array
     return all(bool(xp.all(answers(turn) == first)) for turn in range(1, rows))
 
 
-def warm_up(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> None:
-    """One call of a guided picture's two rows, so that the first job does not wait for kernels. Arguments as above."""
-    xp = denoiser.xp
-    x = xp.zeros((2, *shape), dtype=xp.float32, device=denoiser.device)  # [2, C, h, w]
-    t = xp.asarray(np.full(2, 500, np.float32), device=denoiser.device)  # [2]
-    denoiser(x, t, xp.stack([context] * 2), *_told(denoiser, np.zeros((2, width), np.float32))(slice(2)))
+def warm_up(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0, rows: int = 2) -> None:
+    """One call, so that the first job does not wait for kernels; if not said, of a guided picture's two rows. Arguments as above."""
+    xp, rng = denoiser.xp, np.random.default_rng(2)
+    x = xp.asarray(rng.standard_normal((rows, *shape), dtype=np.float32), device=denoiser.device)  # [R, C, h, w]
+    t = xp.asarray(np.linspace(1, 999, rows, dtype=np.float32), device=denoiser.device)  # [R]
+    denoiser(x, t, xp.stack([context] * rows), *_told(denoiser, rng.random((rows, width), dtype=np.float32))(slice(rows)))
 
 
 def _told(denoiser: Model, rows: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The torch backend: a diffusers U-Net, eager."""
+"""The torch backend: a diffusers U-Net, call by call; `pipelines.replay` records such calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import array_api_compat.numpy
 import array_api_compat.torch
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelines import outermost
 from pipelines.conditioning import Told
@@ -36,20 +38,47 @@ class TorchDenoiser:
         self.xp: ModuleType = array_api_compat.numpy if on_cpu else array_api_compat.torch
         self.device: Any = "cpu" if on_cpu else device
 
+    @property
+    def channels(self) -> int:
+        """Of the U-Net's answer."""
+        return int(self._unet.config.out_channels)
+
     @torch.inference_mode()
     def __call__(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
         worn: Worn = (), control: Shown | None = None,
     ) -> Array:  # fmt: skip
-        x, timestep, context = (self._own(a) for a in (x, timestep, context))
-        x, context = x.to(self._dtype), context.to(self._dtype)
+        call = self.given(x, timestep, context, told)
         with disturbed(self._unet, marks) if any(marks) else nullcontext(), self._wardrobe.wearing("unet", worn):
-            further = told_unet(self._told, self._own(told), self._dtype) if self._told.width else {}
-            if control is not None:
-                further |= self._controlnets.residuals(control, x, timestep, context, further)
-            out = self._unet(x, timestep, encoder_hidden_states=context, return_dict=False, **further)[0]
-        out = out.float()
+            return self.answer(self.evaluate(*call, control).float())
+
+    def given(
+        self, x: Array, timestep: Array, context: Array, told: Array | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A call's arrays as the U-Net takes them."""
+        x, context = self._own(x).to(self._dtype), self._own(context).to(self._dtype)
+        return x, self._own(timestep), context, self._own(told) if self._told.width else None
+
+    def evaluate(
+        self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, told: torch.Tensor | None, control: Shown | None = None
+    ) -> torch.Tensor:
+        """Raw outputs [R, C, h, w] in the U-Net's dtype."""
+        further = {} if told is None else told_unet(self._told, told, self._dtype)
+        if control is not None:
+            further |= self._controlnets.residuals(control, x, timestep, context, further)
+        out: torch.Tensor = self._unet(x, timestep, encoder_hidden_states=context, return_dict=False, **further)[0]
+        return out
+
+    def answer(self, out: torch.Tensor) -> Array:
         return out.numpy() if self.xp is array_api_compat.numpy else out
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """From the host to the device, without waiting for what the device is at: through pinned memory, which torch keeps until it was
+        read.
+        """
+        if self._torch_device.type == "cpu":
+            return self.xp.asarray(array, device=self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self._torch_device, non_blocking=True)
 
     def remember(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *, worn: Worn = ()

@@ -46,7 +46,10 @@ class MarkedAttention:
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         rows, length, _ = hidden_states.shape  # [R, N, C]
         pag, seg = (torch.tensor([m == kind for m in self._marks], device=hidden_states.device)[:, None, None] for kind in KINDS)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)  # [R, N, C]
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)  # [R, N, C]
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query = torch.where(seg, query.mean(dim=1, keepdim=True), query)
         q, k, v = (t.view(rows, length, attn.heads, -1).transpose(1, 2) for t in (query, key, value))  # [R, heads, N, C / heads]
         out = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, length, -1)  # [R, N, C]

@@ -14,7 +14,7 @@ from pipelines.engine.sample import Sample
 from pipelines.loading import load
 from pipelines.params import GenerationParams
 from pipelines.planning import on_host, table_for
-from pipelines.text_to_image import denoise
+from pipelines.text_to_image import TorchStages, denoise
 from training.toy import write_toy
 from workers.model import Model, ModelRefused, open_model
 from workers.model_torch import compile_blocks
@@ -38,14 +38,20 @@ def jobs() -> list[GenerationParams]:
     ]  # fmt: skip
 
 
+def sample_of(stages: TorchStages, job: GenerationParams, name: str, *, tensors: bool = False) -> Sample:
+    """With embeddings as torch's where registers are, too."""
+    cond, uncond = (stages.encode(text).states for text in (job.prompt, ""))
+    cond, uncond = (torch.as_tensor(a) for a in (cond, uncond)) if tensors else (cond, uncond)
+    return Sample(
+        id=name, table=table_for(stages, job), shape=stages.latent_shape(64, 64), seed=job.seed, cond=cond, uncond=uncond,
+        guidance=job.guidance, guidance_rescale=stages.card.defaults.guidance_rescale,
+    )  # fmt: skip
+
+
 def drawn(model: Model, asked: list[GenerationParams]) -> list[np.ndarray]:
     engine: Engine = model.engine
     for i, job in enumerate(asked):
-        cond, uncond = (model.stages.encode(text).states for text in (job.prompt, ""))
-        engine.add(Sample(
-            id=str(i), table=table_for(model.stages, job), shape=model.stages.latent_shape(64, 64), seed=job.seed, cond=cond, uncond=uncond,
-            guidance=job.guidance, guidance_rescale=model.stages.card.defaults.guidance_rescale,
-        ))  # fmt: skip
+        engine.add(sample_of(model.stages, job, str(i)))
     found: dict[str, np.ndarray] = {}
     while engine.busy:
         found |= {event.sample_id: on_host(event.latents) for event in engine.step(0.0) if isinstance(event, Finished)}
@@ -54,7 +60,7 @@ def drawn(model: Model, asked: list[GenerationParams]) -> list[np.ndarray]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by torch.compile itself
-@pytest.mark.parametrize("compile", ["none", "blocks"])
+@pytest.mark.parametrize(("compile", "graphs"), [("none", "off"), ("blocks", "off"), ("none", "auto"), ("blocks", "auto")])
 @pytest.mark.parametrize(
     ("device", "dtype", "tolerance"),
     [
@@ -64,14 +70,16 @@ def drawn(model: Model, asked: list[GenerationParams]) -> list[np.ndarray]:
     ],
 )
 def test_it_draws_what_the_plain_loop_draws_alone_and_in_a_crowd(
-    device: str, dtype: str, tolerance: float, compile: str, toy: Path, tmp_path: Path
+    device: str, dtype: str, tolerance: float, compile: str, graphs: str, toy: Path, tmp_path: Path
 ) -> None:
     settings = WorkerSettings.model_validate({
-        "redis_url": "redis://localhost", "backend": "torch", "device": device, "dtype": dtype, "compile": compile, "model": str(toy),
+        "redis_url": "redis://localhost", "backend": "torch", "device": device, "dtype": dtype, "compile": compile, "graphs": graphs,
+        "model": str(toy),
         "data_dir": tmp_path, "threads": 1,
     })  # fmt: skip
     model = open_model(settings)
-    assert f"torch-{dtype}{', compiled blocks' if compile == 'blocks' else ''}, rows " in model.backend
+    graphed = ", graphs" if graphs == "auto" and device == "cuda" else ""
+    assert f"torch-{dtype}{', compiled blocks' if compile == 'blocks' else ''}{graphed}, rows " in model.backend
     together = drawn(model, jobs())
     plain = load(toy, device=torch.device("cpu"), dtype=torch.float32)
     for job, latents in zip(jobs(), together, strict=True):

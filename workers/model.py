@@ -20,6 +20,7 @@ from pipelines.denoiser import Denoiser, batch_invariant, fixed_rows, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
 from workers.settings import WorkerSettings
+from workers.warm import Recording, buckets, made_ready
 
 log = structlog.get_logger("worker")
 
@@ -43,6 +44,8 @@ class Opened:
     device_name: str
     name: str  # for example openvino-bfloat16, 2 streams of 1 thread
     note: Path | None = None  # where it is kept what was measured of this build of the model; nowhere: measured at every start
+    warm: bool = False  # whether calls of each number of rows are to be made before any job comes: first ones are slow
+    recording: Recording | None = None  # the denoiser, where it records its calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
     seen = stages.unet_channels, *shape[1:]
     if rows is None and not _invariant(opened, seen, context):
         rows = fixed_rows(opened.denoiser, seen, context, stages.told.width)
+    if opened.warm:
+        sizes = (rows,) if rows else buckets(settings.max_rows)
+        with opened.recording.warming(sizes) if opened.recording else contextlib.nullcontext():
+            made_ready(opened.denoiser, seen, context, stages.told.width, sizes, card.id)
     xp = opened.denoiser.xp
     stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)

@@ -24,7 +24,8 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     if settings.device == "cuda" or settings.dtype == "float16":
         raise ModelRefused("CELADON_BACKEND=openvino runs on CPUs, in float32 or bfloat16")
     for name, said_otherwise in (
-        ("COMPILE", settings.compile != "none"), ("OFFLOAD", settings.offload != "none"), ("VAE_TILING", settings.vae_tiling == "always"),
+        ("COMPILE", settings.compile != "none"), ("FUSE", settings.fuse != "none"),
+        ("OFFLOAD", settings.offload != "none"), ("VAE_TILING", settings.vae_tiling == "always"),
     ):  # fmt: skip
         if said_otherwise:
             raise ModelRefused(f"CELADON_{name} is torch's: leave it out, or set CELADON_BACKEND=torch")

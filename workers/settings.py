@@ -48,6 +48,12 @@ class WorkerSettings(BaseSettings):
     compile: Literal["none", "blocks"] = Field(
         default="none", description="blocks: the U-Net's repeated blocks by torch.compile; torch alone"
     )
+    graphs: Literal["auto", "off"] = Field(
+        default="auto", description="auto: U-Net calls on a GPU are recorded as CUDA graphs and replayed; torch alone"
+    )
+    fuse: Literal["none", "qkv"] = Field(
+        default="none", description="qkv: projections of the U-Net's attention in one product each, not with LoRAs; torch alone"
+    )
     slots: int = Field(default=16, ge=1, le=1024, description="images in flight at once")
     max_rows: int = Field(default=32, ge=2, le=1024, description="U-Net rows of one tick at most")
     rows: int = Field(default=0, ge=0, le=256, description="rows of every U-Net call; 0 decides by measurement at start")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.controls import Control, shown
-from pipelines.denoiser import Denoiser, WithMemory, batch_invariant, fixed_rows
+from pipelines.denoiser import Denoiser, WithMemory, batch_invariant, fixed_rows, uploading
 from pipelines.prompts import Worn
 
 Array = Any
@@ -73,7 +73,7 @@ class Calls:
     """
 
     def __init__(self, denoiser: Denoiser, rows: int | None) -> None:
-        self._denoiser, self._xp = denoiser, denoiser.xp
+        self._denoiser, self._xp, self._upload = denoiser, denoiser.xp, uploading(denoiser)
         self._rows, self._rows_of_memory = rows, rows
         self._measured = rows is not None
         self._contexts: list[Array] = []
@@ -149,7 +149,7 @@ class Calls:
         """What the model is told of each row beside the text, [R, V]: of all rows, or of none."""
         given = [row.told for row in rows if row.told is not None]
         assert len(given) == len(rows), "a model is told of every row, or of none"
-        return self._xp.asarray(np.stack(given), device=self._denoiser.device)
+        return self._upload(np.stack(given))
 
     def _index(self, places: list[int]) -> Array:
-        return self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)
+        return self._upload(np.array(places, np.int64))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import guidance, prediction
-from pipelines.denoiser import Denoiser
+from pipelines.denoiser import Denoiser, uploading
 from pipelines.engine import batcher, update
 from pipelines.engine.calls import Calls, Memory
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
@@ -35,7 +35,7 @@ class Engine:
     def __init__(
         self, denoiser: Denoiser, *, slots: int = 16, max_rows: int = 32, rows: int | None = None, preview_interval_s: float = 0.5
     ) -> None:
-        self._denoiser, self._xp = denoiser, denoiser.xp
+        self._denoiser, self._xp, self._upload = denoiser, denoiser.xp, uploading(denoiser)
         self._calls = Calls(denoiser, rows)
         self._slots, self._rows, self._knee = slots, rows, Knee(max_rows)
         self._pass: tuple[Shape, int] | None = None  # the last one, until it is told how long it took
@@ -64,7 +64,7 @@ class Engine:
             raise ValueError(f"sample {sample.id} is already in flight")
         if saved and not (saved.fits(sample) and saved.row < saved.rows):
             raise ValueError(f"the checkpoint is no state of sample {sample.id}")
-        pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape)
+        pool = self._pools.get(sample.shape) or SlotPool(self._xp, self._denoiser.device, sample.shape, self._upload)
         self._pools[sample.shape] = pool
         noise = NormalStream(sample.seed)
         start = begin(sample.known, sample.table, noise, sample.shape)
@@ -148,19 +148,19 @@ class Engine:
             known, mask = blend.known_at(flight.sample.table, flight.row), blend.mask
             full = np.broadcast_to(mask, flight.sample.shape).reshape(1, -1)  # [1, D]
             kept = ((np.float32(1) - mask) * known).reshape(1, -1)  # [1, D]
-            on_device = [self._xp.asarray(a, device=self._denoiser.device) for a in (np.ascontiguousarray(full), kept)]
+            on_device = [self._upload(a) for a in (np.ascontiguousarray(full), kept)]
             pool.write(X, [flight.slot], on_device[0] * pool.read(X, [flight.slot]) + on_device[1])
 
     def _evaluate(self, batch: list[InFlight]) -> tuple[Array, Array, Array, Array, Array | None]:
         """x [S, D], scalars [S, 10], and raw conditional, unconditional and disturbed outputs [S, D]."""
-        xp, device = self._xp, self._denoiser.device
+        xp = self._xp
         shape = batch[0].sample.shape
         x = self._pools[shape].read(X, [f.slot for f in batch])  # [S, D]
         told = np.stack([f.scalars() for f in batch])  # [S, 10]
-        scalars = xp.asarray(told, device=device)
+        scalars = self._upload(told)
         guided = [i for i, f in enumerate(batch) if f.guided]
         marked = [i for i, f in enumerate(batch) if f.mark]
-        index = xp.asarray([*range(len(batch)), *guided, *marked], dtype=xp.int64, device=device)  # [R], cond rows first
+        index = self._upload(np.array([*range(len(batch)), *guided, *marked], np.int64))  # [R], cond rows first
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
         rows = xp.take(seen, index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
@@ -177,7 +177,7 @@ class Engine:
         if not seen:
             return latents
         assert len(seen) == len(flights), "an inpainting model draws nothing else"
-        return self._xp.concat([latents, self._xp.asarray(np.stack(seen), device=self._denoiser.device)], axis=1)
+        return self._xp.concat([latents, self._upload(np.stack(seen))], axis=1)
 
     def _among(self, cond: Array, places: list[int], out: Array) -> Array:
         """Outputs [S, D] that some rows have; the others keep their conditional one."""
@@ -186,7 +186,7 @@ class Engine:
         if len(places) == len(cond):
             return out
         full = cond + 0
-        full[self._xp.asarray(places, dtype=self._xp.int64, device=self._denoiser.device)] = out
+        full[self._upload(np.array(places, np.int64))] = out
         return full
 
     def _update(
@@ -223,7 +223,7 @@ class Engine:
         """This row's normals of samples whose rows are noisy: [s, D]."""
         drawn = [noise for f in batch if (noise := f.row_noise()) is not None]  # of [C, h, w]
         assert len(drawn) == len(batch), "a row that reads noise is noisy"
-        return self._xp.asarray(np.stack(drawn).reshape(len(batch), -1), device=self._denoiser.device)
+        return self._upload(np.stack(drawn).reshape(len(batch), -1))
 
     def _report(self, flight: InFlight, finite: bool, now: float) -> list[Event]:
         """Events of one sample after its row; a finished or broken sample leaves."""

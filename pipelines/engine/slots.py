@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +26,9 @@ CACHED = 1 << 15  # numbers that a CPU moves at once: its caches hold what one o
 class SlotPool:
     """Planes [12 n, D] of all resident samples of one latent shape; it grows by doubling and keeps what it has."""
 
-    def __init__(self, xp: ModuleType, device: Any, shape: Shape) -> None:
+    def __init__(self, xp: ModuleType, device: Any, shape: Shape, upload: Callable[[NDArray[Any]], Array] | None = None) -> None:
         self._xp, self.device = xp, device
+        self.upload = upload or partial(xp.asarray, device=device)
         self.shape = shape
         self.size = int(np.prod(shape))
         self.at_once = max(1, CACHED // self.size) if str(device).startswith("cpu") else None  # lines of one operation; None: any number
@@ -79,7 +82,7 @@ class SlotPool:
         self._lines[places] = lines
 
     def _put(self, slot: int, plane: int, values: NDArray[np.float32]) -> None:
-        self._lines[plane * self._count + slot, ...] = self._xp.asarray(values.reshape(-1), device=self.device)
+        self._lines[plane * self._count + slot, ...] = self.upload(values.reshape(-1))
 
     def _grow(self) -> None:
         old, new = self._count, max(4, 2 * self._count)
@@ -93,7 +96,7 @@ class SlotPool:
         return self._xp.zeros((count, self.size), dtype=self._xp.float32, device=self.device)
 
     def _index(self, plane: int, slots: list[int]) -> Array:
-        return self._xp.asarray([plane * self._count + slot for slot in slots], dtype=self._xp.int64, device=self.device)
+        return self.upload(np.array([plane * self._count + slot for slot in slots], np.int64))
 
     def _run(self, plane: int, slots: list[int]) -> slice | None:
         """Slots one after the other as a slice, which copies nothing."""

@@ -71,8 +71,8 @@ def combine(xp: ModuleType, pool: SlotPool, slots: Sequence[int], sums: Sequence
     """
     planes, slot, weights, longer = _joined(slots, sums)
     most, count = len(weights), weights.shape[1]
-    places = xp.asarray(pool.places(planes, slot), device=pool.device)
-    weights = xp.asarray(weights[:, :, None], device=pool.device)  # [most, r, 1]
+    places = pool.upload(pool.places(planes, slot))
+    weights = pool.upload(weights[:, :, None])  # [most, r, 1]
     for cut in cuts(pool, count):
         total = pool.gather(places[1, cut])  # [c, D]
         total *= weights[0, cut]
