@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Changed
 from pipelines.known import Pixels, Posterior
 from pipelines.loras import KEPT, Kept, Loras, shapes
-from pipelines.planning import from_pixels, to_pixels
+from pipelines.planning import Decoding, WhenAsked, from_pixels, to_pixels
 from pipelines.prompt_chunks import chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, Worn, read
 from pipelines.tokens import Tokenizer
@@ -255,6 +256,9 @@ class OpenVinoStages:
             decoder = self._compiler.compile("vae", "float32").create_infer_request()
         z = np.asarray(latents, np.float32)[None] / np.float32(self._vae.get("scaling_factor", 0.18215))
         return to_pixels(decoder.infer({0: z + np.float32(self._vae.get("shift_factor") or 0)})[0][0])
+
+    def begin(self, latents: Array) -> Decoding:
+        return WhenAsked(partial(self.decode, latents))
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         if self._encoder is None:

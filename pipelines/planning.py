@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +43,29 @@ class Known(Protocol):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
 
 
+class Decoding(Protocol):
+    """A picture that is being decoded."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    def pixels(self) -> Pixels:
+        """[H, W, 3], waited for. Raises FloatingPointError where the VAE overflowed."""
+        ...
+
+
+class WhenAsked:
+    """Is decoded when it is asked for."""
+
+    ready = True
+
+    def __init__(self, decode: Callable[[], Pixels]) -> None:
+        self._decode = decode
+
+    def pixels(self) -> Pixels:
+        return self._decode()
+
+
 class Stages(Known, Protocol):
     """The stages of a model around its U-Net; arrays are those of its denoiser.
 
@@ -63,6 +86,10 @@ class Stages(Known, Protocol):
         """Latents [C, h, w] -> picture [H, W, 3], in the VAE's precision or (exact) in float32. Raises FloatingPointError where it
         overflows.
         """
+        ...
+
+    def begin(self, latents: Array) -> Decoding:
+        """The same in the VAE's precision, beside what else the device is at where that is possible."""
         ...
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
@@ -109,10 +136,12 @@ def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
 
 
-def decoded(stages: Stages, latents: Array) -> tuple[Pixels, bool]:
-    """The picture, and whether the VAE overflowed and decoded it again in float32. Raises FloatingPointError where that does not help."""
+def decoded(stages: Stages, latents: Array, begun: Decoding | None = None) -> tuple[Pixels, bool]:
+    """The picture, which may have been begun, and whether the VAE overflowed and decoded it again in float32. Raises FloatingPointError
+    where that does not help.
+    """
     try:
-        return stages.decode(latents), False
+        return begun.pixels() if begun else stages.decode(latents), False
     except FloatingPointError:
         if not np.isfinite(on_host(latents)).all():
             raise FloatingPointError("The U-Net returned values that are not finite; run the worker in float32 or bfloat16.") from None

@@ -16,10 +16,11 @@ from pipelines.controls import Control, shown
 from pipelines.denoiser_torch import told_unet
 from pipelines.embeddings_torch import spoken
 from pipelines.known import Known, Pixels, Posterior, begin
+from pipelines.lanes import Here, Lane
 from pipelines.loading import Checkpoint
 from pipelines.noise import NormalStream
 from pipelines.params import GenerationParams
-from pipelines.planning import from_pixels, negative_of, plan_for, table_for, to_pixels
+from pipelines.planning import Decoding, WhenAsked, from_pixels, negative_of, plan_for, table_for, to_pixels
 from pipelines.prediction import MEASURED
 from pipelines.prompt_chunks import Marks, chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, read
@@ -114,12 +115,41 @@ def decode(checkpoint: Checkpoint, latents: Array, *, exact: bool = False) -> Pi
     if exact:
         vae.to(torch.float32)
     try:
-        z = torch.as_tensor(latents, device=checkpoint.device).to(vae.dtype)[None] / vae.config.scaling_factor
-        image = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()  # [3, H, W] in [-1, 1]
+        image = _image(checkpoint, torch.as_tensor(latents, device=checkpoint.device))
     finally:
         if exact:
             vae.to(dtype)  # halves that became singles are the same halves again
     return to_pixels(image.cpu().numpy())
+
+
+def _image(checkpoint: Checkpoint, latents: torch.Tensor) -> torch.Tensor:
+    """[3, H, W] in [-1, 1]"""
+    vae = checkpoint.vae
+    z = latents.to(vae.dtype)[None] / vae.config.scaling_factor
+    image: torch.Tensor = vae.decode(z + (vae.config.shift_factor or 0), return_dict=False)[0][0].float()
+    return image
+
+
+class Begun:
+    """A picture on a lane: as `decode`, but that the numbers become pixels on the device, and the host waits when it asks for them."""
+
+    @torch.inference_mode()
+    def __init__(self, checkpoint: Checkpoint, latents: Array, lane: Lane) -> None:
+        given = torch.as_tensor(latents, device=checkpoint.device)
+        with lane.at(given):
+            image = _image(checkpoint, given)
+            scaled = torch.round(torch.clamp(image / 2 + 0.5, 0, 1) * 255).to(torch.uint8)
+            self._fetched = lane.fetch(scaled.permute(1, 2, 0).contiguous(), torch.isfinite(image).all())
+
+    @property
+    def ready(self) -> bool:
+        return self._fetched.ready
+
+    def pixels(self) -> Pixels:
+        pixels, finite = self._fetched.arrays()
+        if not finite:
+            raise FloatingPointError("The VAE returned values that are not finite.")
+        return pixels
 
 
 @torch.inference_mode()
@@ -182,10 +212,12 @@ def denoise(
 
 
 class TorchStages:
-    """The stages of a checkpoint around its U-Net, as a worker asks for them."""
+    """The stages of a checkpoint around its U-Net, as a worker asks for them; those of texts and of pictures on lanes of their own where
+    there are some.
+    """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, texts: Lane | None = None, pictures: Lane | None = None) -> None:
+        self._checkpoint, self._texts, self._pictures = checkpoint, texts or Here(), pictures
         self.card, self.ladder = checkpoint.card, checkpoint.ladder
         self.latent_rgb, self.solvers = checkpoint.latent_rgb, checkpoint.solvers
         self.unet_channels = checkpoint.unet_channels
@@ -199,11 +231,16 @@ class TorchStages:
 
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         """Numpy on a CPU as the registers are."""
-        text = encode_text(self._checkpoint, prompt, reading)
-        return Text(text.states.numpy(), text.pooled) if self._checkpoint.device.type == "cpu" else text
+        with self._texts.at():
+            text = encode_text(self._checkpoint, prompt, reading)
+        states = self._texts.back(text.states)
+        return Text(states.numpy() if self._checkpoint.device.type == "cpu" else states, text.pooled)
 
     def decode(self, latents: Array, *, exact: bool = False) -> Pixels:
         return decode(self._checkpoint, latents, exact=exact)
+
+    def begin(self, latents: Array) -> Decoding:
+        return Begun(self._checkpoint, latents, self._pictures) if self._pictures else WhenAsked(partial(self.decode, latents))
 
     def encode_picture(self, pixels: Pixels, mask: Pixels | None = None) -> Posterior:
         return encode_picture(self._checkpoint, pixels, mask)

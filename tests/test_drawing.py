@@ -15,6 +15,7 @@ from jobs.job import Job
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.engine.sample import Saved
+from pipelines.lanes import Lane
 from pipelines.loading import Checkpoint, load
 from pipelines.params import GenerationParams
 from pipelines.text_to_image import TorchStages, denoise, encode_prompt
@@ -41,11 +42,11 @@ class Poisoned(TorchDenoiser):
 class Studio:
     """A running drawing thread and everything it has reported."""
 
-    def __init__(self, checkpoint: Checkpoint, slots: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, slots: int, pictures: Lane | None = None) -> None:
         self._reports: queue.Queue[Report] = queue.Queue()
         engine = Engine(Poisoned(checkpoint, "poison"), slots=slots, rows=4)
         self.thread = DrawingThread(self._reports.put)
-        self.thread.put(Hold(checkpoint.card.id, TorchStages(checkpoint), engine))
+        self.thread.put(Hold(checkpoint.card.id, TorchStages(checkpoint, pictures=pictures), engine))
         self.thread.start()
         self.seen: list[Report] = []
 

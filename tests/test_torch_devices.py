@@ -60,17 +60,17 @@ def drawn(model: Model, asked: list[GenerationParams]) -> list[np.ndarray]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by torch.compile itself
-@pytest.mark.parametrize(("compile", "graphs"), [("none", "off"), ("blocks", "off"), ("none", "auto"), ("blocks", "auto")])
-@pytest.mark.parametrize(
-    ("device", "dtype", "tolerance"),
-    [
-        pytest.param("cpu", "float32", 1e-4, marks=pytest.mark.slow),
-        pytest.param("cuda", "float32", 1e-3, marks=pytest.mark.gpu),
-        pytest.param("cuda", "bfloat16", 5e-2, marks=pytest.mark.gpu),
-    ],
-)
+@pytest.mark.parametrize(("device", "dtype", "compile", "graphs", "tolerance"), [
+    *(pytest.param("cpu", "float32", compile, "off", 1e-4, marks=pytest.mark.slow) for compile in ("none", "blocks")),
+    *(
+        pytest.param("cuda", dtype, compile, graphs, tolerance, marks=pytest.mark.gpu)
+        for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 5e-2))
+        for compile in ("none", "blocks")
+        for graphs in ("off", "auto")
+    ),
+])  # fmt: skip
 def test_it_draws_what_the_plain_loop_draws_alone_and_in_a_crowd(
-    device: str, dtype: str, tolerance: float, compile: str, graphs: str, toy: Path, tmp_path: Path
+    device: str, dtype: str, compile: str, graphs: str, tolerance: float, toy: Path, tmp_path: Path
 ) -> None:
     settings = WorkerSettings.model_validate({
         "redis_url": "redis://localhost", "backend": "torch", "device": device, "dtype": dtype, "compile": compile, "graphs": graphs,

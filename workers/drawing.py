@@ -21,7 +21,8 @@ from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, 
 from pipelines.engine.sample import Sample, Saved
 from pipelines.known import Known
 from pipelines.masks import latent_mask
-from pipelines.planning import Stages, decoded, negative_of, on_host, plan_for, preview, scale_for, table_for
+from pipelines.planning import Stages, negative_of, on_host, plan_for, preview, scale_for, table_for
+from workers.beside import Beside
 from workers.inputs import control_of
 from workers.messages import (
     Advanced,
@@ -47,6 +48,7 @@ from workers.metrics import WorkerMetrics
 from workers.passes import Second, enlarged, gone_on, larger, of_a_pass, of_the_whole, rows_of
 from workers.prompts import Prompts
 from workers.regions import returned
+from workers.sample_ids import sample_id, split_id
 from workers.watch import Piece
 
 Array = Any
@@ -65,6 +67,7 @@ class DrawingThread:
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._waiting: deque[tuple[Job, int, Saved | None]] = deque()  # images without a slot
         self._finished: deque[tuple[Job, int, Array]] = deque()  # latents without a picture
+        self._beside = Beside()  # the first of them, once it is being decoded
         self._jobs: dict[str, Job] = {}
         self._images: dict[str, set[int]] = {}  # job id -> indices not yet drawn
         self._prompts = Prompts()
@@ -111,6 +114,10 @@ class DrawingThread:
         except BaseException as error:  # a thread that dies silently would leave its jobs to expire one by one
             self._report(Crashed(error))
 
+    @property
+    def _busy(self) -> bool:
+        return any(engine.busy for _, engine in self._models.values())
+
     def _tick(self, engine: Engine) -> None:
         """Models take turns, a tick each."""
         began = time.monotonic()
@@ -127,7 +134,7 @@ class DrawingThread:
 
     def _obey(self) -> bool:
         """Take every command that is there, or wait for one if there is nothing to do; False ends the thread."""
-        idle = not (self._waiting or self._finished or any(engine.busy for _, engine in self._models.values()))
+        idle = not (self._waiting or self._finished or self._busy)
         while idle or not self._commands.empty():
             began = time.monotonic()
             command = self._commands.get()
@@ -156,6 +163,7 @@ class DrawingThread:
     def _let_go(self, model: str) -> None:
         """What was kept of it goes too."""
         self._models.pop(model, None)
+        self._beside.forget()
         self._prompts.forget(model)
 
     def _take(self, draw: Draw) -> None:
@@ -184,7 +192,7 @@ class DrawingThread:
         stages, _ = self._of(job)
         before, saved = of_a_pass(saved, rows_of(stages, job.params))
         if before:
-            self._second[_sample_id(job.id, index)] = gone_on(stages, job.params, before)
+            self._second[sample_id(job.id, index)] = gone_on(stages, job.params, before)
         return saved
 
     def _export(self, job: Job) -> None:
@@ -194,28 +202,28 @@ class DrawingThread:
         images = {i: saved for waiting, i, saved in self._waiting if waiting is job and saved}
         stages, engine = self._of(job)
         for index in self._images[job.id]:
-            if saved := engine.export(_sample_id(job.id, index)):
+            if saved := engine.export(sample_id(job.id, index)):
                 images[index] = saved
         rows = rows_of(stages, job.params)
         for finished, index, latents in self._finished:
             if finished is job:
-                length = rows[_sample_id(job.id, index) in self._second]
+                length = rows[sample_id(job.id, index) in self._second]
                 images[index] = Saved(length, length, (0,), on_host(latents)[None])
         whole = {i: of_the_whole(saved, self._before(job, i), rows) for i, saved in images.items()}
         for index in self._images[job.id] - whole.keys():
-            if (second := self._second.get(_sample_id(job.id, index))) and second.latents is not None:
+            if (second := self._second.get(sample_id(job.id, index))) and second.latents is not None:
                 whole[index] = Saved(second.before, sum(rows), (0,), second.latents[None])
         self._report(Exported(job, whole))
 
     def _before(self, job: Job, index: int) -> int:
-        second = self._second.get(_sample_id(job.id, index))
+        second = self._second.get(sample_id(job.id, index))
         return second.before if second else 0
 
     def _drop(self, dropped: Job) -> None:
         for index in self._images.get(dropped.id, ()):
-            self._of(dropped)[1].cancel(_sample_id(dropped.id, index))
-            self._began.pop(_sample_id(dropped.id, index), None)
-            self._second.pop(_sample_id(dropped.id, index), None)
+            self._of(dropped)[1].cancel(sample_id(dropped.id, index))
+            self._began.pop(sample_id(dropped.id, index), None)
+            self._second.pop(sample_id(dropped.id, index), None)
         self._forget(dropped)
         self._waiting = deque(w for w in self._waiting if w[0].id != dropped.id)
         self._finished = deque(f for f in self._finished if f[0].id != dropped.id)
@@ -233,7 +241,7 @@ class DrawingThread:
             try:
                 with self._at("encode", job.id):
                     self._of(job)[1].add(self._sample(job, index), saved)
-                self._began.setdefault(_sample_id(job.id, index), time.monotonic())
+                self._began.setdefault(sample_id(job.id, index), time.monotonic())
                 self._trace(job, "encode", index, began)
             except ValueError as error:
                 self._break(job, "unsupported", str(error), error)
@@ -247,7 +255,7 @@ class DrawingThread:
         return next((place for place, (job, *_) in enumerate(self._waiting) if self._of(job)[1].free_slots), None)
 
     def _sample(self, job: Job, index: int) -> Sample:
-        stages, second = self._of(job)[0], self._second.get(_sample_id(job.id, index))
+        stages, second = self._of(job)[0], self._second.get(sample_id(job.id, index))
         params = job.params.passes[1 if second else 0]
         if index == 0 and not second and params.prompt_syntax == "plain":
             self._warn_of_length(job)
@@ -257,7 +265,7 @@ class DrawingThread:
         text = self._prompts.encode(stages, params.prompt, params.reading)
         uncond = self._prompts.encode(stages, negative_of(stages, params), params.reading) if guided else None
         return Sample(
-            id=_sample_id(job.id, index),
+            id=sample_id(job.id, index),
             worn=params.worn,
             cache_interval=params.cache_interval,
             control=control_of(params, self._controls.get(job.id), table),
@@ -308,8 +316,8 @@ class DrawingThread:
         if not moved:
             return
         for event in moved:
-            self._seconds[_split(event.sample_id)[0]] += seconds / len(moved)
-        params = self._jobs[_split(moved[0].sample_id)[0]].params.passes[moved[0].sample_id in self._second]
+            self._seconds[split_id(event.sample_id)[0]] += seconds / len(moved)
+        params = self._jobs[split_id(moved[0].sample_id)[0]].params.passes[moved[0].sample_id in self._second]
         size = params.model, params.width, params.height
         self._metrics.ticked(params.width, params.height, len(moved), seconds)
         total, count = self._costs.pop(size, (0.0, 0))
@@ -320,7 +328,7 @@ class DrawingThread:
             self._report(Measured(*size, total / count))
 
     def _handle(self, event: Event) -> None:
-        job_id, index = _split(event.sample_id)
+        job_id, index = split_id(event.sample_id)
         job = self._jobs.get(job_id)
         if job is None:
             return  # dropped earlier in this tick, because another image of its job broke
@@ -340,15 +348,17 @@ class DrawingThread:
     def _decode_one(self) -> None:
         if not self._finished:
             return
-        job, index, latents = self._finished.popleft()
-        began = time.monotonic()
+        job, index, latents = first = self._finished[0]
+        stages, second = self._of(job)[0], sample_id(job.id, index) in self._second
         try:
             with self._at("decode", job.id):
-                second = _sample_id(job.id, index) in self._second
                 if len(job.params.passes) > 1 and not second:
-                    self._enlarge(job, index, latents)
+                    self._enlarge(*self._finished.popleft())
                     return
-                found, again = decoded(self._of(job)[0], latents)
+                if not self._beside.ready(first, stages, latents, wait=not self._busy):
+                    return
+                found, again = self._beside.take(stages, latents)
+                self._finished.popleft()
                 if job.params.upscale and not second:
                     found = larger(self._of(job)[0], job.params, found, index)
                 pixels = self._finish(job, found)
@@ -357,10 +367,10 @@ class DrawingThread:
             return
         if again:
             self._report(Warned(job, JobWarning("vae_overflow", "The VAE overflowed; the picture was decoded again in float32.")))
-        self._trace(job, "decode", index, began)
+        self._trace(job, "decode", index, self._beside.began)
         now = time.monotonic()
-        self._second.pop(_sample_id(job.id, index), None)
-        self._metrics.drew(pixels.shape[1], pixels.shape[0], now - self._began.pop(_sample_id(job.id, index), now))
+        self._second.pop(sample_id(job.id, index), None)
+        self._metrics.drew(pixels.shape[1], pixels.shape[0], now - self._began.pop(sample_id(job.id, index), now))
         self._images[job.id].discard(index)
         seconds = self._seconds[job.id]
         if not self._images[job.id]:
@@ -370,7 +380,7 @@ class DrawingThread:
     def _enlarge(self, job: Job, index: int, latents: Array) -> None:
         stages, _ = self._of(job)
         before, _ = rows_of(stages, job.params)
-        self._second[_sample_id(job.id, index)] = enlarged(stages, job.params, latents, index, before)
+        self._second[sample_id(job.id, index)] = enlarged(stages, job.params, latents, index, before)
         self._waiting.appendleft((job, index, None))
 
     def _trace(self, job: Job, what: str, index: int, began: float | None) -> None:
@@ -385,12 +395,3 @@ class DrawingThread:
     def _break(self, job: Job, code: str, message: str, cause: BaseException | None) -> None:
         self._drop(job)
         self._report(Broken(job, code, message, cause))
-
-
-def _sample_id(job_id: str, index: int) -> str:
-    return f"{job_id}/{index}"
-
-
-def _split(sample_id: str) -> tuple[str, int]:
-    job_id, _, index = sample_id.rpartition("/")
-    return job_id, int(index)

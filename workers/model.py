@@ -91,7 +91,7 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
         with opened.recording.warming(sizes) if opened.recording else contextlib.nullcontext():
             made_ready(opened.denoiser, seen, context, stages.told.width, sizes, card.id)
     xp = opened.denoiser.xp
-    stages.decode(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device))
+    stages.begin(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device)).pixels()
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
 

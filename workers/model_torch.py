@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 
 from pipelines.checkpoint_folder import Described
 from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.lanes import Stream
 from pipelines.loading import Folders, load_described
 from pipelines.replay import CudaRecorder, Replay
 from pipelines.text_to_image import TorchStages
@@ -54,7 +55,8 @@ def open_torch(said: Described, settings: WorkerSettings) -> Opened:
     how = f"torch-{str(dtype).removeprefix('torch.')}"
     how += ", fused projections" if settings.fuse == "qkv" else ""
     how += ", compiled blocks" if settings.compile == "blocks" else ""
-    stages, warm = TorchStages(checkpoint), device.type == "cuda" or settings.compile == "blocks"
+    lanes = [Stream(device), Stream(device)] if device.type == "cuda" and not offload else []
+    stages, warm = TorchStages(checkpoint, *lanes), device.type == "cuda" or settings.compile == "blocks"
     if why := why_no_graphs(settings, device):
         log.info("no_graphs", model=said.card.id, reason=why)
         return Opened(stages, denoiser, device.type, name, how, warm=warm)
