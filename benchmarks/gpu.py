@@ -2,7 +2,8 @@
 
 U-Nets of the sizes of Stable Diffusion 1.5 and SDXL with random weights, since speed does not depend on them; prompts are random states,
 so that no text encoder is needed. In one run, with the same steps, size and guidance: diffusers eager and with its repeated blocks
-compiled, and Celadon's engine over either. `--size tiny --device cpu` tries the command where there is no GPU.
+compiled, Celadon's engine over either, and over recorded calls with pictures on a stream of their own, as a worker has it. What was
+measured is written after every row. `--size tiny --device cpu` tries the command where there is no GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,12 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Failed, Finished
 from pipelines.engine.sample import Sample
 from pipelines.ladder import Ladder
+from pipelines.lanes import Here, Stream
+from pipelines.replay import CudaRecorder, PlainRecorder, Replay
 from pipelines.samplers import compile_table
-from workers.model_torch import compile_blocks
+from pipelines.text_to_image import Begun
+from workers.model_torch import compile_blocks, fuse_projections
+from workers.warm import buckets, made_ready
 
 RESULTS = Path(__file__).parent / "GPU.md"
 DOWN, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -39,6 +45,7 @@ LADDER = {
     "timestep_spacing": "leading",
 }
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "unipc")  # of a mixed batch
+SLOTS, MAX_ROWS = 16, 32
 DENSE_TFLOPS = 790.0  # of an H200 in bfloat16
 
 
@@ -89,8 +96,8 @@ SIZES = {
 class Bench:
     """One size on one device."""
 
-    def __init__(self, size: Size, device: str, steps: int) -> None:
-        self.size, self.device, self.steps = size, torch.device(device), steps
+    def __init__(self, size: Size, device: str, steps: int, rows: int | None = None) -> None:
+        self.size, self.device, self.steps, self.rows = size, torch.device(device), steps, rows
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with torch.device(self.device):
             torch.manual_seed(0)
@@ -123,11 +130,25 @@ class Bench:
             self.decode(latent)
         return self.now() - began
 
-    def celadon(self, images: int, *, mixed: bool) -> float:
-        """Seconds for jobs through one engine. Mixed ones differ in sampler, guidance, length and the moment at which they come."""
-        denoiser = TorchDenoiser(self.unet, device=self.device, dtype=self.dtype, told=self.told)
-        engine, done, asked = Engine(denoiser, slots=16, max_rows=32), 0, [self.sample(i, mixed=mixed) for i in range(images)]
-        began = self.now()
+    def denoiser(self) -> TorchDenoiser:
+        return TorchDenoiser(self.unet, device=self.device, dtype=self.dtype, told=self.told)
+
+    def recorded(self) -> Replay:
+        """The same with its calls recorded; on a CPU by the stand-in for graphs."""
+        recorder = CudaRecorder(self.device) if self.device.type == "cuda" else PlainRecorder()
+        replay = Replay(self.denoiser(), recorder, lambda event, **facts: print(event, facts, flush=True))
+        sizes = (self.rows,) if self.rows else buckets(MAX_ROWS)
+        with replay.warming(sizes):
+            made_ready(replay, self.size.latent, self.text[0], self.told.width, sizes, "")
+        return replay
+
+    def celadon(self, denoiser: Any, images: int, *, mixed: bool) -> float:
+        """Seconds for jobs through one engine. Mixed ones differ in sampler, guidance, length and the moment at which they come. Where
+        calls are recorded, pictures have a stream of their own.
+        """
+        engine, done, asked = Engine(denoiser, slots=SLOTS, max_rows=MAX_ROWS, rows=self.rows), 0, self.samples(images, mixed=mixed)
+        lane = (Stream(self.device) if self.device.type == "cuda" else Here()) if isinstance(denoiser, Replay) else None
+        begun, began = list[Begun](), self.now()
         while asked or engine.busy:
             while asked and engine.free_slots:
                 engine.add(asked.pop(0))
@@ -137,10 +158,15 @@ class Bench:
                 if isinstance(event, Failed):
                     raise RuntimeError(event.message)
                 if isinstance(event, Finished):
-                    self.decode(torch.as_tensor(event.latents, device=self.device))
+                    begun += [Begun(self, event.latents, lane)] if lane else []  # type: ignore[arg-type]  # it has a VAE and a device
+                    _ = lane or self.decode(torch.as_tensor(event.latents, device=self.device))
                     done += 1
-        assert done == images
+        shapes = {one.pixels().shape for one in begun}
+        assert done == images and len(shapes) == bool(lane)
         return self.now() - began
+
+    def samples(self, images: int, *, mixed: bool) -> list[Sample]:
+        return [self.sample(number, mixed=mixed) for number in range(images)]
 
     def sample(self, number: int, *, mixed: bool) -> Sample:
         lengths = (self.steps // 2, self.steps, self.steps + self.steps // 2, self.steps)  # of four jobs together as many as of equal ones
@@ -174,30 +200,59 @@ class Bench:
         return images * (2 * self.steps * self.size.row_gflop + self.size.vae_gflop) / 1000 / seconds / DENSE_TFLOPS
 
 
-def best(work: Callable[[], float], repeats: int) -> float:
-    """After one that is not counted: it makes kernels."""
-    work()
-    return min(work() for _ in range(repeats))
+class Page:
+    """The table, written after every row. `begin` asks whether there is time for another."""
 
+    def __init__(self, out: Path, options: argparse.Namespace, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out, self._clock, self._ends = out, clock, clock() + 60 * options.minutes if options.minutes else float("inf")
+        self.skipped = 0
+        fused = ", fused projections" if options.fuse else ""
+        self._lines = [
+            "# Large U-Nets", "",
+            f"Made by `python -m benchmarks.gpu` on {datetime.date.today().isoformat()}, commit {commit()}, {device}, "
+            f"torch {torch.__version__}, random weights{fused}, {options.steps} steps with guidance, calls of Celadon with "
+            f"{options.rows or 'any number of'} rows, the best of {options.repeats} after one that is not counted. The last column is the "
+            f"share of {DENSE_TFLOPS:.0f} TFLOP/s, U-Net and VAE.", "",
+            "| model | side | images | seconds | images a second | share of the limit |", "|---|---|---|---|---|---|",
+        ]  # fmt: skip
 
-def measure(name: str, options: argparse.Namespace) -> list[str]:
-    """Table rows of one size."""
-    bench, rows = Bench(SIZES[name], options.device, options.steps), []
-
-    def note(side: str, images: int, seconds: float) -> None:
+    def row(self, bench: Bench, name: str, side: str, images: int, work: Callable[[], float], repeats: int) -> None:
+        """The best of some, after one that is not counted: it makes kernels."""
+        if self._clock() > self._ends:
+            self.skipped += 1
+            return
+        work()
+        seconds = min(work() for _ in range(repeats))
         share = f"{bench.share(images, seconds):.0%}" if bench.size.row_gflop and bench.device.type == "cuda" else ""
-        rows.append(f"| {name} | {side} | {images} | {seconds:.3f} | {images / seconds:.2f} | {share} |")
+        self._lines.append(f"| {name} | {side} | {images} | {seconds:.3f} | {images / seconds:.2f} | {share} |")
+        print(self._lines[-1], flush=True)
+        self._out.write_text("\n".join([*self._lines, ""]))
 
+
+def measure(name: str, options: argparse.Namespace, page: Page) -> None:
+    """The rows of one size: eager, compiled, and compiled (or eager, where nothing is to be) with calls recorded."""
+    bench = Bench(SIZES[name], options.device, options.steps, options.rows or None)
+    if options.fuse:
+        fuse_projections(bench.unet)
     for compiled in (False, True) if options.compile else (False,):
         if compiled:
             compile_blocks(bench.unet)
         how = "compiled" if compiled else "eager"
         for images in options.images:
-            note(f"diffusers, {how}", images, best(lambda n=images: bench.diffusers(n), options.repeats))
-            note(f"Celadon, {how}", images, best(lambda n=images: bench.celadon(n, mixed=False), options.repeats))
-        most = max(options.images)
-        note(f"Celadon, {how}, mixed jobs", most, best(lambda n=most: bench.celadon(n, mixed=True), options.repeats))
-    return rows
+            page.row(bench, name, f"diffusers, {how}", images, partial(bench.diffusers, images), options.repeats)
+        in_engine(bench, name, how, bench.denoiser(), options, page)
+    if not page.skipped:
+        with torch.inference_mode():
+            recorded = bench.recorded()
+        in_engine(bench, name, f"{how}, graphs and streams", recorded, options, page)
+
+
+def in_engine(bench: Bench, name: str, how: str, denoiser: Any, options: argparse.Namespace, page: Page) -> None:
+    """The rows of Celadon over one denoiser."""
+    for images in options.images:
+        page.row(bench, name, f"Celadon, {how}", images, partial(bench.celadon, denoiser, images, mixed=False), options.repeats)
+    most = max(options.images)
+    page.row(bench, name, f"Celadon, {how}, mixed jobs", most, partial(bench.celadon, denoiser, most, mixed=True), options.repeats)
 
 
 def main() -> None:
@@ -206,27 +261,23 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["sd15", "sdxl"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 16], help="batches of equal jobs")
+    parser.add_argument("--rows", type=int, default=0, help="of every call of Celadon, as CELADON_ROWS; 0: any number")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=0, help="after which no further row is begun; 0: no end")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--fuse", action="store_true", help="with fused projections, diffusers and Celadon")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU; --device cpu --size tiny tries the command")
-    device = torch.cuda.get_device_name() if options.device == "cuda" else machine()
-    lines = [
-        "# Large U-Nets", "",
-        f"Made by `python -m benchmarks.gpu` on {datetime.date.today().isoformat()}, commit {commit()}, {device}, "
-        f"torch {torch.__version__}, random weights, {options.steps} steps with guidance, the best of {options.repeats} after one that is "
-        f"not counted. The last column is the share of {DENSE_TFLOPS:.0f} TFLOP/s, U-Net and VAE.", "",
-        "| model | side | images | seconds | images a second | share of the limit |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    page = Page(options.out, options, torch.cuda.get_device_name() if options.device == "cuda" else machine())
     for name in options.size:
-        lines += measure(name, options)
+        measure(name, options, page)
         gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
-    options.out.write_text("\n".join([*lines, ""]))
-    print(options.out.read_text())
+    if page.skipped:
+        print(f"{page.skipped} rows were left out: {options.minutes} minutes are over")
 
 
 if __name__ == "__main__":

@@ -229,6 +229,7 @@ class TorchStages:
     def tokens(self, prompt: str, reading: Reading = PLAIN) -> int:
         return prompt_tokens(self._checkpoint, prompt, reading)
 
+    @torch.inference_mode()
     def encode(self, prompt: str | None, reading: Reading = PLAIN) -> Text:
         """Numpy on a CPU as the registers are."""
         with self._texts.at():

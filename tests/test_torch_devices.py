@@ -70,14 +70,16 @@ def drawn(model: Model, asked: list[GenerationParams]) -> list[np.ndarray]:
     ),
 ])  # fmt: skip
 def test_it_draws_what_the_plain_loop_draws_alone_and_in_a_crowd(
-    device: str, dtype: str, compile: str, graphs: str, tolerance: float, toy: Path, tmp_path: Path
+    device: str, dtype: str, compile: str, graphs: str, tolerance: float, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = WorkerSettings.model_validate({
         "redis_url": "redis://localhost", "backend": "torch", "device": device, "dtype": dtype, "compile": compile, "graphs": graphs,
         "model": str(toy),
         "data_dir": tmp_path, "threads": 1,
     })  # fmt: skip
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     model = open_model(settings)
+    assert any((tmp_path / "cache" / "inductor").rglob("*.py")) is (compile == "blocks"), "kernels are kept for the next start"
     graphed = ", graphs" if graphs == "auto" and device == "cuda" else ""
     assert f"torch-{dtype}{', compiled blocks' if compile == 'blocks' else ''}{graphed}, rows " in model.backend
     together = drawn(model, jobs())
