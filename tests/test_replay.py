@@ -18,7 +18,7 @@ from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.loading import Checkpoint, load
-from pipelines.replay import WORTH, CudaRecorder, PlainRecorder, Replay
+from pipelines.replay import WARM_UPS, WORTH, CudaRecorder, PlainRecorder, Replay
 from tests import checkpoints
 from tests.test_torch_devices import jobs, sample_of
 from workers import model_torch
@@ -260,6 +260,70 @@ def test_where_nothing_is_recorded(folder: Path) -> None:
     assert why_no_graphs(settings_of(folder), gpu) == ""
     assert why_no_graphs(settings_of(folder, graphs="off"), gpu) == "CELADON_GRAPHS"
     assert why_no_graphs(settings_of(folder, offload="model"), gpu) == "CELADON_OFFLOAD"
+
+
+class Cuda:
+    """Writes down what is asked of torch.cuda, and captures with torch's own context."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, breaks: bool = False) -> None:
+        self.done, self.now, cuda = list[str](), "main", self
+
+        class Stream(str):
+            def wait_stream(self, other: str) -> None:
+                cuda.done.append(f"{self} waits for {other}")
+
+        class Within:
+            def __init__(self, stream: str) -> None:
+                self.stream = stream
+
+            def __enter__(self) -> None:
+                self.before, cuda.now = cuda.now, self.stream
+
+            def __exit__(self, *_: object) -> None:
+                cuda.now = self.before
+
+        class Graph:
+            def capture_begin(self, pool: object, capture_error_mode: str, **_: object) -> None:
+                cuda.done.append(f"capture on {cuda.now} into {pool}, {capture_error_mode}")
+
+            def capture_end(self) -> None:
+                cuda.done.append("captured")
+                if breaks:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+
+            def replay(self) -> None:
+                cuda.done.append(f"replay on {cuda.now}")
+
+        told = {
+            "Stream": lambda _: Stream("side"), "current_stream": lambda _: Stream(cuda.now), "CUDAGraph": Graph, "stream": Within,
+            "graph_pool_handle": lambda: (0, 7), "set_stream": lambda stream: setattr(cuda, "now", stream),
+            "synchronize": lambda: cuda.done.append("synchronize"), "empty_cache": lambda: None,
+            "memory_snapshot": lambda: [{"segment_pool_id": (0, of), "total_size": size} for of, size in ((0, 1), (7, 20), (7, 300))],
+        }  # fmt: skip
+        for name, value in told.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+
+def test_how_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After calls on the same stream, into the one pool, in order with the caller's stream, on which it is replayed."""
+    cuda = Cuda(monkeypatch)
+    recorder = CudaRecorder(torch.device("cuda"))
+    again = recorder.record(lambda: cuda.done.append(f"work on {cuda.now}"))
+    again()
+    assert cuda.done == [
+        "side waits for main", *["work on side"] * WARM_UPS, "main waits for side", "synchronize",
+        "capture on side into (0, 7), thread_local", "work on side", "captured", "replay on main",
+    ]  # fmt: skip
+    assert recorder.held == 320
+
+
+def test_a_capture_that_breaks_leaves_the_callers_stream_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own context does not, where ending the capture raises."""
+    cuda = Cuda(monkeypatch, breaks=True)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaRecorder(torch.device("cuda")).record(lambda: None)
+    assert cuda.done[-1] == "captured" and cuda.now == "main"
 
 
 @pytest.mark.gpu
