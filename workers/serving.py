@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import structlog
 from redis.exceptions import AuthenticationError
@@ -30,7 +29,7 @@ from workers.insist import insist, unless
 from workers.messages import Hold
 from workers.metrics import WorkerMetrics
 from workers.model import Model, ModelRefused, describe_models, open_model, weight_bytes
-from workers.safety import CheckerUnfit, Safety, open_checker
+from workers.safety import CheckerUnfit, Safety, open_safety
 from workers.settings import WorkerSettings
 from workers.shelf import Shelf, Ware
 from workers.worker import Doors, Worker
@@ -47,7 +46,7 @@ async def run(settings: WorkerSettings, stop: asyncio.Event) -> int:
     if (status := await _storeless(settings)) is not None:
         return status
     try:
-        safety = Safety(open_checker(Path(settings.checker), settings.checker_threshold) if settings.checker else None)
+        safety = open_safety(settings.checker, settings.checker_threshold, settings.watermark)
     except CheckerUnfit as error:
         print(error, file=sys.stderr)
         return REFUSED

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from jobs.address import parse
 from jobs.stores import checked_endpoint, checked_storage
 from workers.added import read_added
+from workers.watermark_text import TEXT_BYTES, fits
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "celadon-mini"
 
@@ -74,6 +75,7 @@ class WorkerSettings(BaseSettings):
     webhook_allow_private: bool = Field(default=False, description="deliver webhooks to private addresses and over http, too")
     checker: str = Field(default="", description="file of the network that may withhold pictures; docs/safety.md")
     checker_threshold: float = Field(default=0.8, gt=0, le=1, description="score from which it does")
+    watermark: str = Field(default="", description="text that every picture carries unseen, up to eight bytes; docs/safety.md")
     retention_s: int = Field(default=86_400, ge=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -99,6 +101,13 @@ class WorkerSettings(BaseSettings):
         """Of files that go with the models."""
         named = {"loras": self.loras, "embeddings": self.embeddings, "controlnets": self.controlnets}
         return {what: Path(folder) if folder else None for what, folder in named.items()}
+
+    @field_validator("watermark")
+    @classmethod
+    def _short_text(cls, value: str) -> str:
+        if value and not fits(value):
+            raise ValueError(f"a watermark is a text of up to {TEXT_BYTES} bytes that prints")
+        return value
 
     @field_validator("redis_url")
     @classmethod
