@@ -43,22 +43,30 @@ class Rows:
         return Rows(*(None if a is None else xp.take(a, index, axis=0) for a in all))
 
 
-def combine(xp: ModuleType, rows: Rows, variants: Sequence[str]) -> tuple[Array, Array | None]:
-    """The guided raw output [S, D], and the next average. `variants` names that of each row."""
+def combine(
+    xp: ModuleType, rows: Rows, variants: Sequence[str], *, unguided: bool = True, pulled: bool = True
+) -> tuple[Array, Array | None]:
+    """The guided raw output [S, D], and the next average. `variants` names that of each row.
+
+    Whether any row may be unguided (scale 1), and whether any may be rescaled, its caller knows without asking the device.
+    """
     if rows.average is not None:
         rows = replace(rows, average=remembered(xp, rows))
-    guided = cfg(xp, rows)
+    guided = cfg(xp, rows, unguided=unguided)
     for variant in sorted(set(variants) - {"cfg"}):
         index = xp.asarray([i for i, v in enumerate(variants) if v == variant], dtype=xp.int64, device=rows.x.device)
         guided[index] = VARIANTS[variant](xp, rows.take(xp, index))
-    return rescaled(xp, away(xp, guided, rows), rows), rows.average
+    guided = away(xp, guided, rows)
+    return rescaled(xp, guided, rows) if pulled else guided, rows.average
 
 
-def cfg(xp: ModuleType, rows: Rows) -> Array:
+def cfg(xp: ModuleType, rows: Rows, *, unguided: bool = True) -> Array:
     """u + s (c - u): arXiv 2207.12598, equation 6."""
     scale = rows.column("scale")
-    guided = rows.uncond + scale * (rows.cond - rows.uncond)
-    return xp.where(scale == 1, rows.cond, guided)  # exactly off, without rounding
+    guided = rows.cond - rows.uncond
+    guided *= scale
+    guided += rows.uncond
+    return xp.where(scale == 1, rows.cond, guided) if unguided else guided  # exactly off, without rounding
 
 
 def zero_star(xp: ModuleType, rows: Rows) -> Array:
@@ -120,14 +128,14 @@ def away(xp: ModuleType, guided: Array, rows: Rows) -> Array:
 
 
 def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:
-    """The standard deviation pulled back to that of the conditional output: arXiv 2305.08891, section 3.4."""
-    phi = rows.column("rescale")[:, 0]  # [S]
-    if not bool(xp.any(phi > 0)):
-        return guided
-    deviation = xp.std(xp.stack([guided, rows.cond]), axis=2, correction=1)  # [2, S]
-    ratio = deviation[1] / xp.where(phi > 0, deviation[0], 1)  # [S]; a row of variant `zero` has no deviation
-    factor = 1 + phi * (ratio - 1)  # [S]
-    return xp.where((phi > 0)[:, None], guided * factor[:, None], guided)
+    """The standard deviation pulled back to that of the conditional output, as far as `rescale` says: arXiv 2305.08891, section 3.4."""
+    both = xp.stack([guided, rows.cond])  # [2, S, D]
+    both -= xp.mean(both, axis=2, keepdims=True)
+    both *= both
+    spread = xp.sum(both, axis=2)  # [2, S], of which only the ratio matters
+    ratio = xp.sqrt(spread[1] / (spread[0] + TINY))  # [S]; a row of variant `zero` has no deviation
+    factor = 1 + rows.column("rescale")[:, 0] * (ratio - 1)  # [S]
+    return guided * factor[:, None]
 
 
 VARIANTS: Mapping[str, Callable[[ModuleType, Rows], Array]] = {"apg": apg, "cfg_zero_star": zero_star, "tcfg": tcfg, "zero": zero}

@@ -15,7 +15,7 @@ from pipelines.params import guided_steps, step_scales
 
 COLUMNS = ("scale", "rescale", "perturbed", "eta", "norm_threshold", "momentum")
 KINDS = ("pag", "seg")  # how an output may be disturbed
-MOMENTUM, PERTURBED = COLUMNS.index("momentum"), COLUMNS.index("perturbed")
+SCALE, RESCALE, PERTURBED, MOMENTUM = map(COLUMNS.index, ("scale", "rescale", "perturbed", "momentum"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,10 @@ class Plan:
 
     def guided(self, row: int) -> bool:
         """Whether the row needs the unconditional output too."""
-        return bool(self.columns[row, 0] != 1)
+        return bool(self.columns[row, SCALE] != 1)
+
+    def rescaled(self, row: int) -> bool:
+        return bool(self.columns[row, RESCALE])
 
     def unet_rows(self, row: int) -> int:
         """What the row costs."""
@@ -45,7 +48,7 @@ class Plan:
 
     @property
     def ever_guided(self) -> bool:
-        return bool((self.columns[:, 0] != 1).any())
+        return bool((self.columns[:, SCALE] != 1).any())
 
     def remembers_at(self, row: int) -> bool:
         return bool(self.columns[row, MOMENTUM])
@@ -73,6 +76,6 @@ def plan(guidance: float, rescale: float, options: Mapping[str, Any], step: NDAr
     perturbed = np.where(np.isin(step, guided_steps(known, steps)), weight, 0.0)  # [R]
     columns = np.stack([scale, *(np.where(guided, known.get(name, 0), 0) for name in COLUMNS[1:])], axis=1, dtype=np.float32)
     columns[:, PERTURBED] = perturbed
-    columns[:, 1] = np.where(guided | (perturbed > 0), float(str(known["rescale"])), 0.0)
+    columns[:, RESCALE] = np.where(guided | (perturbed > 0), float(str(known["rescale"])), 0.0)
     variants = tuple("zero" if z else variant if g else "cfg" for z, g in zip(zero, guided, strict=True))
     return Plan(variants, columns, mark)

@@ -37,15 +37,18 @@ from pipelines.tokens import Tokenizer
 from pipelines.upscaler import PART, Recipe, Upscaler, features
 
 Array = Any
-Compile = Callable[[str, Worn], openvino.CompiledModel]
+Compile = Callable[..., openvino.CompiledModel]  # of a form, what it wears, and the one size of call that it takes, if it is one
 Requests = list[openvino.InferRequest]
+Call = tuple[int, int, int, int]  # rows, height and width of latents, length of prompts
 GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     "unet": unet.build, "unet_remember": unet.build_remember, "unet_recall": unet.build_recall,
     "vae": vae.build, "vae_encoder": vae.build_encoder, "text_encoder": clip.build,
     PART: tiny_unet.build,
 }  # fmt: skip
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
-CACHE_FORMAT = 5  # raised when a graph is built in another way, or what is noted of it means something else
+WHOLE = 32  # models made for latents of at most 32 x 32 places do attention step by step, not in one operation by pieces
+CACHE_FORMAT = 6  # raised when a graph is built in another way, or what is noted of it means something else
+PLAINLY = {"SNIPPETS_MODE": "DISABLE"}
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
 
@@ -53,6 +56,15 @@ def fastest_precision(core: openvino.Core | None = None) -> str:
     """bfloat16 where the CPU multiplies it natively, else float32."""
     can = (core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bfloat16" if "BF16" in can else "float32"
+
+
+def takes(hints: Mapping[str, str]) -> bool:
+    """Whether this build of OpenVINO knows these properties of a CPU."""
+    try:
+        openvino.Core().set_property("CPU", dict(hints))
+    except RuntimeError:
+        return False
+    return True
 
 
 class Compiler:
@@ -68,13 +80,13 @@ class Compiler:
         self.controlnets = unused(controlnets)
         self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
 
-    def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = ()) -> openvino.CompiledModel:
-        """`part` is one of GRAPHS; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk.
-        Raises NoGraph, FileNotFoundError or LoraError.
+    def compile(self, part: str, precision: str, streams: int = 1, worn: Worn = (), call: Call | None = None) -> openvino.CompiledModel:
+        """`part` is one of GRAPHS; `precision` float32 or bfloat16. What wears LoRAs is not kept on disk. A U-Net that takes one size of
+        `call` alone is quicker to start. Raises NoGraph, FileNotFoundError or LoraError.
         """
         folder = FOLDERS.get(part, part)
-        hints, deltas = self._hints(precision, streams), self.loras.deltas(folder, worn)
-        path = None if deltas else self._path(part, hints)
+        hints, deltas = self._hints(part, precision, streams), self.loras.deltas(folder, worn)
+        path = None if deltas else self._path(part, hints, call)
         if path and path.exists():
             try:
                 return self._core.import_model(path.read_bytes(), "CPU", hints)
@@ -83,6 +95,8 @@ class Compiler:
                 path.with_suffix(".json").unlink(missing_ok=True)
         rounding = {"int8": True} if folder == "unet" and self._int8 else {}
         model = GRAPHS[part](Changed(self._said.folder / folder, deltas), self._said.configs[folder], **rounding)
+        if call:
+            model.reshape(_shapes(model, call))
         compiled = self._core.compile_model(model, "CPU", hints)
         if path:
             _keep(path, compiled)
@@ -90,25 +104,49 @@ class Compiler:
 
     def forms(self, precision: str, streams: int = 1) -> Compile:
         """`compile` of a U-Net's forms, with LoRAs or without."""
-        return lambda form, worn: self.compile(form, precision, streams, worn)
+        return lambda form, worn, call=None: self.compile(form, precision, streams, worn, call)
 
     def note(self, part: str, precision: str, streams: int = 1) -> Path | None:
         """A file beside what `compile` keeps for the same arguments, for what is true of that build alone."""
-        path = self._path(part, self._hints(precision, streams))
+        path = self._path(part, self._hints(part, precision, streams))
         return path and path.with_suffix(".json")
 
-    def _hints(self, precision: str, streams: int) -> dict[str, str]:
-        return {
+    def _hints(self, part: str, precision: str, streams: int) -> dict[str, str]:
+        """A small U-Net is compiled without OpenVINO's own fused kernels: those of a graph of one size and of one of any size round
+        differently, and they gain nothing there. For large latents they are what keeps attention out of memory.
+        """
+        hints = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(streams), **({"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}),
         }  # fmt: skip
+        return hints | (PLAINLY if FOLDERS.get(part, part) == "unet" and self.small and takes(PLAINLY) else {})
 
-    def _path(self, part: str, hints: Mapping[str, str]) -> Path | None:
+    @property
+    def small(self) -> bool:
+        """Whether the U-Net was made for so few places that starting its operations takes a good part of its time."""
+        size = self._said.configs["unet"].get("sample_size") or 64
+        return (max(size) if isinstance(size, list | tuple) else int(size)) <= WHOLE
+
+    def _path(self, part: str, hints: Mapping[str, str], call: Call | None = None) -> Path | None:
         if self._cache is None:
             return None
         decides = [CACHE_FORMAT, openvino.get_version(), self._said.card.hash, part, sorted(hints.items()), os.cpu_count(), processor()]
+        decides += [call] if call else []
         decides += ["int8"] if FOLDERS.get(part, part) == "unet" and self._int8 else []
-        return self._cache / f"{part}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]}.blob"
+        return self._cache / f"{part}{'_usual' * bool(call)}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]}.blob"
+
+
+def _shapes(model: openvino.Model, call: Call) -> dict[Any, openvino.PartialShape]:
+    """The inputs of a U-Net's graph where rows, latents and prompts have one size."""
+    rows, height, width, length = call
+    sizes = {"x": (rows, None, height, width), "context": (rows, length)}
+    shapes = {}
+    for given in model.inputs:
+        shapes[given] = given.get_partial_shape()
+        for axis, size in enumerate(sizes.get(given.get_any_name(), (rows,))):
+            if size is not None:
+                shapes[given][axis] = size
+    return shapes
 
 
 def processor() -> str:
@@ -139,6 +177,27 @@ class OpenVinoDenoiser:
         self._plain = {"unet": _requests(compile("unet", ()), streams)}
         self._make: Callable[[str, Worn], Requests] = lambda form, worn: _requests(compile(form, worn), streams)
         self._dressed: Kept[tuple[str, Worn], Requests] = Kept(lambda key: self._make(*key), KEPT)
+        self._usual: tuple[Call, Requests] | None = None
+        self._compile, self._streams = compile, streams
+
+    def specialize(self, latent: tuple[int, int, int], length: int) -> bool:
+        """A U-Net for the calls of one guided picture of this size alone, [C, h, w] with prompts of `length` tokens, which takes a tenth
+        less time there. Nothing else changes: it is not used, and the answer is False, where its bits are others. May be called while
+        another thread asks the model.
+        """
+        channels, height, width = latent
+        call = max(1, 2 // self._streams), height, width, length
+        compiled = self._compile("unet", (), call)
+        requests = _requests(compiled, self._streams)
+        general = self._plain["unet"][0].get_compiled_model().create_infer_request()
+        rng = np.random.default_rng(0)
+        asked = self._inputs(
+            rng.standard_normal((call[0], channels, height, width), dtype=np.float32), np.linspace(1, 999, call[0], dtype=np.float32),
+            rng.standard_normal((call[0], length, self._config.get("cross_attention_dim", 1280)), dtype=np.float32), (), None,
+        )  # fmt: skip
+        same = bool(np.array_equal(requests[0].infer(asked)[0], general.infer(asked)[0]))
+        self._usual = (call, requests) if same else None
+        return same
 
     def __call__(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
@@ -160,10 +219,10 @@ class OpenVinoDenoiser:
 
     def _inputs(self, x: Array, timestep: Array, context: Array, marks: Sequence[str], told: Array | None) -> dict[str, Array]:
         assert told is None, "there is no graph of a model that is told more"
-        words = list(marks) or [""] * len(x)
+        unmarked = None if marks else np.zeros((len(x), 1, 1), np.float32)
         return {
             "x": x, "time": unet.time_embedding(np.asarray(timestep), self._config), "context": context,
-            "pag": _marked(words, "pag"), "seg": _marked(words, "seg"),
+            "pag": _marked(marks, "pag") if unmarked is None else unmarked, "seg": _marked(marks, "seg") if unmarked is None else unmarked,
         }  # fmt: skip
 
     def _ask(self, form: str, worn: Worn, inputs: Mapping[str, Array]) -> list[Array]:
@@ -171,11 +230,16 @@ class OpenVinoDenoiser:
         requests = self._requests(form, worn)
         rows = len(inputs["x"])
         cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(requests))) if len(cut)]
-        for request, cut in zip(requests, cuts, strict=False):
+        usual = self._usual if form == "unet" and not worn else None
+        started = []
+        for place, cut in enumerate(cuts):
             part = slice(int(cut[0]), int(cut[-1]) + 1)
-            request.start_async({name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()})
+            given = {name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()}
+            fits = usual and usual[0] == (len(cut), *inputs["x"].shape[2:], inputs["context"].shape[1])
+            started.append((usual[1] if usual and fits else requests)[place])
+            started[-1].start_async(given)
         found = []
-        for request, _ in zip(requests, cuts, strict=False):
+        for request in started:
             request.wait()
             found.append([tensor.data.copy() for tensor in request.output_tensors])
         return found[0] if len(found) == 1 else [np.concatenate(parts) for parts in zip(*found, strict=True)]

@@ -119,7 +119,7 @@ def test_rows_of_all_variants_at_once_are_those_of_each_alone_on_numpy_and_torch
 
 
 def test_rows_without_a_variant_are_what_they_always_were() -> None:
-    """Among rows of other variants, plain guidance and its rescale are the formula, operation by operation."""
+    """Among rows of other variants, plain guidance and its rescale are the formula; nothing of it touches a row that asks for none."""
     rows = some_rows(3, {"momentum": -0.5, "rescale": 0.7}, np.float32)
     rows.columns[1, 1:] = 0
     rows.columns[2, :] = [1, 0, 0, 0, 0, 0]
@@ -128,8 +128,10 @@ def test_rows_without_a_variant_are_what_they_always_were() -> None:
     raw, _ = guidance.combine(XP, rows, ["cfg", "tcfg", "cfg"])
     guided = rows.uncond[0] + np.float32(3) * (rows.cond[0] - rows.uncond[0])
     factor = 1 + np.float32(0.7) * (rows.cond[0].std(ddof=1) / guided.std(ddof=1) - 1)
-    np.testing.assert_array_equal(raw[0], guided * factor)
+    np.testing.assert_allclose(raw[0], guided * factor, rtol=1e-6)
     np.testing.assert_array_equal(raw[2], rows.cond[2])
+    alone, _ = guidance.combine(XP, replace(rows.take(XP, np.array([2])), average=None), ["cfg"], pulled=False)
+    np.testing.assert_array_equal(alone[0], raw[2])
 
 
 def test_outputs_that_are_zero_or_equal_give_no_nan() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from pipelines.checkpoint_folder import describe
 from pipelines.denoiser import batch_invariant
@@ -17,7 +20,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.events import Finished
 from pipelines.engine.sample import Sample
 from pipelines.loading import load
-from pipelines.openvino_model import Compiler, OpenVinoDenoiser, OpenVinoStages
+from pipelines.openvino_model import PLAINLY, Compiler, OpenVinoDenoiser, OpenVinoStages, takes
 from pipelines.params import GenerationParams
 from pipelines.planning import table_for
 from pipelines.text_to_image import denoise, encode_prompt
@@ -123,13 +126,83 @@ def test_bfloat16_on_the_shipped_model_stays_within_a_hundredth() -> None:
 def test_each_part_is_compiled_once_and_in_its_precision(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, compile = [], Compiler.compile
 
-    def noted(self: Compiler, part: str, precision: str, streams: int = 1, worn: Any = ()) -> Any:
+    def noted(self: Compiler, part: str, precision: str, *further: Any) -> Any:
         made.append((part, precision))
-        return compile(self, part, precision, streams)
+        return compile(self, part, precision, *further)
 
     monkeypatch.setattr(Compiler, "compile", noted)
     opened(toy, "bfloat16", cache=tmp_path)
     assert made == [("text_encoder", "float32"), ("vae", "bfloat16"), ("unet", "bfloat16")]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_usual_call_has_its_own_graph_and_no_bit_changes(precision: str, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shipped model: its twin takes calls of any size, and gives the same bits."""
+    said = describe(MINI)
+    compiler, calls = Compiler(said, None, threads=streams), []
+    plain, quick = (OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams) for _ in range(2))
+    assert quick.specialize((4, 16, 16), 32)
+    call, [request, *_] = quick._usual
+    assert call == (2 // streams, 16, 16, 32)
+
+    class Noted:
+        """A stream that tells of what it is asked."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(request, name)
+
+        def start_async(self, given: dict[str, np.ndarray]) -> None:
+            calls.append(given["x"].shape)
+            request.start_async(given)
+
+    monkeypatch.setattr(quick, "_usual", (call, [Noted(), *quick._usual[1][1:]]))
+    for rows, size, length in ((2, 16, 32), (2, 16, 64), (3, 16, 32), (2, 24, 32), (1, 16, 32), (2, 16, 32)):
+        rng = np.random.default_rng(rows)
+        x, context = (rng.standard_normal(shape, dtype=np.float32) for shape in ((rows, 4, size, size), (rows, length, 192)))
+        told = x, np.linspace(990, 3, rows, dtype=np.float32), context
+        assert np.array_equal(plain(*told), quick(*told))
+    assert len(calls) == (2 if streams == 1 else 3)  # one row in one stream is a call of two streams, too
+    assert {shape[2:] for shape in calls} == {(16, 16)}
+
+
+def test_a_graph_of_one_size_whose_bits_are_others_is_not_used(toy: Path) -> None:
+    """And a large model has none."""
+    said = describe(toy)
+    compiler = Compiler(said, None, threads=1)
+    usual = compiler.forms("float32")
+    denoiser = OpenVinoDenoiser(
+        lambda form, worn, call=None: usual(form, worn, call) if call is None else compiler.compile(form, "bfloat16", call=call),
+        said.configs["unet"],
+    )
+    assert compiler.small
+    assert not denoiser.specialize((4, 16, 16), 32)
+    assert denoiser._usual is None
+    large = replace(said, configs=dict(said.configs) | {"unet": dict(said.configs["unet"]) | {"sample_size": 64}})
+    assert not Compiler(large, None, threads=1).small
+
+
+def test_a_property_that_this_openvino_does_not_know_is_not_asked_for() -> None:
+    assert takes(PLAINLY)
+    assert not takes({"SNIPPETS_MOOD": "DISABLE"})
+
+
+def test_a_worker_that_cannot_have_its_own_graph_goes_on_without(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = Compiler.compile
+
+    def full(self: Compiler, part: str, precision: str, streams: int = 1, worn: Any = (), call: Any = None) -> Any:
+        if call:
+            raise MemoryError
+        return compile(self, part, precision, streams, worn)
+
+    monkeypatch.setattr(Compiler, "compile", full)
+    with capture_logs() as told:
+        model = open_model(WorkerSettings(redis_url="redis://nowhere", model=str(toy), backend="openvino", threads=1, data_dir=tmp_path))
+        for thread in threading.enumerate():
+            if thread.name == "specialize":
+                thread.join()
+    assert [(line["event"], line["reason"]) for line in told if line["event"] == "not_specialized"] == [("not_specialized", "MemoryError")]
+    assert model.engine.free_slots
 
 
 def test_a_second_start_reads_no_weights(tmp_path: Path) -> None:

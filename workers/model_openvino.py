@@ -6,13 +6,17 @@ import json
 import os
 import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
+import structlog
 
 from pipelines.checkpoint_folder import Described
 from pipelines.openvino_model import Compiler, OpenVinoDenoiser, OpenVinoStages, fastest_precision
 from workers.model import ModelRefused, Opened
 from workers.settings import WorkerSettings
+
+log = structlog.get_logger("worker")
 
 ROWS = (2, 8)  # one guided picture, and a crowd
 REPEATS = 3
@@ -37,9 +41,22 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
+    if compiler.small:
+        Thread(target=_specialize, args=(denoiser, stages, said.tokens), name="specialize").start()
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
+
+
+def _specialize(denoiser: OpenVinoDenoiser, stages: OpenVinoStages, tokens: int) -> None:
+    """Beside the first pictures: a second of compiling where there is no cache yet. Who has no memory left for it goes on without."""
+    card = stages.card
+    try:
+        shape = stages.unet_channels, *stages.latent_shape(card.width, card.height)[1:]
+        if not denoiser.specialize(shape, tokens):
+            log.info("not_specialized", reason="its bits are others on this processor")
+    except (OSError, RuntimeError, MemoryError) as error:
+        log.warning("not_specialized", reason=type(error).__name__)
 
 
 def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:

@@ -42,6 +42,7 @@ class Engine:
         self._preview_interval_s = preview_interval_s
         self._flying: dict[str, InFlight] = {}
         self._pools: dict[Shape, SlotPool] = {}
+        self._asked: tuple[list[int], Array] = ([], None)
         self._arrivals = 0
         self._tick = 0
 
@@ -160,23 +161,29 @@ class Engine:
         scalars = self._upload(told)
         guided = [i for i, f in enumerate(batch) if f.guided]
         marked = [i for i, f in enumerate(batch) if f.mark]
-        index = self._upload(np.array([*range(len(batch)), *guided, *marked], np.int64))  # [R], cond rows first
+        index = self._places([*range(len(batch)), *guided, *marked])  # [R], cond rows first
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
         rows = xp.take(seen, index, axis=0)  # [R, D]
         timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
         asked = [f.ask("cond") for f in batch] + [batch[i].ask("uncond") for i in guided] + [batch[i].ask("disturbed") for i in marked]
-        latents = self._beside(xp.reshape(rows, (-1, *shape)), [batch[i] for i in (*range(len(batch)), *guided, *marked)])
+        latents = self._beside(xp.reshape(rows, (-1, *shape)), batch, guided, marked)
         out = self._calls(latents, timestep, asked)  # [R, D]
         cond, rest = out[: len(batch)], out[len(batch) :]  # [S, D]
         uncond = self._among(cond, guided, rest[: len(guided)])
         return x, scalars, cond, uncond, self._among(cond, marked, rest[len(guided) :]) if marked else None
 
-    def _beside(self, latents: Array, flights: list[InFlight]) -> Array:
+    def _places(self, rows: list[int]) -> Array:
+        """[R] on the device, kept while the same rows come again, as they mostly do from tick to tick."""
+        if rows != self._asked[0]:
+            self._asked = rows, self._upload(np.array(rows, np.int64))
+        return self._asked[1]
+
+    def _beside(self, latents: Array, batch: list[InFlight], guided: list[int], marked: list[int]) -> Array:
         """Latents [R, C, h, w] with what an inpainting model sees beside them: all rows have it, or none."""
-        seen = [f.start.beside for f in flights if f.start.beside is not None]  # of [1 + C, h, w]
-        if not seen:
+        if all(f.start.beside is None for f in batch):
             return latents
-        assert len(seen) == len(flights), "an inpainting model draws nothing else"
+        seen = [beside for i in (*range(len(batch)), *guided, *marked) if (beside := batch[i].start.beside) is not None]  # of [1 + C, h, w]
+        assert len(seen) == len(latents), "an inpainting model draws nothing else"
         return self._xp.concat([latents, self._upload(np.stack(seen))], axis=1)
 
     def _among(self, cond: Array, places: list[int], out: Array) -> Array:
@@ -211,7 +218,8 @@ class Engine:
     def _guide(self, pool: SlotPool, batch: list[InFlight], rows: guidance.Rows) -> Array | None:
         """Put what the rows' sums read of the model's answers into the pool; the next averages [s, D]."""
         slots = [f.slot for f in batch]
-        raw, average = guidance.combine(self._xp, rows, [f.variant for f in batch])  # [s, D]
+        variants, unguided, pulled = [f.variant for f in batch], not all(f.guided for f in batch), any(f.rescaled for f in batch)
+        raw, average = guidance.combine(self._xp, rows, variants, unguided=unguided, pulled=pulled)  # [s, D]
         denoised = rows.c_skip * rows.x + rows.c_out * raw  # [s, D]
         pool.write(DENOISED, slots, denoised)
         if any(UNCONDITIONAL in f.sums[f.row].reads for f in batch):

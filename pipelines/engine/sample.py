@@ -123,6 +123,11 @@ class InFlight:
         return self.sample.plan.guided(self.row)
 
     @property
+    def rescaled(self) -> bool:
+        """Whether the next row's guidance is."""
+        return self.sample.plan.rescaled(self.row)
+
+    @property
     def mark(self) -> str:
         """How the next row's third output is disturbed; empty where it has none."""
         return self.sample.plan.mark_at(self.row)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,16 @@ def check(config: Config) -> None:
 def time_embedding(timestep: NDArray[np.float32], config: Config) -> NDArray[np.float32]:
     """[R] -> [R, c0]: diffusers' get_timestep_embedding, in single precision."""
     half = config["block_out_channels"][0] // 2
-    exponent = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(half - config.get("freq_shift", 0))
-    angles = timestep.astype(np.float32)[:, None] * np.exp(exponent, dtype=np.float32)  # [R, half]
+    angles = timestep.astype(np.float32)[:, None] * _frequencies(half, config.get("freq_shift", 0))  # [R, half]
     waves = [np.sin(angles), np.cos(angles)]
     return np.concatenate(waves[::-1] if config.get("flip_sin_to_cos", True) else waves, axis=1)
+
+
+@lru_cache
+def _frequencies(half: int, shift: float) -> NDArray[np.float32]:
+    exponent = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
+    frequencies: NDArray[np.float32] = np.exp(exponent, dtype=np.float32)
+    return frequencies
 
 
 def build(weights: Weights, config: Config, *, int8: bool = False) -> openvino.Model:
