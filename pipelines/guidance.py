@@ -129,13 +129,14 @@ def away(xp: ModuleType, guided: Array, rows: Rows) -> Array:
 
 def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:
     """The standard deviation pulled back to that of the conditional output, as far as `rescale` says: arXiv 2305.08891, section 3.4."""
-    both = xp.stack([guided, rows.cond])  # [2, S, D]
-    both -= xp.mean(both, axis=2, keepdims=True)
+    width, rescale = guided.shape[1], rows.column("rescale")  # [S, 1]
+    both = xp.concat([guided, rows.cond], axis=0)  # [2 S, D]
+    both -= xp.sum(both, axis=1, keepdims=True) / width
     both *= both
-    spread = xp.sum(both, axis=2)  # [2, S], of which only the ratio matters
-    ratio = xp.sqrt(spread[1] / (spread[0] + TINY))  # [S]; a row of variant `zero` has no deviation
-    factor = 1 + rows.column("rescale")[:, 0] * (ratio - 1)  # [S]
-    return guided * factor[:, None]
+    spread = xp.sum(both, axis=1, keepdims=True)  # [2 S, 1], of which only the ratio matters
+    half = spread.shape[0] // 2
+    ratio = (spread[half:] / (spread[:half] + TINY)) ** 0.5  # [S, 1]; a row of variant `zero` has no deviation
+    return guided * (1 + rescale * (ratio - 1))
 
 
 VARIANTS: Mapping[str, Callable[[ModuleType, Rows], Array]] = {"apg": apg, "cfg_zero_star": zero_star, "tcfg": tcfg, "zero": zero}

@@ -60,8 +60,10 @@ def fastest_precision(core: openvino.Core | None = None) -> str:
 
 def takes(hints: Mapping[str, str]) -> bool:
     """Whether this build of OpenVINO knows these properties of a CPU."""
+    core = openvino.Core()
+    core.get_versions("CPU")  # loads the plugin: before, anything is taken
     try:
-        openvino.Core().set_property("CPU", dict(hints))
+        core.set_property("CPU", dict(hints))
     except RuntimeError:
         return False
     return True
@@ -179,6 +181,10 @@ class OpenVinoDenoiser:
         self._dressed: Kept[tuple[str, Worn], Requests] = Kept(lambda key: self._make(*key), KEPT)
         self._usual: tuple[Call, Requests] | None = None
         self._compile, self._streams = compile, streams
+
+    def upload(self, array: Array) -> Array:
+        """Registers are on the host."""
+        return array
 
     def specialize(self, latent: tuple[int, int, int], length: int) -> bool:
         """A U-Net for the calls of one guided picture of this size alone, [C, h, w] with prompts of `length` tokens, which takes a tenth

@@ -163,8 +163,8 @@ class Engine:
         marked = [i for i, f in enumerate(batch) if f.mark]
         index = self._places([*range(len(batch)), *guided, *marked])  # [R], cond rows first
         seen = x * scalars[:, 0:1] if told[:, 0].all() else prediction.seen(xp, x, scalars[:, 0:1])  # [S, D]
-        rows = xp.take(seen, index, axis=0)  # [R, D]
-        timestep = xp.take(scalars[:, 1], index, axis=0)  # [R]
+        rows = seen[index]  # [R, D]
+        timestep = scalars[index, 1]  # [R]
         asked = [f.ask("cond") for f in batch] + [batch[i].ask("uncond") for i in guided] + [batch[i].ask("disturbed") for i in marked]
         latents = self._beside(xp.reshape(rows, (-1, *shape)), batch, guided, marked)
         out = self._calls(latents, timestep, asked)  # [R, D]
