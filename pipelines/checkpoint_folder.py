@@ -8,7 +8,6 @@ previews.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +26,11 @@ from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 from pipelines.sources import local, slug
 from pipelines.upscaler import METHOD, PART, Recipe
-from pipelines.weight_files import numbers_in
+from pipelines.weight_files import numbers_in, read_object
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
+MOST_BLOCKS = 8  # of a VAE, each of which halves the sides: latents of a 128th
+LEAST_TOKENS = 3  # start, a word and end
 HASHED = {".safetensors", ".json", ".txt"}
 OF_SD = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
 OF_SDXL = ("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline")
@@ -90,9 +91,10 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     parameters = sum(numbers_in(folder / part) for part in parts)
     if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):  # Playground's: no scaling factor says it
         raise CheckpointError(f"the VAE of {folder.name} normalises each channel of its latents, which is not done here", "unsupported_vae")
-    if not isinstance(configs["vae"]["block_out_channels"], list):
-        raise TypeError("block_out_channels of the VAE is no list")
-    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    blocks = configs["vae"]["block_out_channels"]
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MOST_BLOCKS:
+        raise TypeError(f"block_out_channels of the VAE is no list of 1 to {MOST_BLOCKS}")
+    factor = 2 ** (len(blocks) - 1)
     tokens = _tokens(folder, configs["text_encoder"])
     named = {"id": name, "title": folder.resolve().name if folder.name == name else name} | extra
     card = build_card(folder, named, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
@@ -170,7 +172,10 @@ def _kinds(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> tuple[str,
 
 def _tokens(folder: Path, text: Mapping[str, Any]) -> int:
     said = read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 77)
-    return min(int(said), int(text.get("max_position_embeddings", 77)))
+    found = min(int(said), int(text.get("max_position_embeddings", 77)))
+    if found < LEAST_TOKENS:
+        raise ValueError(f"a prompt of {found} tokens holds no word")
+    return found
 
 
 def _solvers(folder: Path, further: Path | None, ladder: Ladder) -> dict[str, Solver]:
@@ -207,6 +212,10 @@ def build_card(
         raise CheckpointError(f"celadon.json has schema {extra['schema']}; this program reads schema 1")
     defaults = Defaults(**_usual(folder, unet) | extra.get("defaults", {}))
     width, height = extra.get("width", trained_px), extra.get("height", trained_px)
+    largest = extra.get("max_width", max(LIMIT_PX, 2 * width)), extra.get("max_height", max(LIMIT_PX, 2 * height))
+    for side, most in zip((width, height), largest, strict=True):
+        if type(side) is not int or type(most) is not int or not 0 < side <= most or side % factor:
+            raise ValueError(f"pictures of {width} x {height}, at most {largest[0]} x {largest[1]}, in steps of {factor}, cannot be")
     return ModelCard(
         id=slug(extra["id"]),
         title=extra["title"],
@@ -216,8 +225,8 @@ def build_card(
         prediction_type=ladder.prediction_type,
         width=width,
         height=height,
-        max_width=extra.get("max_width", max(LIMIT_PX, 2 * width)),
-        max_height=extra.get("max_height", max(LIMIT_PX, 2 * height)),
+        max_width=largest[0],
+        max_height=largest[1],
         size_multiple=factor,
         max_steps=1000,
         max_prompt_tokens=prompt_tokens,
@@ -252,7 +261,9 @@ def perturbable(unet: Mapping[str, Any]) -> bool:
 def checkpoint_hash(folder: Path) -> str:
     """Sixteen hex digits of the SHA-256 over everything that decides a picture: weights, configs, vocabulary."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in HASHED):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in HASHED and not p.is_dir()):
+        if not path.is_file():
+            raise CheckpointError(f"{path.relative_to(folder)} is no file, or one that is linked to and not there")
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
@@ -261,14 +272,11 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(
-            f"{path.parent.name}/{path.name} is missing: it is not a whole checkpoint in diffusers layout", "not_diffusers"
-        )
+    """Raises CheckpointError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.parent.name}/{path.name} is no JSON", "bad_config") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.parent.name}/{path.name} is no JSON object", "bad_config")
-    return data
+        return read_object(path)
+    except FileNotFoundError as error:
+        message = f"{path.parent.name}/{path.name} is missing: it is not a whole checkpoint in diffusers layout"
+        raise CheckpointError(message, "not_diffusers") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.parent.name}/{path.name} cannot be read as JSON: {error}", "bad_config") from error

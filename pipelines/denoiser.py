@@ -125,12 +125,14 @@ def place_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array
     return all(bool(xp.all(answers(turn) == first)) for turn in range(1, rows))
 
 
-def warm_up(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0, rows: int = 2) -> None:
-    """One call, so that the first job does not wait for kernels; if not said, of a guided picture's two rows. Arguments as above."""
+def warm_up(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0, rows: int = 2) -> Array:
+    """One call, so that the first job does not wait for kernels; if not said, of a guided picture's two rows. What it answers [R, C, h, w];
+    arguments as above.
+    """
     xp, rng = denoiser.xp, np.random.default_rng(2)
     x = xp.asarray(rng.standard_normal((rows, *shape), dtype=np.float32), device=denoiser.device)  # [R, C, h, w]
     t = xp.asarray(np.linspace(1, 999, rows, dtype=np.float32), device=denoiser.device)  # [R]
-    denoiser(x, t, xp.stack([context] * rows), *_told(denoiser, rng.random((rows, width), dtype=np.float32))(slice(rows)))
+    return denoiser(x, t, xp.stack([context] * rows), *_told(denoiser, rng.random((rows, width), dtype=np.float32))(slice(rows)))
 
 
 def _told(denoiser: Model, rows: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:

@@ -6,7 +6,6 @@ definition. Levels are part of a table, so a solver has no schedule beside its o
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from pipelines.rows import Row, Terms
 from pipelines.sampler_list import SAMPLERS
 from pipelines.samplers import assembled
 from pipelines.step_table import BASIS, STATE, StepTable
+from pipelines.weight_files import read_object
 
 MOST_ROWS = 1000
 FILE_KEYS = {"schema", "id", "name", "tables"}
@@ -74,10 +74,10 @@ def read_solvers(folders: Iterable[Path], ladder: Ladder) -> dict[str, Solver]:
     found: dict[str, Solver] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
         try:
-            solver = parsed(json.loads(path.read_text()), ladder)
+            solver = parsed(read_object(path), ladder)
             if solver.id in found:
                 raise SolverError(f"the id {solver.id!r} is that of another file, too")
-        except (ValueError, UnicodeDecodeError) as error:  # JSONDecodeError is a ValueError
+        except (ValueError, FileNotFoundError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             raise SolverError(f"{path.name}: {error}") from error
         found[solver.id] = solver
     return found

@@ -23,6 +23,7 @@ WHY_NOT_PICKLES = (
     "pickled weights run any code that their author put into them, so only safetensors are read: convert it where you trust it"
 )
 HEADER_BYTES = 100_000_000  # as the safetensors library itself has it
+JSON_BYTES = 16_000_000  # of configs, of which the largest are lists of words and of shards
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8,
         "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8}  # fmt: skip
 EXPONENTS: Mapping[str, tuple[Any, int]] = {  # all of these bits set: infinite, or no number
@@ -57,13 +58,30 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in read_object(index)["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index.name} cannot be read", "weights_unreadable") from error
     for name in names:
         if Path(name).name != name or not (index.parent / name).exists():
             raise CheckpointError(f"{index.name} names a file that is not beside it", "weights_missing")
     return names
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError where there is none, FileNotFoundError where there is no file."""
+    if not path.is_file():
+        if path.exists():
+            raise ValueError("it is no file")  # pipes and devices would be read for ever
+        raise FileNotFoundError(path)
+    if path.stat().st_size > JSON_BYTES:
+        raise ValueError(f"it has more than {JSON_BYTES} bytes")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("its brackets are too deep") from error
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
 
 
 def numbers_in(folder: Path) -> int:
@@ -73,6 +91,8 @@ def numbers_in(folder: Path) -> int:
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name. Raises CheckpointError where what it says of itself cannot be."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is no file", "weights_unreadable")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

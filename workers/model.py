@@ -84,6 +84,7 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
     context = stages.encode("").states
     rows: int | None = settings.rows or None
     seen = stages.unet_channels, *shape[1:]
+    _check_numbers(opened, seen, context)
     if rows is None and not _invariant(opened, seen, context):
         rows = fixed_rows(opened.denoiser, seen, context, stages.told.width)
     if opened.warm:
@@ -91,9 +92,25 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
         with opened.recording.warming(sizes) if opened.recording else contextlib.nullcontext():
             made_ready(opened.denoiser, seen, context, stages.told.width, sizes, card.id)
     xp = opened.denoiser.xp
-    stages.begin(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device)).pixels()
+    try:
+        stages.begin(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device)).pixels()
+    except FloatingPointError as error:
+        raise _no_numbers(card.id, "VAE") from error
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
+
+
+def _check_numbers(opened: Opened, shape: tuple[int, int, int], context: Array) -> None:
+    """Before anything is measured: weights that are infinite or no numbers would fail every job one by one. Raises ModelRefused."""
+    xp, stages = opened.denoiser.xp, opened.stages
+    if not bool(xp.all(xp.isfinite(context))):
+        raise _no_numbers(stages.card.id, "text encoder")
+    if not bool(xp.all(xp.isfinite(warm_up(opened.denoiser, shape, context, stages.told.width)))):
+        raise _no_numbers(stages.card.id, "U-Net")
+
+
+def _no_numbers(model: str, part: str) -> ModelRefused:
+    return ModelRefused(f"{model}: its {part} answers with what are no numbers, as where weights are infinite or none (weights_not_finite)")
 
 
 def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> bool:
@@ -128,7 +145,9 @@ def _described(settings: WorkerSettings, source: str, name: str = "") -> Describ
             raise ModelRefused(f"CELADON_{what.upper()}: {folder} is no folder")
     try:
         said = describe(source, solvers, settings.caches)
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
+        raise ModelRefused(f"CELADON_MODEL: {error} ({error.code})") from error
+    except OSError as error:
         raise ModelRefused(f"CELADON_MODEL: {error}") from error
     return replace(said, card=replace(said.card, id=name)) if name else said
 
