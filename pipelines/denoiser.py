@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.controls import Shown
+from pipelines.engine.events import lacks_memory
 from pipelines.prompts import Worn
 
 Array = Any
@@ -75,18 +76,30 @@ class WithMemory:
 
 
 def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> int:
-    """The rows of every call where a row's output is not its own in every batch: few, or 1 where its place among them tells too."""
+    """The rows of every call where a row's output is not its own in every batch: few, or 1 where its place among them tells too, or memory
+    does not hold more.
+    """
     rows = ROWS_ON_CPU if denoiser.device == "cpu" else ROWS_ON_GPU
-    return rows if place_invariant(denoiser, shape, context, width, rows) else 1
+    try:
+        return rows if place_invariant(denoiser, shape, context, width, rows) else 1
+    except Exception as error:
+        if lacks_memory(error):
+            return 1
+        raise
 
 
 def batch_invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> bool:
     """Does a row's output stay bit for bit the same whatever the batch? Measured with random rows at sizes 1 to 8, on a GPU to 32,
-    with prompts of one length and of twice that.
+    with prompts of one length and of twice that. Where memory does not hold them all it is not known, and the answer is no.
 
     `shape` is a latent's (C, h, w); context [L, E]; `width` that of what the model is told beside them.
     """
-    return all(_invariant(denoiser, shape, text, width) for text in (context, denoiser.xp.concat([context, context], axis=0)))
+    try:
+        return all(_invariant(denoiser, shape, text, width) for text in (context, denoiser.xp.concat([context, context], axis=0)))
+    except Exception as error:
+        if lacks_memory(error):
+            return False
+        raise
 
 
 def _invariant(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int) -> bool:

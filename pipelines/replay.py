@@ -19,6 +19,7 @@ import torch
 
 from pipelines.controls import Shown
 from pipelines.denoiser_torch import TorchDenoiser
+from pipelines.engine.events import lacks_memory
 from pipelines.prompts import Worn
 
 Array = Any
@@ -118,6 +119,7 @@ class Replay:
         self._buffers: dict[Place, Buffers] = {}
         self._asked: Counter[Key] = Counter()
         self._worth, self._closed = WORTH, False
+        self._too_large: set[Key] = set()
         self.plainly: Counter[str] = Counter()  # calls by the reason why they were not replayed
 
     @contextmanager
@@ -180,39 +182,44 @@ class Replay:
             return ""
         if self._closed:
             return "recording is closed"
+        if key in self._too_large:
+            return "no memory for a recording"
         self._asked[key] += 1
         if self._asked[key] < self._worth:
             if len(self._asked) > COUNTED:
                 self._asked.clear()
             return "not asked often"
         del self._asked[key]
-        self._closed = not self._record(key, call)
-        return "recording is closed" if self._closed else ""
+        try:
+            self._record(key, call)
+        except RuntimeError as error:  # torch's lack of memory is one; a capture that ends in vain may hide it
+            self._tell("not_recorded", **_facts(key), reason=str(error).partition("\n")[0])
+            if not any(lacks_memory(e) for e in (error, error.__context__) if e):
+                self._closed = True  # what it is holds for the next one too
+                return "recording is closed"
+            self._too_large = {key} | (self._too_large if len(self._too_large) < COUNTED else set())
+            return "no memory for a recording"
+        return ""
 
-    def _record(self, key: Key, call: tuple[Array, Array, Array, Array | None]) -> bool:
-        """Whether there is a graph of this kind from now on, and no more of them than there may be. Where one fails, no other is tried."""
-        given, facts = self._plain.given(*call), {"latent": key[0], "tokens": key[1], "rows": key[2]}
+    def _record(self, key: Key, call: tuple[Array, Array, Array, Array | None]) -> None:
+        """From now on there is a graph of this kind, and no more of them than there may be. Raises RuntimeError."""
+        given = self._plain.given(*call)
         buffers = self._buffers.get(key[:2]) or self._made(*given)
         work = partial(buffers.run, key[2], self._plain.evaluate)
         buffers.fill(*given)
-        try:
-            again = self._recorder.record(work)
-            work()
-            wanted = buffers.out[: key[2]].clone()
-            buffers.out.zero_()
-            again()
-            if not torch.allclose(buffers.out[: key[2]], wanted, rtol=0, atol=0, equal_nan=True):
-                raise RuntimeError("a replay answers other bits than the plain call")
-        except RuntimeError as error:  # out of memory is one of them
-            self._tell("not_recorded", **facts, reason=str(error).partition("\n")[0])
-            return False
+        again = self._recorder.record(work)
+        work()
+        wanted = buffers.out[: key[2]].clone()
+        buffers.out.zero_()
+        again()
+        if not torch.allclose(buffers.out[: key[2]], wanted, rtol=0, atol=0, equal_nan=True):
+            raise RuntimeError("a replay answers other bits than the plain call")
         self._graphs[key], self._buffers[key[:2]] = again, buffers
         if len(self._graphs) > self._most:  # the recording waited for the device, so the oldest is not under way
             self._graphs.popitem(last=False)
         kept = {key[:2] for key in self._graphs}
         self._buffers = {place: of for place, of in self._buffers.items() if place in kept}
-        self._tell("recorded", **facts)
-        return True
+        self._tell("recorded", **_facts(key))
 
     def _made(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, told: torch.Tensor | None) -> Buffers:
         """Of zeros: whatever lies in rows that fill up, it is finite."""
@@ -227,3 +234,8 @@ class Replay:
         self.plainly[why] += 1
         if self.plainly[why] == 1 and self._buckets:
             self._tell("not_replayed", reason=why)
+
+
+def _facts(key: Key) -> dict[str, Any]:
+    shape, tokens, rows = key
+    return {"latent": shape, "tokens": tokens, "rows": rows}

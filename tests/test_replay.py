@@ -25,7 +25,6 @@ from workers import model_torch
 from workers.model import open_model
 from workers.model_torch import why_no_graphs
 from workers.settings import WorkerSettings
-from workers.warm import buckets
 
 SHAPE = (4, 6, 8)
 
@@ -92,13 +91,6 @@ def warmed(checkpoint: Checkpoint, sizes: tuple[int, ...], recorder: PlainRecord
     with replay.warming(sizes):
         pass
     return replay
-
-
-@pytest.mark.parametrize(("most", "sizes"), [
-    (1, (1,)), (2, (1, 2)), (8, (1, 2, 3, 4, 6, 8)), (32, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)), (20, (1, 2, 3, 4, 6, 8, 12, 16, 20)),
-])  # fmt: skip
-def test_buckets(most: int, sizes: tuple[int, ...]) -> None:
-    assert buckets(most) == sizes
 
 
 @pytest.mark.parametrize("kind", [TorchDenoiser, OnTorch])
@@ -197,7 +189,20 @@ class Otherwise(PlainRecorder):
         return lambda: None
 
 
-@pytest.mark.parametrize(("recorder", "reason"), [(Failing(), "CUDA out of memory."), (Otherwise(), "other bits")])
+class Broken(PlainRecorder):
+    """A capture that ends in vain after memory was missing, or for another reason."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        try:
+            raise self.cause
+        finally:
+            raise RuntimeError("capture failed")
+
+
+@pytest.mark.parametrize(("recorder", "reason"), [(Otherwise(), "other bits"), (Broken(ValueError("a synchronisation")), "capture failed")])
 def test_where_a_recording_fails_calls_go_on_plainly_and_no_other_is_tried(checkpoint: Checkpoint, recorder: Any, reason: str) -> None:
     tell, plain = Told(), plain_of(checkpoint)
     replay = Replay(plain, recorder, tell)
@@ -206,6 +211,16 @@ def test_where_a_recording_fails_calls_go_on_plainly_and_no_other_is_tried(check
             assert np.array_equal(replay(*call(checkpoint, rows)), plain(*call(checkpoint, rows)))
     assert len(tell.reasons("not_recorded")) == 1 and reason in tell.reasons("not_recorded")[0]
     assert replay.plainly == {"recording is closed": 2} and not replay._graphs
+
+
+@pytest.mark.parametrize("recorder", [Failing(), Broken(torch.OutOfMemoryError())])
+def test_where_memory_is_missing_others_are_tried_still(checkpoint: Checkpoint, recorder: Any) -> None:
+    tell = Told()
+    replay = Replay(plain_of(checkpoint), recorder, tell)
+    with replay.warming((2, 4)):
+        for rows in (4, 2, 4):
+            replay(*call(checkpoint, rows))
+    assert len(tell.reasons("not_recorded")) == 2 and replay.plainly == {"no memory for a recording": 3}
 
 
 def drawn(engine: Engine, samples: list[Any]) -> list[np.ndarray]:

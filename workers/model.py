@@ -87,16 +87,18 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
     _check_numbers(opened, seen, context)
     if rows is None and not _invariant(opened, seen, context):
         rows = fixed_rows(opened.denoiser, seen, context, stages.told.width)
+    max_rows = settings.max_rows
     if opened.warm:
-        sizes = (rows,) if rows else buckets(settings.max_rows)
+        sizes = (rows,) if rows else buckets(max_rows)
         with opened.recording.warming(sizes) if opened.recording else contextlib.nullcontext():
-            made_ready(opened.denoiser, seen, context, stages.told.width, sizes, card.id)
+            held = made_ready(opened.denoiser, seen, context, stages.told.width, sizes, card.id)
+        max_rows = max_rows if rows else held
     xp = opened.denoiser.xp
     try:
         stages.begin(xp.zeros(shape, dtype=xp.float32, device=opened.denoiser.device)).pixels()
     except FloatingPointError as error:
         raise _no_numbers(card.id, "VAE") from error
-    engine = Engine(opened.denoiser, slots=settings.slots, max_rows=settings.max_rows, rows=rows)
+    engine = Engine(opened.denoiser, slots=settings.slots, max_rows=max_rows, rows=rows)
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from pipelines.denoiser import Denoiser, warm_up
+from pipelines.engine.events import lacks_memory
 
 log = structlog.get_logger("worker")
 
@@ -30,9 +31,20 @@ def buckets(most: int) -> tuple[int, ...]:
     return (*sorted(sizes), most)
 
 
-def made_ready(denoiser: Denoiser, shape: tuple[int, int, int], context: Any, width: int, sizes: Sequence[int], model: str) -> None:
-    """Calls of all sizes, the largest first: the memory of the others lies within its own. Arguments as of `warm_up`."""
+def made_ready(denoiser: Denoiser, shape: tuple[int, int, int], context: Any, width: int, sizes: Sequence[int], model: str) -> int:
+    """Calls of all sizes, the largest first: the memory of the others lies within its own. Arguments as of `warm_up`. The largest size that
+    memory holds; raises where it holds none.
+    """
+    held = 0
     for done, rows in enumerate(sorted(sizes, reverse=True), 1):
         began = time.monotonic()
-        warm_up(denoiser, shape, context, width, rows)
+        try:
+            warm_up(denoiser, shape, context, width, rows)
+        except Exception as error:
+            if not lacks_memory(error) or rows == min(sizes):
+                raise
+            log.warning("too_many_rows", model=model, rows=rows)
+            continue
+        held = max(held, rows)
         log.info("warming_up", model=model, done=done, of=len(sizes), rows=rows, seconds=round(time.monotonic() - began, 1))
+    return held

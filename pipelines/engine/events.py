@@ -47,9 +47,14 @@ class Failed:
 Event = Progress | Preview | Finished | Failed
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Torch's or Python's own lack of memory."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 def describe(error: BaseException, otherwise: str) -> tuple[str, str]:
-    """Code and message of what an image failed of; both torch's and Python's own lack of memory are told apart from the rest."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    """Code and message of what an image failed of; a lack of memory is told apart from the rest."""
+    if lacks_memory(error):
         return "out_of_memory", "The device ran out of memory for this image; ask for a smaller size."
     if isinstance(error, FloatingPointError):
         return "not_finite", str(error)
