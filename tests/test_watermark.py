@@ -157,6 +157,11 @@ def test_the_worker_is_told_of_it_and_the_gateway_knows_the_name(tmp_path: Path,
     assert capsys.readouterr().err.startswith("CELADON_CHECKER")
 
 
+def test_a_worker_without_torch_can_mark() -> None:
+    loaded = "import sys, workers.marked; print(sorted({'torch', 'openvino', 'cv2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=55).stdout.strip() == "[]"
+
+
 def celadon(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "celadon", "watermark", *arguments], capture_output=True, text=True, timeout=55)
 
