@@ -24,7 +24,7 @@ from pipelines.card import LoraInfo
 from pipelines.graphs.weights import Weights
 from pipelines.lora_names import original
 from pipelines.prompts import Worn
-from pipelines.weight_files import weight_files
+from pipelines.weight_files import read_header, weight_files
 
 Key = TypeVar("Key")
 Thing = TypeVar("Thing")
@@ -105,8 +105,8 @@ class Loras:
         target = self._layers.get(part, {}).get(flat)
         if target is None:
             raise LoraError("it is of another model: it changes a layer that this one does not have")
-        shape, rank = self._shapes[part][target], down[0]
-        if math.prod(up) != shape[0] * rank or math.prod(down) * shape[0] != math.prod(shape) * rank:
+        shape, rank = self._shapes[part][target], down[0] if down else 0
+        if rank < 1 or math.prod(up) != shape[0] * rank or math.prod(down) * shape[0] != math.prod(shape) * rank:
             raise LoraError("it is of another model: a layer has another size")
         return target
 
@@ -131,6 +131,7 @@ class Head:
 
 def _head(path: Path) -> Head:
     try:
+        read_header(path)
         with path.open("rb") as file:
             text = file.read(int.from_bytes(file.read(8), "little"))
             size = file.seek(0, os.SEEK_END)
@@ -140,7 +141,7 @@ def _head(path: Path) -> Head:
         config: dict[str, Any] = json.loads(told.pop("__metadata__", {}).get(METADATA, "{}"))
         shapes = {name: tuple(tensor["shape"]) for name, tensor in told.items()}
         alphas = {key.removesuffix(".lora_alpha"): float(value) for key, value in config.items() if key.endswith(".lora_alpha")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # CheckpointError is a ValueError
         raise LoraError("it cannot be read as safetensors") from error
     if odd := [name for name in ODD if any(value for key, value in config.items() if key.partition(".")[2] == name)]:
         raise LoraError(f"it uses {' and '.join(odd)}, which is not done here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,13 @@ BAD: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "loha": ({"lora_unet_conv_in.hada_w1_a": torch.zeros(2, 2)}, "LoHa"),
     "other": (pair("unet.no_such", 2, 4, up=(4, 2)), "another model"),
     "size": (pair("unet.conv_in", 2, 9, 3, 3, up=(12, 2, 1, 1)), "another size"),
+    "empty": (pair("unet.conv_in", 0, 4, 3, 3, up=(12, 0, 1, 1)), "another size"),
+    "numbers": (pair("unet.conv_in", up=(12, 2, 1, 1)), "another size"),
     "weights": ({"conv_in.weight": torch.zeros(2, 4)}, "none of a LoRA"),
 }
+
+
+UNREADABLE = ("cut", "huge", "list", "deep", "endless", "pipe")
 
 
 def test_what_is_no_lora_of_the_model_is_refused_with_its_reason(folder: Path, tmp_path: Path) -> None:
@@ -195,8 +201,11 @@ def test_what_is_no_lora_of_the_model_is_refused_with_its_reason(folder: Path, t
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "size.safetensors").read_bytes()[:30])
     (tmp_path / "huge.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + b"{}")
     (tmp_path / "list.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
+    (tmp_path / "deep.safetensors").write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    (tmp_path / "endless.safetensors").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.safetensors")
     torch.save({"a": torch.zeros(1)}, tmp_path / "old.pt")
     found = {info.name: info.refused for info in load(folder, device=torch.device("cpu"), dtype=torch.float32, loras=tmp_path).card.loras}
     for name, (_, why) in BAD.items():
         assert why in found[name], name
-    assert "pickle" in found["old"] and all("cannot be read" in found[name] for name in ("cut", "huge", "list"))
+    assert "pickle" in found["old"] and all("cannot be read" in found[name] for name in UNREADABLE)
