@@ -66,15 +66,16 @@ class Start:
     first_s: float  # from `celadon up` on an empty data directory to the answer that holds the first picture's URL
     again_s: float  # the same on that directory, with the compiled model in its cache
     worker_mb: float  # resident memory of the worker then
+    worker_own_mb: float  # what of it is no page of a file
 
 
 def measure_start(folder: Path, model: Path) -> Start:
     first_s, _ = first_picture(folder, model)
-    again_s, worker_mb = first_picture(folder, model)
-    return Start(first_s, again_s, worker_mb)
+    again_s, memory = first_picture(folder, model)
+    return Start(first_s, again_s, *memory)
 
 
-def first_picture(folder: Path, model: Path) -> tuple[float, float]:
+def first_picture(folder: Path, model: Path) -> tuple[float, tuple[float, float]]:
     """Seconds to the first picture, and the worker's megabytes after it."""
     with service(folder, model) as (url, started):
         wait_for(f"{url}/readyz")
@@ -82,7 +83,7 @@ def first_picture(folder: Path, model: Path) -> tuple[float, float]:
         answer.raise_for_status()
         if answer.json()["status"] != "succeeded":
             raise RuntimeError(f"the first job ended as {answer.json()['status']}: {answer.json()['error']}")
-        return time.perf_counter() - started, max(rss_mb(pid) for pid in workers(url, folder))
+        return time.perf_counter() - started, max((rss_mb(pid), rss_mb(pid, "RssAnon")) for pid in workers(url, folder))
 
 
 def workers(url: str, folder: Path) -> list[int]:
@@ -143,8 +144,8 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-def rss_mb(pid: int) -> float:
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
+def rss_mb(pid: int, what: str = "VmRSS") -> float:
+    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith(what))
     return int(line.split()[1]) / 1024
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -77,7 +78,7 @@ class Compiler:
         int8: bool = False, loras: Path | None = None, embeddings: Path | None = None, controlnets: Path | None = None,
     ) -> None:  # fmt: skip
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
-        self._core = openvino.Core()
+        self._core, self._tensors = openvino.Core(), list[openvino.Tensor]()
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
         self.controlnets = unused(controlnets)
         self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
@@ -91,8 +92,8 @@ class Compiler:
         path = None if deltas else self._path(part, hints, call)
         if path and path.exists():
             try:
-                return self._core.import_model(path.read_bytes(), "CPU", hints)
-            except RuntimeError:  # of another processor or version: made anew, and what was noted of it too
+                return self._core.import_model(self._mapped(path), "CPU", hints)
+            except (RuntimeError, ValueError):  # empty, or of another processor or version: made anew, and what was noted of it too
                 path.unlink(missing_ok=True)
                 path.with_suffix(".json").unlink(missing_ok=True)
         rounding = {"int8": True} if folder == "unet" and self._int8 else {}
@@ -103,6 +104,16 @@ class Compiler:
         if path:
             _keep(path, compiled)
         return compiled
+
+    def _mapped(self, path: Path) -> openvino.Tensor:
+        """A file as OpenVINO's own memory: its weights are pages of the file, which workers of one machine share and the system may drop.
+        They stay as long as the compiler: OpenVINO does not hold them itself.
+        """
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # a tensor must be writable; nothing is written
+        tensor = openvino.Tensor(np.frombuffer(pages, np.uint8), shared_memory=True)
+        self._tensors.append(tensor)
+        return tensor
 
     def forms(self, precision: str, streams: int = 1) -> Compile:
         """`compile` of a U-Net's forms, with LoRAs or without."""

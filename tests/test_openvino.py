@@ -27,6 +27,7 @@ from pipelines.text_to_image import denoise, encode_prompt
 from tests.test_openvino_graphs import MINI, PROMPTS, draws, relative
 from training.toy import write_toy
 from workers.model import ModelRefused, open_model, pick_backend
+from workers.model_openvino import SPECIALIZE
 from workers.settings import WorkerSettings
 
 
@@ -199,7 +200,7 @@ def test_a_worker_that_cannot_have_its_own_graph_goes_on_without(toy: Path, tmp_
     with capture_logs() as told:
         model = open_model(WorkerSettings(redis_url="redis://nowhere", model=str(toy), backend="openvino", threads=1, data_dir=tmp_path))
         for thread in threading.enumerate():
-            if thread.name == "specialize":
+            if thread.name == SPECIALIZE:
                 thread.join()
     assert [(line["event"], line["reason"]) for line in told if line["event"] == "not_specialized"] == [("not_specialized", "MemoryError")]
     assert model.engine.free_slots
@@ -220,8 +221,8 @@ def test_a_broken_cache_is_made_anew(tmp_path: Path, toy: Path) -> None:
     first = drawn(*opened(toy, cache=tmp_path), MIX[:1])[0]
     blobs = list(tmp_path.glob("*.blob"))
     assert len(blobs) == 3
-    for blob in blobs:
-        blob.write_bytes(b"not a model")
+    for blob, content in zip(blobs, (b"not a model", b"", blobs[2].read_bytes()[:-4096]), strict=True):
+        blob.write_bytes(content)
     assert np.array_equal(first, drawn(*opened(toy, cache=tmp_path), MIX[:1])[0])
     assert all(blob.stat().st_size > 1000 for blob in blobs)
 
@@ -319,6 +320,7 @@ WITHOUT_TORCH = """
 import sys
 sys.modules |= dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"))
 import numpy as np
+from workers.model_openvino import SPECIALIZE
 from workers.settings import WorkerSettings
 from workers.model import open_model
 import workers.drawing, workers.worker, workers.encode

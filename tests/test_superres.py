@@ -20,7 +20,7 @@ from training.compositor import Compositor, allowed
 from training.superres import cifar, sets, train
 from training.superres.measures import lpips, ssim
 from training.superres.report import report
-from training.superres.restore import restored
+from training.superres.restore import TURNS, restored, turned, turned_back
 from training.superres.sets import Pictures
 from training.superres.variants import VARIANTS
 
@@ -49,6 +49,14 @@ def test_bicubic_is_torchs():
     wanted = F.interpolate(torch.from_numpy(low), scale_factor=2, mode="bicubic", align_corners=False)
     np.testing.assert_allclose(bicubic(low), wanted.numpy(), atol=1e-6)
     np.testing.assert_allclose(train.bicubic(torch.from_numpy(low)).numpy(), bicubic(low), atol=1e-6)
+
+
+def test_eight_ways_to_turn_a_picture_are_all_turned_back():
+    pictures = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+    ways = [turned(pictures, turn) for turn in TURNS]
+    assert len({tuple(way.flatten().tolist()) for way in ways}) == 8
+    for way, turn in zip(ways, TURNS, strict=True):
+        assert torch.equal(turned_back(way, turn), pictures)
 
 
 def slow_ssim(a: np.ndarray, b: np.ndarray) -> float:
@@ -180,9 +188,9 @@ def test_a_run_that_was_stopped_ends_as_the_unbroken_one(name: str, small: Pictu
     start = train.Restorer(VARIANTS[name], 0.05).state_dict()
     assert not torch.equal(whole["network.leave.weight"], start["network.leave.weight"])
     low = area(small.all[:3])
-    single, mean = restored(train.trained(tmp_path / "whole", "cifar10", name)[0], low, 1, 3)
+    single, mean = restored(train.trained(tmp_path / "whole", "cifar10", name)[0], low, 1)
     assert single.shape == mean.shape == (3, 32, 32, 3)
-    assert np.array_equal(single, restored(train.trained(tmp_path / "broken", "cifar10", name)[0], low, 1, 1)[0])
+    assert np.array_equal(single, restored(train.trained(tmp_path / "broken", "cifar10", name)[0], low, 1, TURNS[:1])[0])
 
 
 def test_a_few_steps_of_training_bring_more_than_bicubic(tmp_path: Path):
@@ -194,7 +202,7 @@ def test_a_few_steps_of_training_bring_more_than_bicubic(tmp_path: Path):
     true = pictures.all[:4]
     low = area(true)
     plain = np.round(bicubic(low.transpose(0, 3, 1, 2).astype(np.float32)).clip(0, 255)).transpose(0, 2, 3, 1)
-    error = np.square(restored(model, low, 1, 1)[0].astype(float) - true).mean()
+    error = np.square(restored(model, low, 1, TURNS[:1])[0].astype(float) - true).mean()
     assert error < 0.7 * np.square(plain - true).mean()
 
 
@@ -246,6 +254,6 @@ def test_the_report_has_a_line_for_every_row_and_says_what_was_left_out():
         f"{name}-{steps}": {"single": judged, "images": 10, "cpu_min": 1.0, "parameters": 5} | ({"mean": judged} if steps == 5 else {})
         for name, variant in VARIANTS.items() for steps in variant.steps
     }  # fmt: skip
-    text = report(figures, {"cosine-50": 10.0} | {key: 1.0 for key in figures}, 10_000, 4, "today")
+    text = report(figures, {"cosine-50": 10.0} | {key: 1.0 for key in figures}, 10_000, "today")
     assert all(text.count(f"| {variant.about} |") == len(variant.steps) for variant in VARIANTS.values())
     assert "| 15 | 1.00 | 1 | 0.100 | 28.00 |  | 0.9000 |  | 0.1000 |  |" in text

@@ -18,6 +18,7 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
 
+SPECIALIZE = "specialize"  # the name of a thread
 ROWS = (2, 8)  # one guided picture, and a crowd
 REPEATS = 3
 WORTH = 0.85  # another split must take less than this share of the time of one thread a stream, whose bits no core count changes
@@ -42,7 +43,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
     if compiler.small:
-        Thread(target=_specialize, args=(denoiser, stages, said.tokens), name="specialize").start()
+        Thread(target=_specialize, args=(denoiser, stages, said.tokens), name=SPECIALIZE).start()
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))

@@ -24,15 +24,16 @@ HEADS = (
 )  # fmt: skip
 
 
-def report(figures: Mapping[str, Any], spent: Mapping[str, float], count: int, samples: int, where: str) -> str:
+def report(figures: Mapping[str, Any], spent: Mapping[str, float], count: int, where: str) -> str:
     longest = spent["cosine-50"]
     lines = [
         "# Super-resolution of CIFAR-10, 16 to 32 pixels",
         "",
         f"{where}. All {count:,} test pictures. `python -m training.superres.table` wrote this; [how](README.md).",
         "",
-        f"Single: one drawn picture. Mean: of {samples}, where it was made. PSNR (dB) and SSIM as `measures.py` has them, LPIPS of",
-        "AlexNet: lower is better.",
+        "Single: one drawn picture. Mean, where it was made: of eight, each of the small picture turned and mirrored in another way, and",
+        "of noise of its own, which takes eight times as long. PSNR (dB) and SSIM as `measures.py` has them, LPIPS of AlexNet: lower is",
+        "better.",
         f"ms: CPU time of one picture alone in one thread; then as a multiple of bicubic's {spent['bicubic-0']:.3f} ms, and of the",
         f"{longest:.0f} ms of 50 steps of the same network, all in one run.",
         "",

@@ -25,12 +25,11 @@ from training.lpips import load_lpips
 from training.measures import psnr
 from training.superres.measures import lpips, ssim
 from training.superres.report import SHEET, contact_sheet, report
-from training.superres.restore import pixels, restored, sampled
+from training.superres.restore import TURNS, pixels, restored, sampled
 from training.superres.sets import cifar10
 from training.superres.train import Restorer, as_numbers, bicubic, trained
 from training.superres.variants import VARIANTS
 
-SAMPLES = 4  # of a mean
 TIMED, ROUNDS = 10, 9
 LONGEST = ("cosine", 50)  # timed alone: what few steps are compared with
 SHOWN = "cosine"  # in the contact sheet
@@ -81,10 +80,10 @@ def measure(root: Path, true: np.ndarray) -> dict[str, Any]:
 def figures_of(model: Restorer | None, low: np.ndarray, true: np.ndarray, steps: int, distance: Any) -> dict[str, Any]:
     if model is None:
         return {"single": judged(pixels(bicubic(as_numbers(low))), true, distance)}
-    samples = SAMPLES if steps == model.variant.mean_at else 1
-    single, mean = restored(model, low, steps, samples)
+    averaged = steps in model.variant.mean_at
+    single, mean = restored(model, low, steps, TURNS if averaged else TURNS[:1])
     found = {"single": judged(single, true, distance)}
-    return found | ({"mean": judged(mean, true, distance)} if samples > 1 else {})
+    return found | ({"mean": judged(mean, true, distance)} if averaged else {})
 
 
 def described(root: Path, name: str) -> tuple[Restorer, dict[str, Any]]:
@@ -114,10 +113,10 @@ def timings(root: Path, true: np.ndarray) -> dict[str, float]:
 
 
 def draw_sheet(root: Path, true: np.ndarray) -> None:
-    """From above: what is given, bicubic, one step, five steps, the mean of four of these, the truth."""
+    """From above: what is given, bicubic, one step, five steps, the mean of eight of these, the truth."""
     low = area(true)
     model = trained(root / "superres", "cifar10", SHOWN)[0]
-    one, (five, mean) = restored(model, low, 1, 1)[0], restored(model, low, 5, SAMPLES)
+    one, (five, mean) = restored(model, low, 1, TURNS[:1])[0], restored(model, low, 5)
     rows = [low.repeat(2, 1).repeat(2, 2), pixels(bicubic(as_numbers(low))), one, five, mean, true]
     SHEET.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(contact_sheet(rows)).save(SHEET, optimize=True)
@@ -138,7 +137,7 @@ def main() -> None:
     torch.set_num_threads(1)
     true = cifar10(args.root, "test").all[: args.count]
     figures = measure(args.root, true)
-    Path(__file__).with_name("RESULTS.md").write_text(report(figures, timings(args.root, true), len(true), SAMPLES, where()))
+    Path(__file__).with_name("RESULTS.md").write_text(report(figures, timings(args.root, true), len(true), where()))
     draw_sheet(args.root, true[:12])
 
 

@@ -36,7 +36,10 @@ class Settings:
     seed: int = 0
 
 
-SETTINGS = {"cifar10": Settings(), "renders": Settings(total=60_000, batch=16, save_every=6_000)}  # as many pixels and steps
+SETTINGS = {
+    "cifar10": Settings(total=600_000, batch=32, first=0.5),
+    "renders": Settings(total=60_000, batch=16, save_every=6_000),
+}
 
 
 class Restorer(nn.Module):

@@ -24,19 +24,19 @@ class Variant:
     teacher: str | None = None  # distilled from that variant's deterministic sampler
     share: float = 1.0  # of the pictures that the others see, where one costs more
     steps: tuple[int, ...] = (1, 5)
-    mean_at: int | None = None  # the number of steps of which the mean of several samples is told, too
+    mean_at: tuple[int, ...] = (1,)  # the numbers of steps of which the mean of several samples is told, too
 
 
 VARIANTS = {
-    "cosine": Variant("TinyUNet, DDIM, cosine schedule", steps=(1, 3, 5), mean_at=5),
-    "linear": Variant("TinyUNet, DDIM, linear schedule", "linear"),
-    "resshift": Variant("ResShift-style: the residual is shifted, 15 steps", "shift", SHIFT_STEPS, fresh=True, steps=(5, 15)),
+    "cosine": Variant("TinyUNet, DDIM, cosine schedule", steps=(1, 2, 3, 4, 5), mean_at=(1, 5)),
+    "linear": Variant("TinyUNet, DDIM, linear schedule", "linear", steps=(1, 2, 3, 4, 5), mean_at=(1, 5)),
+    "resshift": Variant("ResShift-style: the residual is shifted, 15 steps", "shift", SHIFT_STEPS, fresh=True, steps=(5, 15), mean_at=(5,)),
     "resdiff": Variant(
         "ResDiff-style: a CNN first, diffusion of what it lacks",
         shape=Shape(blocks=(1, 1, 2)), base=Shape(state=0, width=32, deep=0, blocks=(1, 0, 0)),
     ),
     "sinsr": Variant(
-        "SinSR-style: ResShift's sampler in one step", "shift", SHIFT_STEPS, teacher="resshift", share=0.1, steps=(1,), mean_at=1
+        "SinSR-style: ResShift's sampler in one step", "shift", SHIFT_STEPS, teacher="resshift", share=0.1, steps=(1,)
     ),
     "regression": Variant("the same network as plain regression, no diffusion", ladder=1, steps=(1,)),
 }  # fmt: skip
