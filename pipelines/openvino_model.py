@@ -6,10 +6,13 @@ asked for, the encoders of text and pictures, whose time does not matter, in flo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,6 +53,7 @@ FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}
 WHOLE = 32  # models made for latents of at most 32 x 32 places do attention step by step, not in one operation by pieces
 CACHE_FORMAT = 6  # raised when a graph is built in another way, or what is noted of it means something else
 PLAINLY = {"SNIPPETS_MODE": "DISABLE"}
+PART_SUFFIX, WRITTEN_S = ".part", 3600.0  # of a cache entry while it is written, which takes less than so many seconds
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
 
@@ -78,7 +82,7 @@ class Compiler:
         int8: bool = False, loras: Path | None = None, embeddings: Path | None = None, controlnets: Path | None = None,
     ) -> None:  # fmt: skip
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
-        self._core, self._tensors = openvino.Core(), list[openvino.Tensor]()
+        self._core, self._pages = openvino.Core(), dict[Path, openvino.Tensor]()
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
         self.controlnets = unused(controlnets)
         self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
@@ -90,12 +94,8 @@ class Compiler:
         folder = FOLDERS.get(part, part)
         hints, deltas = self._hints(part, precision, streams), self.loras.deltas(folder, worn)
         path = None if deltas else self._path(part, hints, call)
-        if path and path.exists():
-            try:
-                return self._core.import_model(self._mapped(path), "CPU", hints)
-            except (RuntimeError, ValueError):  # empty, or of another processor or version: made anew, and what was noted of it too
-                path.unlink(missing_ok=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
+        if path and (found := self._kept(path, hints)):
+            return found
         rounding = {"int8": True} if folder == "unet" and self._int8 else {}
         model = GRAPHS[part](Changed(self._said.folder / folder, deltas), self._said.configs[folder], **rounding)
         if call:
@@ -105,15 +105,20 @@ class Compiler:
             _keep(path, compiled)
         return compiled
 
-    def _mapped(self, path: Path) -> openvino.Tensor:
-        """A file as OpenVINO's own memory: its weights are pages of the file, which workers of one machine share and the system may drop.
-        They stay as long as the compiler: OpenVINO does not hold them itself.
-        """
-        with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # a tensor must be writable; nothing is written
-        tensor = openvino.Tensor(np.frombuffer(pages, np.uint8), shared_memory=True)
-        self._tensors.append(tensor)
-        return tensor
+    def _kept(self, path: Path, hints: Mapping[str, str]) -> openvino.CompiledModel | None:
+        """From the cache. What is torn, of another processor or version, or cannot be read goes, and what was noted of it too."""
+        try:
+            pages = self._pages[path] if path in self._pages else _mapped(path)
+            found = self._core.import_model(pages, "CPU", hints)
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, ValueError):
+            for file in (path, path.with_suffix(".json")):
+                with contextlib.suppress(OSError):  # a folder that is only read: made anew at each start
+                    file.unlink(missing_ok=True)
+            return None
+        self._pages[path] = pages  # as long as the compiler, and one for all: OpenVINO does not hold them itself
+        return found
 
     def forms(self, precision: str, streams: int = 1) -> Compile:
         """`compile` of a U-Net's forms, with LoRAs or without."""
@@ -167,15 +172,31 @@ def processor() -> str:
     return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
+def _mapped(path: Path) -> openvino.Tensor:
+    """A file as OpenVINO's own memory: its weights are pages of the file, which workers of one machine share and the system may drop.
+
+    Raises OSError, or ValueError where it is empty.
+    """
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # a tensor must be writable; nothing is written
+    return openvino.Tensor(np.frombuffer(pages, np.uint8), shared_memory=True)
+
+
 def _keep(path: Path, compiled: openvino.CompiledModel) -> None:
-    """Write a cache entry whole or not at all; a full disk costs the cache, not the worker."""
+    """Write a cache entry whole or not at all; a full disk costs the cache, not the worker. Its name while it is written is nobody else's:
+    in containers that share a folder, workers have the same process id.
+    """
+    part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{PART_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
+        for torn in path.parent.glob(f"{path.stem}.*{PART_SUFFIX}"):  # of workers that were killed
+            if torn.stat().st_mtime < time.time() - WRITTEN_S:
+                torn.unlink()
         part.write_bytes(compiled.export_model().getvalue())
         part.replace(path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class OpenVinoDenoiser:
@@ -249,16 +270,15 @@ class OpenVinoDenoiser:
         cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(requests))) if len(cut)]
         usual = self._usual if form == "unet" and not worn else None
         started = []
-        for place, cut in enumerate(cuts):
-            part = slice(int(cut[0]), int(cut[-1]) + 1)
-            given = {name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()}
-            fits = usual and usual[0] == (len(cut), *inputs["x"].shape[2:], inputs["context"].shape[1])
-            started.append((usual[1] if usual and fits else requests)[place])
-            started[-1].start_async(given)
-        found = []
-        for request in started:
-            request.wait()
-            found.append([tensor.data.copy() for tensor in request.output_tensors])
+        with contextlib.ExitStack() as ends:  # of all, if one fails: who is still at work takes no further call
+            for place, cut in enumerate(cuts):
+                part = slice(int(cut[0]), int(cut[-1]) + 1)
+                given = {name: np.ascontiguousarray(value[part], np.float32) for name, value in inputs.items()}
+                fits = usual and usual[0] == (len(cut), *inputs["x"].shape[2:], inputs["context"].shape[1])
+                started.append((usual[1] if usual and fits else requests)[place])
+                started[-1].start_async(given)
+                ends.callback(started[-1].wait)
+        found = [[tensor.data.copy() for tensor in request.output_tensors] for request in started]
         return found[0] if len(found) == 1 else [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def _requests(self, form: str, worn: Worn) -> Requests:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def convert(path: Path, out: Path) -> None:
     header = read_header(path)
     release = release_of(path.name, {name: tensor.shape for name, tensor in header.items()})
     check_finite(path)
-    part = out.with_name(f"{out.name}.{os.getpid()}")
+    part = out.with_name(f"{out.name}.{uuid.uuid4().hex}")
     try:
         original.write_configs(part, release)
         _lay_over(path.with_suffix(""), part)

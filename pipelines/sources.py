@@ -64,7 +64,7 @@ def _converted(path: Path, cache: Path | None) -> Path:
     if not importlib.util.find_spec("torch"):
         raise CheckpointError(f"{path.name} is a single file, and converting it needs torch: pip install celadon[gpu]", "needs_torch")
     done = subprocess.run([sys.executable, "-m", "pipelines.single_file", str(path), str(out)], capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode and not out.is_dir():  # another worker may have been sooner
         raise _refusal(path, done.stderr)
     return out
 

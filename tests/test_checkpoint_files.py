@@ -87,6 +87,17 @@ def test_a_file_is_converted_once_and_again_when_it_changed(folders: Callable[[s
     assert first != second and describe(file, cache=tmp_path).card.id == "named"
 
 
+def test_another_worker_may_be_sooner_with_the_same_file(folders: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """Who comes second finds the folder there when it would put its own in place."""
+
+    def late(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        Path(command[-1]).mkdir(parents=True)
+        return subprocess.CompletedProcess(command, 1, "", "OSError: Directory not empty")
+
+    monkeypatch.setattr("pipelines.sources.subprocess.run", late)
+    assert local(single(folders("sd1"), tmp_path / "one.safetensors"), tmp_path)[0].is_dir()
+
+
 @pytest.mark.usefixtures("here")
 def test_weights_say_what_they_predict(folders: Callable[[str], Path], tmp_path: Path) -> None:
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
