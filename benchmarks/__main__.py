@@ -6,6 +6,7 @@ Both sides have the same threads: one, where every microsecond outside the model
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import os
 import tempfile
@@ -17,7 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
-from benchmarks import plots
+from benchmarks import depth, plots
 from benchmarks.drawing import Result, compare, workload
 from benchmarks.serving import Gateway, Start, measure_gateway, measure_start
 from benchmarks.stamp import commit, machine
@@ -27,6 +28,7 @@ from workers.model_openvino import SPECIALIZE
 from workers.settings import DEFAULT_MODEL, WorkerSettings
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+DEPTHS, ROUNDS = (1_000, 10_000), 200  # of the queue; a million takes half an hour: benchmarks/QUEUE.md
 SIDES = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16"))
 console = Console()
 
@@ -56,7 +58,9 @@ def main() -> None:
         gateway = measure_gateway(Path(folder) / "gateway", card, options.submits)
         console.print("service: from `celadon up` to the first picture ...")
         start = measure_start(Path(folder) / "start", options.model)
-    text = report(options, results, gateway, start)
+    console.print("queue: what its calls cost by depth ...")
+    queue = depth.table(asyncio.run(depth.measure(DEPTHS, ROUNDS, restless=False)))
+    text = report(options, results, gateway, start, queue)
     options.out.write_text(text)
     bars = {
         f"{backend}, {threads} thread{'s' * (threads > 1)}": {work: r.diffusers_s / r.celadon_s for work, r in found.items()}
@@ -97,7 +101,7 @@ def drawing(options: argparse.Namespace, threads: int, backend: str, dtype: str,
     return {(threads, opened.name.partition(",")[0]): found}
 
 
-def report(options: argparse.Namespace, results: Results, gateway: Gateway, start: Start) -> str:
+def report(options: argparse.Namespace, results: Results, gateway: Gateway, start: Start, queue: list[str]) -> str:
     lines = [
         "# Results",
         "",
@@ -120,7 +124,12 @@ def report(options: argparse.Namespace, results: Results, gateway: Gateway, star
                 f"| {backend} | {threads} | {name} | {r.diffusers_s:.2f} | {r.celadon_s:.2f} | {r.diffusers_s / r.celadon_s:.2f} | "
                 f"{r.outside:.1%} | {r.latents:.1e} | {r.relative:.1e} | {r.difference:.4f} | {r.rows} |"
             )
-    lines += [
+    return "\n".join([*lines, *around(gateway, start, queue)])
+
+
+def around(gateway: Gateway, start: Start, queue: list[str]) -> list[str]:
+    """What is no drawing, and where the rest is."""
+    return [
         "",
         "![Diffusers' time over Celadon's](../docs/pictures/bench.svg)",
         "",
@@ -135,8 +144,21 @@ def report(options: argparse.Namespace, results: Results, gateway: Gateway, star
         f"| `celadon up` with the compiled model in its cache to the first picture | {start.again_s:.1f} s |",
         f"| worker: resident memory after it, and what of it is no page of a file | {start.worker_mb:.0f}, {start.worker_own_mb:.0f} MB |",
         "",
+        "## Queue",
+        "",
+        f"Microseconds of the server for one call by jobs queued, {ROUNDS} rounds each: median, 95th percentile (SLOWLOG).",
+        "",
+        *queue,
+        "",
+        "## On other pages",
+        "",
+        "* Open-loop load of short and long jobs against the plain server, latencies, batch fill: [LOAD.md](LOAD.md), which `make bench` "
+        "makes next (`python -m benchmarks.load`).",
+        "* A million jobs queued, fairness, told times: [QUEUE.md](QUEUE.md), by `make bench-queue`.",
+        "* Submits at a fixed rate, open loop: `python -m benchmarks.submits` prints them; runs stand in [the log](../docs/LOG.md).",
+        "* GPUs: `make bench-gpu` writes GPU.md.",
+        "",
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
