@@ -20,6 +20,7 @@ from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.conditioning import Told
+from pipelines.config_bounds import check_counts
 from pipelines.ladder import Ladder
 from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
@@ -84,8 +85,10 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     index = read_json(folder / "model_index.json")
     parts = _parts(folder, index)
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
-    ladder = read_ladder(folder, extra)
     configs = {part: read_json(folder / part / "config.json") for part in parts}
+    for part, config in (configs | {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}).items():
+        check_counts(part, config)
+    ladder = read_ladder(folder, extra)
     configs |= _upscaler(folder)
     told, kinds = _told(folder, configs), _kinds(folder, configs)
     parameters = sum(numbers_in(folder / part) for part in parts)

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from tokenizers import Tokenizer as Pieces
 from tokenizers.models import BPE
 
+from pipelines.checkpoint_error import CheckpointError
 from pipelines.prompt_chunks import Marks
 
 START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
@@ -20,9 +21,14 @@ class Tokenizer:
     """A text -> ids of its tokens; and what must be known of them."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        """Raises OSError where the folder holds neither tokenizer.json nor vocab.json and merges.txt."""
+        """Raises OSError where there is neither tokenizer.json nor vocab.json and merges.txt, CheckpointError where they say nothing."""
         whole = folder / "tokenizer.json"
-        self._pieces = Pieces.from_file(str(whole)) if whole.exists() else _from_merges(folder)
+        try:
+            self._pieces = Pieces.from_file(str(whole)) if whole.exists() else _from_merges(folder)
+        except OSError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(f"the tokenizer cannot be read: {error}", "bad_config") from error
         self._pieces.no_truncation()
         self._pieces.no_padding()
         self.marks = Marks(self._id(START), self._id(END), self._id(_pad_token(folder)), self._pieces.token_to_id(COMMA), length)

@@ -100,6 +100,15 @@ MORE: dict[str, tuple[Callable[[Path], None], str]] = {
     "ten thousand blocks": (said("vae/config.json", block_out_channels=[1] * 10_000), "bad_config"),
     "a picture of no size": (said("celadon.json", width=0), "bad_config"),
     "a picture of words": (said("celadon.json", width="wide"), "bad_config"),
+    "a thousand million levels": (said("scheduler/scheduler_config.json", num_train_timesteps=10**9), "bad_config"),
+    "a thousand million layers of text": (said("text_encoder/config.json", num_hidden_layers=10**9), "bad_config"),
+    "a thousand million layers a block": (said("unet/config.json", layers_per_block=10**9), "bad_config"),
+    "a block without channels": (said("unet/config.json", block_out_channels=[0, 32]), "bad_config"),
+    "half a channel": (said("unet/config.json", block_out_channels=[32.5, 64]), "bad_config"),
+    "groups of nothing": (said("unet/config.json", norm_num_groups=0), "bad_config"),
+    "latents of no size": (said("vae/config.json", scaling_factor=0), "bad_config"),
+    "latents of words": (said("vae/config.json", scaling_factor="x"), "bad_config"),
+    "latents that are no number": (said("vae/config.json", scaling_factor=float("nan")), "bad_config"),
     "no prompt": (said("tokenizer/tokenizer_config.json", model_max_length=-5), "bad_config"),
 }
 
@@ -146,6 +155,15 @@ def test_weights_that_are_no_numbers(
     assert asyncio.run(serving.run(settings, asyncio.Event())) == serving.REFUSED
     said = capsys.readouterr().err
     assert "weights_not_finite" in said and {"unet": "U-Net", "vae": "VAE"}[part] in said
+
+
+def test_a_tokenizer_that_is_none(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker finds it, and ends with the status that says that starting again cannot help."""
+    folder = Path(shutil.copytree(toy, tmp_path / "hostile"))
+    (folder / "tokenizer" / "tokenizer.json").write_text('{"a": "b"}')
+    settings = WorkerSettings(redis_url="redis://localhost:1", data_dir=tmp_path / "data", model=str(folder), backend="openvino")
+    assert asyncio.run(serving.run(settings, asyncio.Event())) == serving.REFUSED
+    assert "(bad_config)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [fifo("x.safetensors"), link("x.safetensors", "/dev/zero"), folder_instead("x.safetensors")])

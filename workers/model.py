@@ -135,7 +135,9 @@ def open_backend(settings: WorkerSettings, said: Described | None = None) -> Ope
     backend, _ = pick_backend(settings)
     try:
         return _open(backend, said, settings)
-    except (CheckpointError, OSError) as error:  # OSError: a file of weights is gone or cannot be read
+    except CheckpointError as error:
+        raise ModelRefused(f"{said.card.id}: {error} ({error.code})") from error
+    except OSError as error:  # a file of weights is gone or cannot be read
         raise ModelRefused(f"{said.card.id}: {error}") from error
 
 
