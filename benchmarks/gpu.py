@@ -158,8 +158,10 @@ class Bench:
                 if isinstance(event, Failed):
                     raise RuntimeError(event.message)
                 if isinstance(event, Finished):
-                    begun += [Begun(self, event.latents, lane)] if lane else []  # type: ignore[arg-type]  # it has a VAE and a device
-                    _ = lane or self.decode(torch.as_tensor(event.latents, device=self.device))
+                    if lane:
+                        begun.append(Begun(self, event.latents, lane))  # type: ignore[arg-type]  # it has a VAE and a device
+                    else:
+                        self.decode(torch.as_tensor(event.latents, device=self.device))
                     done += 1
         shapes = {one.pixels().shape for one in begun}
         assert done == images and len(shapes) == bool(lane)

@@ -86,7 +86,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     parts = _parts(folder, index)
     extra = read_json(folder / "celadon.json") if (folder / "celadon.json").exists() else {}
     configs = {part: read_json(folder / part / "config.json") for part in parts}
-    for part, config in (configs | {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}).items():
+    for part, config in configs.items():
         check_counts(part, config)
     ladder = read_ladder(folder, extra)
     configs |= _upscaler(folder)
@@ -202,6 +202,7 @@ def read_ladder(folder: Path, extra: Mapping[str, Any]) -> Ladder:
     """The training levels, and how input was scaled and normalised (arXiv 2301.10972): `input_scale` and `normalize` of celadon.json."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     try:
+        check_counts("scheduler", config)
         return Ladder.from_config(config, input_scale=extra.get("input_scale", 1.0), normalize=extra.get("normalize"))
     except ValueError as error:
         raise CheckpointError(f"{folder.name} cannot run here: {error}") from error

@@ -27,13 +27,14 @@ COUNTS: Mapping[str, tuple[int, int]] = {
     "vocab_size": (1, 10_000_000),
     "max_position_embeddings": (1, 65_536),
 }
+NESTED = 2  # lists in lists: blocks, and their layers
 
 
 def check_counts(part: str, config: Mapping[str, Any]) -> None:
     """Raises ValueError, naming part and field, for a count that is none or out of bounds, and for a scale that latents cannot have."""
     for name, (least, most) in COUNTS.items():
         for value in _numbers(config.get(name)):
-            if not (_finite(value) and int(value) == value and least <= value <= most):
+            if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} of {part} is no whole number from {least} to {most}")
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
     if scale is not None and not (_finite(scale) and scale > 0):
@@ -46,10 +47,10 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    """A number, or those of lists of lists."""
-    if isinstance(value, list):
+def _numbers(value: Any, depth: int = NESTED) -> Iterator[Any]:
+    """A number, or those of lists; what lies deeper comes as it is, and is no number."""
+    if isinstance(value, list) and depth:
         for inner in value:
-            yield from _numbers(inner)
+            yield from _numbers(inner, depth - 1)
     elif value is not None:
         yield value

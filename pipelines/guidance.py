@@ -17,6 +17,7 @@ from pipelines.guidance_plan import COLUMNS
 Array = Any  # numpy or torch, through the array API
 
 TINY = 1e-30  # in place of a zero that would be divided by
+FLAT = 1e-12  # the same of sums of squares of a whole latent, which divided by TINY might be no float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +136,7 @@ def rescaled(xp: ModuleType, guided: Array, rows: Rows) -> Array:
     both *= both
     spread = xp.sum(both, axis=1, keepdims=True)  # [2 S, 1], of which only the ratio matters
     half = spread.shape[0] // 2
-    ratio = (spread[half:] / (spread[:half] + TINY)) ** 0.5  # [S, 1]; a row of variant `zero` has no deviation
+    ratio = (spread[half:] / (spread[:half] + FLAT)) ** 0.5  # [S, 1], finite where a row of variant `zero` has no deviation
     return guided * (1 + rescale * (ratio - 1))
 
 

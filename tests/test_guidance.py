@@ -134,6 +134,15 @@ def test_rows_without_a_variant_are_what_they_always_were() -> None:
     np.testing.assert_array_equal(alone[0], raw[2])
 
 
+def test_a_row_of_nothing_stays_so_beside_one_that_is_rescaled() -> None:
+    """However large its conditional output is, whose deviation is divided by none."""
+    rows = some_rows(3, {"rescale": 0.7}, np.float32)
+    rows.columns[0, COLUMNS.index("rescale")] = 0
+    rows.cond[0] *= 1e5
+    raw, _ = guidance.combine(XP, rows, ["zero", "cfg", "cfg"])
+    assert not raw[0].any() and np.isfinite(raw).all()
+
+
 def test_outputs_that_are_zero_or_equal_give_no_nan() -> None:
     rows = some_rows(0, {"norm_threshold": 2.0}, np.float32)
     for nothing in (replace(rows, cond=0 * rows.cond, uncond=0 * rows.uncond, x=0 * rows.x), replace(rows, uncond=rows.cond)):

@@ -143,7 +143,9 @@ def test_the_usual_call_has_its_own_graph_and_no_bit_changes(precision: str, str
     said = describe(MINI)
     compiler, calls = Compiler(said, None, threads=streams), []
     plain, quick = (OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams) for _ in range(2))
-    assert quick.specialize((4, 16, 16), 32)
+    if not quick.specialize((4, 16, 16), 32):
+        assert not torch.cpu.get_capabilities().get("avx512_f"), "both graphs agree on processors with AVX-512"
+        pytest.skip("this processor rounds otherwise in a graph of one size, so that it is not used")
     call, [request, *_] = quick._usual
     assert call == (2 // streams, 16, 16, 32)
 

