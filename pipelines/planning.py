@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,16 +137,29 @@ def preview(model: Known, denoised: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.round(np.clip(rgb, 0, 1) * 255), np.uint8)
 
 
-def decoded(stages: Stages, latents: Array, begun: Decoding | None = None) -> tuple[Pixels, bool]:
-    """The picture, which may have been begun, and whether the VAE overflowed and decoded it again in float32. Raises FloatingPointError
-    where that does not help.
+class Seen(Enum):
+    """How a picture came out of the VAE."""
+
+    FINE = "fine"
+    OVERFLOWED = "overflowed"  # values that were not finite; what float32 made of it is the picture
+    BLACKENED = "blackened"  # every pixel was black, and in float32 not
+    BLACK = "black"  # every pixel is black, in float32 too
+
+
+def decoded(stages: Stages, latents: Array, begun: Decoding | None = None) -> tuple[Pixels, Seen]:
+    """The picture, which may have been begun, and how it came: one that is not finite, or black all over, is decoded once more in
+    float32. Raises FloatingPointError where it is not finite even then.
     """
     try:
-        return begun.pixels() if begun else stages.decode(latents), False
+        pixels = begun.pixels() if begun else stages.decode(latents)
     except FloatingPointError:
         if not np.isfinite(on_host(latents)).all():
             raise FloatingPointError("The U-Net returned values that are not finite; run the worker in float32 or bfloat16.") from None
-        return stages.decode(latents, exact=True), True
+        return stages.decode(latents, exact=True), Seen.OVERFLOWED
+    if pixels.any():
+        return pixels, Seen.FINE
+    pixels = stages.decode(latents, exact=True)
+    return pixels, Seen.BLACKENED if pixels.any() else Seen.BLACK
 
 
 def from_pixels(pixels: Pixels, mask: Pixels | None = None) -> NDArray[np.float32]:

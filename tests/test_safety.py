@@ -23,7 +23,7 @@ from jobs.job_queue import JobQueue
 from pipelines.denoiser_torch import TorchDenoiser
 from pipelines.engine.engine import Engine
 from pipelines.loading import Checkpoint, load
-from pipelines.planning import decoded
+from pipelines.planning import Seen, decoded
 from pipelines.text_to_image import TorchStages, decode
 from tests import test_drawing
 from tests.picture_samples import sample_picture
@@ -66,8 +66,8 @@ def test_a_vae_that_overflows_in_half_precision_decodes_again_and_says_so(half: 
     z = np.random.default_rng(0).standard_normal((4, 8, 8), dtype=np.float32)
     with pytest.raises(FloatingPointError):
         decode(half, z)
-    exact, again = decoded(TorchStages(half), z)
-    assert again and half.vae.dtype == torch.float16 and len(np.unique(exact)) > 10
+    exact, seen = decoded(TorchStages(half), z)
+    assert seen is Seen.OVERFLOWED and half.vae.dtype == torch.float16 and len(np.unique(exact)) > 10
     reports: queue.Queue[Report] = queue.Queue()
     denoiser = TorchDenoiser(half.unet, device=half.device, dtype=half.dtype)
     thread = DrawingThread(reports.put)
@@ -86,9 +86,9 @@ def test_latents_that_are_no_numbers_are_the_networks_fault(checkpoint: Checkpoi
     with pytest.raises(FloatingPointError, match="U-Net"):
         decoded(stages, np.full((4, 8, 8), np.nan, np.float32))
     fine = np.zeros((4, 8, 8), np.float32)
-    picture, again = decoded(stages, fine)
+    picture, how = decoded(stages, fine)
     np.testing.assert_array_equal(picture, decode(checkpoint, fine))
-    assert not again
+    assert how is Seen.FINE
 
 
 def test_it_looks_at_what_its_makers_look_at(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

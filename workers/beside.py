@@ -5,10 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipelines.planning import Decoding, Stages, decoded
+from jobs.job import JobWarning
+from pipelines.planning import Decoding, Seen, Stages, decoded
 from workers.messages import Pixels
 
 Array = Any
+
+TOLD = {
+    Seen.FINE: None,
+    Seen.OVERFLOWED: JobWarning("vae_overflow", "The VAE overflowed; the picture was decoded again in float32."),
+    Seen.BLACKENED: JobWarning("vae_black", "The VAE gave a picture that is all black; it was decoded again in float32, where it is not."),
+    Seen.BLACK: JobWarning("picture_black", "Every pixel of a picture is black, in float32 too: this is what the model drew."),
+}
 
 
 class Beside:
@@ -26,10 +34,11 @@ class Beside:
             self._what, self._decoding = what, stages.begin(latents)
         return wait or self._decoding.ready
 
-    def take(self, stages: Stages, latents: Array) -> tuple[Pixels, bool]:
-        """As `decoded`."""
+    def take(self, stages: Stages, latents: Array) -> tuple[Pixels, JobWarning | None]:
+        """As `decoded`, with what is told of it. Raises FloatingPointError."""
         begun, self._what, self._decoding = self._decoding, None, None
-        return decoded(stages, latents, begun)
+        pixels, seen = decoded(stages, latents, begun)
+        return pixels, TOLD[seen]
 
     def forget(self) -> None:
         self._what, self._decoding = None, None

@@ -357,7 +357,7 @@ class DrawingThread:
                     return
                 if not self._beside.ready(first, stages, latents, wait=not self._busy):
                     return
-                found, again = self._beside.take(stages, latents)
+                found, warning = self._beside.take(stages, latents)
                 self._finished.popleft()
                 if job.params.upscale and not second:
                     found = larger(self._of(job)[0], job.params, found, index)
@@ -365,8 +365,8 @@ class DrawingThread:
         except Exception as error:
             self._break(job, *describe(error, "The picture could not be decoded."), error)
             return
-        if again:
-            self._report(Warned(job, JobWarning("vae_overflow", "The VAE overflowed; the picture was decoded again in float32.")))
+        if warning:
+            self._report(Warned(job, warning))
         self._trace(job, "decode", index, self._beside.began)
         now = time.monotonic()
         self._second.pop(sample_id(job.id, index), None)

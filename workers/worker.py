@@ -240,7 +240,8 @@ class Worker:
                 }
                 self._tracing.record(message.what, held.job.traceparent, message.began, message.ended, **about)
             case Warned():
-                held.warnings.append(message.warning)
+                if message.warning not in held.warnings:  # of several pictures, once
+                    held.warnings.append(message.warning)
             case Drawn():
                 self._errands.send(self._pictures.publish(held, message))
             case Broken():
