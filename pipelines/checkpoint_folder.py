@@ -31,6 +31,7 @@ from pipelines.weight_files import numbers_in, read_object
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
 MOST_BLOCKS = 8  # of a VAE, each of which halves the sides: latents of a 128th
+SMALL = 32  # places a side of latents
 LEAST_TOKENS = 3  # start, a word and end
 HASHED = {".safetensors", ".json", ".txt"}
 OF_SD = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
@@ -61,6 +62,14 @@ class Described:
     def text_widths(self) -> dict[str, int]:
         """Of the vectors that its text encoders read, by part."""
         return {part: int(config.get("hidden_size", 512)) for part, config in self.configs.items() if part.startswith("text_encoder")}
+
+    @property
+    def small(self) -> bool:
+        """Whether the U-Net was made for so few places that starting its operations takes a good part of its time. On OpenVINO it has a
+        second graph then, and does attention step by step, not in one operation by pieces.
+        """
+        size = self.configs["unet"].get("sample_size") or 64
+        return (max(size) if isinstance(size, list | tuple) else int(size)) <= SMALL
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.controls import Shown
-from pipelines.engine.events import lacks_memory
+from pipelines.memory import lacks_memory
 from pipelines.prompts import Worn
 
 Array = Any

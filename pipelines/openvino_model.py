@@ -50,7 +50,6 @@ GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     PART: tiny_unet.build,
 }  # fmt: skip
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
-WHOLE = 32  # models made for latents of at most 32 x 32 places do attention step by step, not in one operation by pieces
 CACHE_FORMAT = 6  # raised when a graph is built in another way, or what is noted of it means something else
 PLAINLY = {"SNIPPETS_MODE": "DISABLE"}
 PART_SUFFIX, WRITTEN_S = ".part", 3600.0  # of a cache entry while it is written, which takes less than so many seconds
@@ -137,13 +136,7 @@ class Compiler:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32", "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(streams), **({"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}),
         }  # fmt: skip
-        return hints | (PLAINLY if FOLDERS.get(part, part) == "unet" and self.small and takes(PLAINLY) else {})
-
-    @property
-    def small(self) -> bool:
-        """Whether the U-Net was made for so few places that starting its operations takes a good part of its time."""
-        size = self._said.configs["unet"].get("sample_size") or 64
-        return (max(size) if isinstance(size, list | tuple) else int(size)) <= WHOLE
+        return hints | (PLAINLY if FOLDERS.get(part, part) == "unet" and self._said.small and takes(PLAINLY) else {})
 
     def _path(self, part: str, hints: Mapping[str, str], call: Call | None = None) -> Path | None:
         if self._cache is None:

@@ -19,7 +19,7 @@ import torch
 
 from pipelines.controls import Shown
 from pipelines.denoiser_torch import TorchDenoiser
-from pipelines.engine.events import lacks_memory
+from pipelines.memory import lacks_memory
 from pipelines.prompts import Worn
 
 Array = Any

@@ -103,6 +103,12 @@ def test_imports_flow_one_way(package: str) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_what_the_engine_asks_does_not_know_it() -> None:
+    """Denoisers, tables and loading lie below the engine; `process` is a caller of it, as a worker is."""
+    knows = {name for name, path in MODULES.items() for to, _, _ in imports(path) if f"{to}.".startswith("pipelines.engine.")}
+    assert {name for name in knows if name.startswith("pipelines.") and not name.startswith("pipelines.engine.")} == {"pipelines.process"}
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_foreign_packages_stay_outside(package: str) -> None:
     broken = [

@@ -18,7 +18,7 @@ from training.toy import write_toy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # whole processes start here, on whatever machine this is
 
-LITTLE = {"CELADON_MODEL_MEMORY_MB": "3", "CELADON_MODEL_STAY_S": "1"}
+LITTLE = {"CELADON_MODEL_MEMORY_MB": "4", "CELADON_MODEL_STAY_S": "1"}
 ROUNDED = 0.51 / 255 + 1e-3  # of a picture that is compared with one in whole numbers
 
 

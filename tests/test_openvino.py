@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from structlog.testing import capture_logs
 
 from pipelines.checkpoint_folder import describe
@@ -26,7 +27,7 @@ from pipelines.planning import table_for
 from pipelines.text_to_image import denoise, encode_prompt
 from tests.test_openvino_graphs import MINI, PROMPTS, draws, relative
 from training.toy import write_toy
-from workers.model import ModelRefused, open_model, pick_backend
+from workers.model import ModelRefused, open_model, pick_backend, weight_bytes
 from workers.model_openvino import SPECIALIZE
 from workers.settings import WorkerSettings
 
@@ -178,11 +179,24 @@ def test_a_graph_of_one_size_whose_bits_are_others_is_not_used(toy: Path) -> Non
         lambda form, worn, call=None: usual(form, worn, call) if call is None else compiler.compile(form, "bfloat16", call=call),
         said.configs["unet"],
     )
-    assert compiler.small
+    assert said.small
     assert not denoiser.specialize((4, 16, 16), 32)
     assert denoiser._usual is None
     large = replace(said, configs=dict(said.configs) | {"unet": dict(said.configs["unet"]) | {"sample_size": 64}})
-    assert not Compiler(large, None, threads=1).small
+    assert not large.small
+
+
+def test_a_model_with_two_graphs_counts_for_two(toy: Path) -> None:
+    """What a worker's models may take together is to be what they take: torch has one U-Net of each, OpenVINO two of a small one."""
+    said = describe(toy)
+    settings = WorkerSettings(redis_url="redis://localhost", backend="openvino", dtype="float32")
+    torches = weight_bytes(said, settings.model_copy(update={"backend": "torch"}))
+    assert torches == 4 * said.parameters
+    unet = sum(tensor.size for tensor in load_file(toy / "unet" / "diffusion_pytorch_model.safetensors").values())
+    assert weight_bytes(said, settings) == torches + 4 * unet
+    for other in ({"sample_size": 64}, {"time_cond_proj_dim": 14}):  # a large one, and one of which there is no graph
+        config = dict(said.configs["unet"]) | other
+        assert weight_bytes(replace(said, configs=dict(said.configs) | {"unet": config}), settings) == torches
 
 
 def test_a_property_that_this_openvino_does_not_know_is_not_asked_for() -> None:

@@ -19,6 +19,7 @@ from pipelines.checkpoint_folder import Described, describe
 from pipelines.denoiser import Denoiser, batch_invariant, fixed_rows, warm_up
 from pipelines.engine.engine import Engine
 from pipelines.planning import Stages
+from pipelines.weight_files import numbers_in
 from workers.settings import WorkerSettings
 from workers.warm import Recording, buckets, made_ready
 
@@ -157,9 +158,23 @@ def _described(settings: WorkerSettings, source: str, name: str = "") -> Describ
 
 
 def weight_bytes(said: Described, settings: WorkerSettings) -> int:
-    """What its weights take in memory, roughly: two bytes a number on a GPU or in half precision, else four."""
-    half = settings.dtype in ("bfloat16", "float16") or (settings.dtype == "auto" and pick_backend(settings)[1] == "there is a GPU")
-    return said.parameters * (2 if half or settings.device == "cuda" else 4)
+    """What its weights take in memory, roughly: two bytes a number on a GPU or in half precision, else four. A small U-Net counts twice
+    on OpenVINO, which compiles it for two kinds of calls.
+    """
+    backend, why = pick_backend(settings)
+    half = settings.dtype in ("bfloat16", "float16") or (settings.dtype == "auto" and why == "there is a GPU")
+    twice = said.small and backend == "openvino" and _has_graph(said)
+    return (said.parameters + (numbers_in(said.folder / "unet") if twice else 0)) * (2 if half or settings.device == "cuda" else 4)
+
+
+def _has_graph(said: Described) -> bool:
+    from pipelines.graphs import unet
+
+    try:
+        unet.check(said.configs["unet"])
+    except unet.NoGraph:
+        return False
+    return True
 
 
 def pick_backend(settings: WorkerSettings) -> tuple[Backend, str]:

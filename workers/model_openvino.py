@@ -42,7 +42,7 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
     denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
-    if compiler.small:
+    if said.small:
         Thread(target=_specialize, args=(denoiser, stages, said.tokens), name=SPECIALIZE).start()
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"

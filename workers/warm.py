@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from pipelines.denoiser import Denoiser, warm_up
-from pipelines.engine.events import lacks_memory
+from pipelines.memory import lacks_memory
 
 log = structlog.get_logger("worker")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.memory import lacks_memory
+
 Array = Any
 
 
@@ -45,11 +47,6 @@ class Failed:
 
 
 Event = Progress | Preview | Finished | Failed
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Torch's or Python's own lack of memory."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def describe(error: BaseException, otherwise: str) -> tuple[str, str]:
