@@ -20,11 +20,11 @@ from rich.console import Console
 
 from benchmarks import depth, plots
 from benchmarks.drawing import Result, compare, workload
-from benchmarks.serving import Gateway, Start, measure_gateway, measure_start
+from benchmarks.serving import CROWD, Gateway, Memory, Start, measure_gateway, measure_start
 from benchmarks.stamp import commit, machine
 from pipelines.checkpoint_folder import describe
 from workers.model import open_backend
-from workers.model_openvino import SPECIALIZE
+from workers.model_openvino import SETTLE
 from workers.settings import DEFAULT_MODEL, WorkerSettings
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -89,7 +89,7 @@ def drawing(options: argparse.Namespace, threads: int, backend: str, dtype: str,
     )  # fmt: skip
     opened = open_backend(settings)
     for thread in threading.enumerate():
-        if thread.name == SPECIALIZE:
+        if thread.name == SETTLE:
             thread.join()
     pipe = StableDiffusionPipeline.from_pretrained(options.model, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
@@ -127,6 +127,10 @@ def report(options: argparse.Namespace, results: Results, gateway: Gateway, star
     return "\n".join([*lines, *around(gateway, start, queue)])
 
 
+def told(memory: Memory) -> str:
+    return f"{memory.resident:.0f}, {memory.own:.0f} MB"
+
+
 def around(gateway: Gateway, start: Start, queue: list[str]) -> list[str]:
     """What is no drawing, and where the rest is."""
     return [
@@ -142,7 +146,8 @@ def around(gateway: Gateway, start: Start, queue: list[str]) -> list[str]:
         f"| gateway: accepted jobs per second of its own CPU time | {gateway.jobs_per_core_s:.0f} |",
         f"| `celadon up` on an empty data directory to the first picture | {start.first_s:.1f} s |",
         f"| `celadon up` with the compiled model in its cache to the first picture | {start.again_s:.1f} s |",
-        f"| worker: resident memory after it, and what of it is no page of a file | {start.worker_mb:.0f}, {start.worker_own_mb:.0f} MB |",
+        f"| worker, settled, after one more: resident memory, and what of it is no page of a file | {told(start.alone)} |",
+        f"| worker, after {CROWD} jobs at once: the same | {told(start.crowd)} |",
         "",
         "## Queue",
         "",

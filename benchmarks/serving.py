@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipelines.card import ModelCard
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 START_LIMIT_S = 120
+CROWD = 16  # jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +64,65 @@ async def announce(url: str, card: ModelCard) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Of a worker, in megabytes."""
+
+    resident: float
+    own: float  # what of it is no page of a file
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     first_s: float  # from `celadon up` on an empty data directory to the answer that holds the first picture's URL
     again_s: float  # the same on that directory, with the compiled model in its cache
-    worker_mb: float  # resident memory of the worker then
-    worker_own_mb: float  # what of it is no page of a file
+    alone: Memory  # of its worker once it has settled and drawn one more
+    crowd: Memory  # after sixteen jobs of several lengths at once
 
 
 def measure_start(folder: Path, model: Path) -> Start:
-    first_s, _ = first_picture(folder, model)
-    again_s, memory = first_picture(folder, model)
-    return Start(first_s, again_s, *memory)
-
-
-def first_picture(folder: Path, model: Path) -> tuple[float, tuple[float, float]]:
-    """Seconds to the first picture, and the worker's megabytes after it."""
+    log = folder / "logs" / "worker-1.log"
     with service(folder, model) as (url, started):
-        wait_for(f"{url}/readyz")
-        answer = httpx2.post(f"{url}/generate", json={"prompt": "a red apple", "seed": 1}, headers={"Prefer": "wait=60"}, timeout=90)
-        answer.raise_for_status()
-        if answer.json()["status"] != "succeeded":
-            raise RuntimeError(f"the first job ended as {answer.json()['status']}: {answer.json()['error']}")
-        return time.perf_counter() - started, max((rss_mb(pid), rss_mb(pid, "RssAnon")) for pid in workers(url, folder))
+        first_s = first_picture(url) - started
+        settled(log)
+    with service(folder, model) as (url, started):
+        again_s = first_picture(url) - started
+        settled(log)
+        draw(url, 0)
+        alone = memory(url, folder)
+        with ThreadPoolExecutor(CROWD) as crowd:
+            list(crowd.map(draw, [url] * CROWD, range(CROWD)))
+        return Start(first_s, again_s, alone, memory(url, folder))
+
+
+def first_picture(url: str) -> float:
+    """The time at which it was there."""
+    wait_for(f"{url}/readyz")
+    draw(url, 0)
+    return time.perf_counter()
+
+
+def draw(url: str, further: int) -> None:
+    """A picture of so many steps more than ten."""
+    asked = {"prompt": "a red apple", "seed": 1, "steps": 10 + further}
+    answer = httpx2.post(f"{url}/generate", json=asked, headers={"Prefer": "wait=60"}, timeout=90)
+    answer.raise_for_status()
+    if answer.json()["status"] != "succeeded":
+        raise RuntimeError(f"a job ended as {answer.json()['status']}: {answer.json()['error']}")
+
+
+def settled(log: Path) -> None:
+    """Until the worker of this start says so."""
+    limit = time.perf_counter() + START_LIMIT_S
+    while "settled" not in log.read_text().rpartition("event='ready'")[2]:
+        if time.perf_counter() > limit:
+            raise TimeoutError(f"the worker did not settle within {START_LIMIT_S} s")
+        time.sleep(0.1)
+
+
+def memory(url: str, folder: Path) -> Memory:
+    """Of the largest worker."""
+    found = [Memory(rss_mb(pid), rss_mb(pid, "RssAnon")) for pid in workers(url, folder)]
+    return max(found, key=lambda m: m.resident)
 
 
 def workers(url: str, folder: Path) -> list[int]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +32,7 @@ from pipelines.graphs.runtime import openvino
 from pipelines.graphs.weights import Changed
 from pipelines.known import Pixels, Posterior
 from pipelines.loras import KEPT, Kept, Loras, shapes
+from pipelines.openvino_cache import Cache
 from pipelines.planning import Decoding, WhenAsked, from_pixels, to_pixels
 from pipelines.prompt_chunks import chunks, one_chunk, weighted
 from pipelines.prompts import PLAIN, Reading, Worn, read
@@ -52,7 +51,6 @@ GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
 CACHE_FORMAT = 6  # raised when a graph is built in another way, or what is noted of it means something else
 PLAINLY = {"SNIPPETS_MODE": "DISABLE"}
-PART_SUFFIX, WRITTEN_S = ".part", 3600.0  # of a cache entry while it is written, which takes less than so many seconds
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 
 
@@ -81,7 +79,8 @@ class Compiler:
         int8: bool = False, loras: Path | None = None, embeddings: Path | None = None, controlnets: Path | None = None,
     ) -> None:  # fmt: skip
         self._said, self._cache, self._threads, self._int8 = said, cache, threads, int8
-        self._core, self._pages = openvino.Core(), dict[Path, openvino.Tensor]()
+        self._core = openvino.Core()
+        self.kept = Cache(self._core)
         self.loras = Loras(loras, {part: shapes(said.folder / part) if loras else {} for part in ("unet", "text_encoder")})
         self.controlnets = unused(controlnets)
         self.embeddings = Embeddings(embeddings, said.text_widths, said.tokens - 2)
@@ -93,31 +92,14 @@ class Compiler:
         folder = FOLDERS.get(part, part)
         hints, deltas = self._hints(part, precision, streams), self.loras.deltas(folder, worn)
         path = None if deltas else self._path(part, hints, call)
-        if path and (found := self._kept(path, hints)):
+        if path and (found := self.kept.take(path, hints)):
             return found
         rounding = {"int8": True} if folder == "unet" and self._int8 else {}
         model = GRAPHS[part](Changed(self._said.folder / folder, deltas), self._said.configs[folder], **rounding)
         if call:
             model.reshape(_shapes(model, call))
         compiled = self._core.compile_model(model, "CPU", hints)
-        if path:
-            _keep(path, compiled)
-        return compiled
-
-    def _kept(self, path: Path, hints: Mapping[str, str]) -> openvino.CompiledModel | None:
-        """From the cache. What is torn, of another processor or version, or cannot be read goes, and what was noted of it too."""
-        try:
-            pages = self._pages[path] if path in self._pages else _mapped(path)
-            found = self._core.import_model(pages, "CPU", hints)
-        except FileNotFoundError:
-            return None
-        except (OSError, RuntimeError, ValueError):
-            for file in (path, path.with_suffix(".json")):
-                with contextlib.suppress(OSError):  # a folder that is only read: made anew at each start
-                    file.unlink(missing_ok=True)
-            return None
-        self._pages[path] = pages  # as long as the compiler, and one for all: OpenVINO does not hold them itself
-        return found
+        return self.kept.keep(path, hints, compiled) if path else compiled
 
     def forms(self, precision: str, streams: int = 1) -> Compile:
         """`compile` of a U-Net's forms, with LoRAs or without."""
@@ -165,33 +147,6 @@ def processor() -> str:
     return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
 
-def _mapped(path: Path) -> openvino.Tensor:
-    """A file as OpenVINO's own memory: its weights are pages of the file, which workers of one machine share and the system may drop.
-
-    Raises OSError, or ValueError where it is empty.
-    """
-    with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # a tensor must be writable; nothing is written
-    return openvino.Tensor(np.frombuffer(pages, np.uint8), shared_memory=True)
-
-
-def _keep(path: Path, compiled: openvino.CompiledModel) -> None:
-    """Write a cache entry whole or not at all; a full disk costs the cache, not the worker. Its name while it is written is nobody else's:
-    in containers that share a folder, workers have the same process id.
-    """
-    part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{PART_SUFFIX}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for torn in path.parent.glob(f"{path.stem}.*{PART_SUFFIX}"):  # of workers that were killed
-            if torn.stat().st_mtime < time.time() - WRITTEN_S:
-                torn.unlink()
-        part.write_bytes(compiled.export_model().getvalue())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
 class OpenVinoDenoiser:
     """A U-Net in one or more streams, each with its share of the rows. Registers are numpy arrays."""
 
@@ -206,6 +161,7 @@ class OpenVinoDenoiser:
         self._dressed: Kept[tuple[str, Worn], Requests] = Kept(lambda key: self._make(*key), KEPT)
         self._usual: tuple[Call, Requests] | None = None
         self._compile, self._streams = compile, streams
+        self.asked_at = time.monotonic()  # last
 
     def upload(self, array: Array) -> Array:
         """Registers are on the host."""
@@ -216,19 +172,30 @@ class OpenVinoDenoiser:
         less time there. Nothing else changes: it is not used, and the answer is False, where its bits are others. May be called while
         another thread asks the model.
         """
-        channels, height, width = latent
-        call = max(1, 2 // self._streams), height, width, length
-        compiled = self._compile("unet", (), call)
-        requests = _requests(compiled, self._streams)
+        rows = max(1, 2 // self._streams)
+        requests = _requests(self._compile("unet", (), (rows, *latent[1:], length)), self._streams)
         general = self._plain["unet"][0].get_compiled_model().create_infer_request()
-        rng = np.random.default_rng(0)
-        asked = self._inputs(
-            rng.standard_normal((call[0], channels, height, width), dtype=np.float32), np.linspace(1, 999, call[0], dtype=np.float32),
-            rng.standard_normal((call[0], length, self._config.get("cross_attention_dim", 1280)), dtype=np.float32), (), None,
-        )  # fmt: skip
-        same = bool(np.array_equal(requests[0].infer(asked)[0], general.infer(asked)[0]))
-        self._usual = (call, requests) if same else None
+        asked = self._any(rows, latent, length)
+        [found, *_] = [request.infer(asked)[0].copy() for request in requests]  # of all: a first call is slower
+        same = bool(np.array_equal(found, general.infer(asked)[0]))
+        self._usual = ((rows, *latent[1:], length), requests) if same else None
         return same
+
+    def renew(self, latent: tuple[int, int, int], length: int) -> None:
+        """Take the U-Net anew, from the cache where its entry is now: the same, with weights that are pages of a file. Arguments as of
+        `specialize`; may be called while another thread asks the model.
+        """
+        requests = _requests(self._compile("unet", ()), self._streams)
+        for request in requests:
+            request.infer(self._any(1, latent, length))
+        self._plain["unet"] = requests
+
+    def _any(self, rows: int, latent: tuple[int, int, int], length: int) -> dict[str, Array]:
+        """A call that is like any other."""
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((rows, *latent), dtype=np.float32)
+        context = rng.standard_normal((rows, length, self._config.get("cross_attention_dim", 1280)), dtype=np.float32)
+        return self._inputs(x, np.linspace(1, 999, rows, dtype=np.float32), context, (), None)
 
     def __call__(
         self, x: Array, timestep: Array, context: Array, marks: Sequence[str] = (), told: Array | None = None, *,
@@ -258,6 +225,7 @@ class OpenVinoDenoiser:
 
     def _ask(self, form: str, worn: Worn, inputs: Mapping[str, Array]) -> list[Array]:
         """The outputs of a form of the U-Net, each [R, ...]; every stream takes its share of the rows."""
+        self.asked_at = time.monotonic()
         requests = self._requests(form, worn)
         rows = len(inputs["x"])
         cuts = [cut for cut in np.array_split(np.arange(rows), min(rows, len(requests))) if len(cut)]

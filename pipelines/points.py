@@ -59,3 +59,10 @@ def rounded(timestep: Float) -> Float:
     """To whole timesteps, unless two of them would become one: then all stay fractional. Equal levels divide by zero."""
     whole = np.round(timestep)
     return whole if np.all(np.diff(whole) < 0) else timestep
+
+
+def beta_quantiles(alpha: float, beta: float, at: Float) -> Float:
+    """Of the beta distribution, at probabilities [n]."""
+    from scipy.special import betaincinv  # takes a sixth of a second and 20 MB, which every start would pay for
+
+    return np.asarray(betaincinv(alpha, beta, at))

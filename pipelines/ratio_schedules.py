@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.special import betaincinv
 
 from pipelines.ladder import Float, Ladder
 from pipelines.level import Convention
-from pipelines.points import Points, at_ratios, ends, gamma_of
+from pipelines.points import Points, at_ratios, beta_quantiles, ends, gamma_of
 from pipelines.timestep_schedules import spaced
 
 
@@ -36,7 +35,7 @@ def exponential(ladder: Ladder, convention: Convention, steps: int) -> Points:
 def beta_sigma(ladder: Ladder, convention: Convention, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Points:
     """Sigmas at even quantiles of a beta distribution (arXiv 2407.12173, as A1111 and diffusers have it)."""
     high, low = _range(ladder, convention, steps)
-    ratio = low + betaincinv(alpha, beta, 1.0 - np.linspace(0.0, 1.0, steps)) * (high - low)
+    ratio = low + beta_quantiles(alpha, beta, 1.0 - np.linspace(0.0, 1.0, steps)) * (high - low)
     return _as_reference(ladder, convention, ratio, convention.exponential_time)
 
 

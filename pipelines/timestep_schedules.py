@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betaincinv
 
 from pipelines.ladder import SPACINGS, Float, Ladder
 from pipelines.level import Convention
-from pipelines.points import Points, at_timesteps, ends, gamma_of, rounded
+from pipelines.points import Points, at_timesteps, beta_quantiles, ends, gamma_of, rounded
 
 
 def base_spacing(ladder: Ladder, convention: Convention, schedule: str = "auto") -> str:
@@ -58,7 +57,7 @@ def ddim_uniform(ladder: Ladder, convention: Convention, steps: int) -> Points:
 
 def beta(ladder: Ladder, convention: Convention, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Points:
     """Timesteps at even quantiles of a beta distribution (arXiv 2407.12173, as ComfyUI has it)."""
-    quantile = betaincinv(alpha, beta, 1.0 - np.arange(steps) / steps)
+    quantile = beta_quantiles(alpha, beta, 1.0 - np.arange(steps) / steps)
     return at_timesteps(ladder, convention, rounded(quantile * (len(ladder) - 1)))
 
 

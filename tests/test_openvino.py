@@ -28,7 +28,7 @@ from pipelines.text_to_image import denoise, encode_prompt
 from tests.test_openvino_graphs import MINI, PROMPTS, draws, relative
 from training.toy import write_toy
 from workers.model import ModelRefused, open_model, pick_backend, weight_bytes
-from workers.model_openvino import SPECIALIZE
+from workers.model_openvino import SETTLE
 from workers.settings import WorkerSettings
 
 
@@ -215,9 +215,7 @@ def test_a_worker_that_cannot_have_its_own_graph_goes_on_without(toy: Path, tmp_
     monkeypatch.setattr(Compiler, "compile", full)
     with capture_logs() as told:
         model = open_model(WorkerSettings(redis_url="redis://nowhere", model=str(toy), backend="openvino", threads=1, data_dir=tmp_path))
-        for thread in threading.enumerate():
-            if thread.name == SPECIALIZE:
-                thread.join()
+        settled()
     assert [(line["event"], line["reason"]) for line in told if line["event"] == "not_specialized"] == [("not_specialized", "MemoryError")]
     assert model.engine.free_slots
 
@@ -251,9 +249,11 @@ def test_whether_a_batch_changes_bits_is_measured_once_a_build(tmp_path: Path, t
         return measured[-1]
 
     def backend(**given: Any) -> str:
-        return open_model(
+        model = open_model(
             settings(**{"backend": "openvino", "dtype": "float32", "model": str(toy), "data_dir": tmp_path, "threads": 1} | given)
-        ).backend
+        )
+        settled()
+        return model.backend
 
     monkeypatch.setattr("workers.model.batch_invariant", measuring)
     first = backend()
@@ -276,6 +276,12 @@ def test_whether_a_batch_changes_bits_is_measured_once_a_build(tmp_path: Path, t
 
 
 # The choice
+
+
+def settled() -> None:
+    for thread in threading.enumerate():
+        if thread.name == SETTLE:
+            thread.join()
 
 
 def settings(**given: Any) -> WorkerSettings:
@@ -311,6 +317,7 @@ def test_weights_in_8_bits_are_another_build(toy: Path, tmp_path: Path) -> None:
         model = open_model(
             settings(backend="openvino", device="cpu", dtype="float32", model=str(toy), data_dir=tmp_path, threads=1, weights=weights)
         )
+        settled()
     assert "openvino-float32, int8 weights, 1 stream" in model.backend
     stored, rounded = sorted((path.stat().st_size for path in (tmp_path / "cache").glob("unet-*.blob")), reverse=True)
     assert rounded < 0.9 * stored
@@ -336,7 +343,6 @@ WITHOUT_TORCH = """
 import sys
 sys.modules |= dict.fromkeys(("torch", "diffusers", "transformers", "accelerate"))
 import numpy as np
-from workers.model_openvino import SPECIALIZE
 from workers.settings import WorkerSettings
 from workers.model import open_model
 import workers.drawing, workers.worker, workers.encode

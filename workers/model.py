@@ -126,6 +126,7 @@ def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> b
     found = batch_invariant(opened.denoiser, shape, context, opened.stages.told.width)
     if opened.note:
         with contextlib.suppress(OSError):  # a full disk costs the next start a second, not the worker
+            opened.note.parent.mkdir(parents=True, exist_ok=True)
             opened.note.write_text(json.dumps({"batch_invariant": found}) + "\n")
     return found
 

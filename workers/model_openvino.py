@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
+from threading import Thread, main_thread
 
 import numpy as np
 import structlog
@@ -18,7 +19,8 @@ from workers.settings import WorkerSettings
 
 log = structlog.get_logger("worker")
 
-SPECIALIZE = "specialize"  # the name of a thread
+SETTLE = "settle"  # the name of a thread
+QUIET_S, LATEST_S, LOOK_S = 1.0, 20.0, 0.05  # a worker settles after a second without a call, at the latest after so many
 ROWS = (2, 8)  # one guided picture, and a crowd
 REPEATS = 3
 WORTH = 0.85  # another split must take less than this share of the time of one thread a stream, whose bits no core count changes
@@ -39,25 +41,45 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
     cache = settings.caches
     int8 = settings.weights == "int8"
     compiler = Compiler(said, cache, cores, int8=int8, **settings.folders)
-    stages = OpenVinoStages(said, compiler, precision)
     streams = settings.streams or _streams(said, compiler, precision, cores, cache)
-    denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
-    if said.small:
-        Thread(target=_specialize, args=(denoiser, stages, said.tokens), name=SPECIALIZE).start()
+    compiler.kept.put_off()
+    with ThreadPoolExecutor(1) as beside:
+        around = beside.submit(OpenVinoStages, said, compiler, precision)
+        denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
+        stages = around.result()
+    Thread(target=_settle, args=(said, compiler, denoiser, stages), name=SETTLE).start()
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
 
 
-def _specialize(denoiser: OpenVinoDenoiser, stages: OpenVinoStages, tokens: int) -> None:
-    """Beside the first pictures: a second of compiling where there is no cache yet. Who has no memory left for it goes on without."""
-    card = stages.card
+def _settle(said: Described, compiler: Compiler, denoiser: OpenVinoDenoiser, stages: OpenVinoStages) -> None:
+    """What makes later pictures and starts quicker, and must not make the first one late: the cache is written, the U-Net taken from there,
+    and a second one made for the usual call. Who has no memory left for it goes on without.
+    """
+    if not _quiet(denoiser):
+        return
+    began, card = time.monotonic(), said.card
     try:
-        shape = stages.unet_channels, *stages.latent_shape(card.width, card.height)[1:]
-        if not denoiser.specialize(shape, tokens):
+        shape = stages.unet_channels, *said.latent_shape(card.width, card.height)[1:]
+        if compiler.kept.write():
+            denoiser.renew(shape, said.tokens)
+        if said.small and not denoiser.specialize(shape, said.tokens):
             log.info("not_specialized", reason="its bits are others on this processor")
     except (OSError, RuntimeError, MemoryError) as error:
         log.warning("not_specialized", reason=type(error).__name__)
+    compiler.kept.drop_pages()
+    log.info("settled", model=card.id, seconds=round(time.monotonic() - began, 1))
+
+
+def _quiet(denoiser: OpenVinoDenoiser) -> bool:
+    """Wait for the first pause, such as after the first pictures; False where the process ends before."""
+    latest = time.monotonic() + LATEST_S
+    while denoiser.asked_at + QUIET_S > (now := time.monotonic()) and now < latest:
+        if not main_thread().is_alive():
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:
