@@ -131,9 +131,9 @@ def survived(watermark: Watermark, marked_ones: Pixels, plain: Pixels) -> dict[s
     """By what is done to them: marked pictures whose text is found, and others in which any text is."""
     found = {}
     for name, do in DONE.items():
-        look = watermark.find if name == "PNG" else watermark.read  # in other sizes once: it takes a second where there is nothing
+        look = watermark.find if name == "PNG" else watermark.texts  # in other sizes once: it takes a second where there is nothing
         texts = [watermark.find(np.asarray(do(Image.fromarray(p)))) for p in marked_ones]
-        found[name] = texts.count(TEXT), sum(look(np.asarray(do(Image.fromarray(p)))) is not None for p in plain)
+        found[name] = texts.count([TEXT]), sum(bool(look(np.asarray(do(Image.fromarray(p))))) for p in plain)
         print(name, found[name], flush=True)
     return found
 

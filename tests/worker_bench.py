@@ -80,8 +80,8 @@ class Bench:
         store = store or LocalImageStore(folder, timeout_s=settings.store_s)
         doors, inbox = Doors(queue, Registry(redis), store, HookQueue(redis), safety), Inbox()
         self.puppet.report = inbox.put
-        worker = Worker(info, Shelf.of(CARD), settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
-        self._running = asyncio.create_task(worker.run(self._stop))
+        self._worker = Worker(info, Shelf.of(CARD), settings, doors, self.puppet, inbox)  # type: ignore[arg-type]
+        self._running = asyncio.create_task(self._worker.run(self._stop))
 
     async def ended(self, job_id: str) -> Job:
         async def poll() -> Job:
@@ -94,6 +94,11 @@ class Bench:
                 await asyncio.sleep(0.01)
 
         return await asyncio.wait_for(poll(), TIMEOUT_S)
+
+    async def settled(self) -> None:
+        """Returns once the worker is at nothing: a job may have ended while a picture of it was still being written, to be deleted."""
+        while at_work := self._worker._errands._running:
+            await asyncio.wait(set(at_work), timeout=TIMEOUT_S)
 
     async def stop(self) -> None:
         self._stop.set()

@@ -27,9 +27,10 @@ class Mark:
 
     def file(self, pixels: Pixels, write: Callable[[Pixels], bytes]) -> bytes:
         """What `write` makes of the marked picture [H, W, 3]: with the least strength that a JPEG survives, or of those that are seen the
-        first that can be read. One that says so already as well, since a marked picture was drawn upon, stays as it is. Raises Unmarked.
+        first that can be read. One that says so already as well, since a marked picture was drawn upon, stays as it is; one that says
+        something else says both. Raises Unmarked.
         """
-        there = self.watermark.read(pixels) == self.text
+        there = self._in(pixels)
         for strength in ((0.0,) if there else ()) + UNSEEN + PLAINER:
             data = write(self.watermark.mark(pixels, self.text, strength) if strength else pixels)
             stored = _pixels(data)
@@ -38,7 +39,7 @@ class Mark:
         raise Unmarked
 
     def _in(self, pixels: Pixels) -> bool:
-        return self.watermark.read(pixels) == self.text
+        return self.watermark.says(pixels, self.text)
 
 
 def _pixels(data: bytes) -> Pixels:

@@ -4,7 +4,8 @@ Spread spectrum (Cox et al. 1997) with the text in places rather than signs. Eig
 frequencies alone, are added to the brightness and repeat over the picture. Seven of them are moved, each to one of 64 x 64 places, which
 is 12 bits: 64 of text and 20 that check it. The eighth stays where it is and tells how far a picture was cropped. The grain is fainter
 where a picture is plain. To read, what a picture is itself is taken away (its smooth part, and the height of its local contrast), the
-repeats are laid upon each other, and each pattern is looked for at every place at once by Fourier transforms.
+repeats are laid upon each other, and each pattern is looked for at every place at once by Fourier transforms. A picture of another
+service may be drawn upon and marked anew: then each pattern has two places, and the check says which of them belong together.
 
 The patterns are public: whoever has this file can read, remove and forge a mark. It says where a picture comes from while nobody minds.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ PLACES = 64  # that a pattern may be moved to, each way, in steps of two pixels
 LEAST = 4.2  # mean height of the seven peaks, in deviations: 3.6 with a deviation of 0.13 where there is no mark
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 PLAIN, CONTRAST, MOST = 1.0, 0.3, 3.0  # amplitude in grey levels where a picture is plain, more with the root of its contrast, at most
+MARKS = 2  # that are read in one picture
 SHIFTS = 3  # of a cropped picture, the likeliest ones
 SMALLEST, FINE, LARGEST = 64, 512, 2048  # widths that a picture may have had before it was resized: of every 8 pixels, then of 64
 RESIZED = 0.4, 2.5  # times that
@@ -58,21 +61,36 @@ class Watermark:
         return marked
 
     def read(self, pixels: Pixels) -> str | None:
-        """The text in a picture [H, W, 3] that has the size it was drawn in, cropped or not; None where none is found."""
-        peaks = self.correlations(pixels)
-        likeliest = np.argsort(peaks[0], axis=None)[-SHIFTS:][::-1]
-        shifts = [(0, 0), *((int(at) // SIDE, int(at) % SIDE) for at in likeliest)]
-        return next((text for shift in shifts if (text := _text(peaks, shift)) is not None), None)
+        """The plainest text in a picture [H, W, 3] that has the size it was drawn in, cropped or not; None where none is found."""
+        return next(iter(self.texts(pixels)), None)
 
-    def find(self, pixels: Pixels) -> str | None:
+    def texts(self, pixels: Pixels) -> list[str]:
+        """All that are read there, two of a crop at most, the plainest first: a marked picture may have been drawn upon and marked by
+        another service.
+        """
+        heights = {text: height for found in self._by_crop(pixels) for text, height in found.items()}
+        return sorted(heights, key=lambda text: -heights[text])
+
+    def says(self, pixels: Pixels, text: str) -> bool:
+        """Whether that is one of them; sooner told than all."""
+        return any(text in found for found in self._by_crop(pixels))
+
+    def find(self, pixels: Pixels) -> list[str]:
         """The same of one that may have been resized since, not both resized and cropped. Seconds, where there is none."""
-        if (text := self.read(pixels)) is not None:
-            return text
+        if texts := self.texts(pixels):
+            return texts
         image = Image.fromarray(pixels)
         for size in _sizes(image.width, image.height):
-            if (text := self.read(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))) is not None:
-                return text
-        return None
+            if texts := self.texts(np.asarray(image.resize(size, Image.Resampling.BICUBIC))):
+                return texts
+        return []
+
+    def _by_crop(self, pixels: Pixels) -> Iterator[dict[str, float]]:
+        """Texts and how plain they are, if it was not cropped, and by how much it likeliest was."""
+        peaks = self.correlations(pixels)
+        yield _texts(peaks, (0, 0))
+        for at in np.argsort(peaks[0], axis=None)[-SHIFTS:][::-1].tolist():
+            yield _texts(peaks, divmod(at, SIDE))
 
     def _spectrum(self, index: int) -> NDArray[np.complex64]:
         """Of a pattern: random phases within the band. A hash makes them, which no version of a library changes."""
@@ -111,12 +129,21 @@ def _amplitude(luma: Floats) -> Floats:
     return amplitude
 
 
-def _text(peaks: Floats, shift: tuple[int, int]) -> str | None:
-    """What the places say of a picture that was cropped by so much; None where they are noise."""
+def _texts(peaks: Floats, shift: tuple[int, int]) -> dict[str, float]:
+    """What the places say of a picture that was cropped by so much, and how high they stand; nothing where they are noise.
+
+    Two marks have 128 ways to be put together. All but two of them are random to the check, which takes one in a million for a text.
+    """
     moved = np.roll(peaks[1:], (-shift[0], -shift[1]), (1, 2))[:, ::2, ::2].reshape(SYMBOLS, -1)
     if moved.max(1).mean() < LEAST:
-        return None
-    return text_of([int(place) for place in moved.argmax(1)])
+        return {}
+    places = np.argpartition(moved, -MARKS, 1)[:, -MARKS:]
+    heights = np.take_along_axis(moved, places, 1)
+    found: dict[str, float] = {}
+    for seven, high in zip(product(*places.tolist()), product(*heights.tolist()), strict=True):
+        if (height := sum(high) / SYMBOLS) >= LEAST and (text := text_of(seven)) is not None:
+            found[text] = height
+    return found
 
 
 def _sizes(width: int, height: int) -> Iterator[tuple[int, int]]:
@@ -124,4 +151,6 @@ def _sizes(width: int, height: int) -> Iterator[tuple[int, int]]:
     least, most = (round(width * factor) for factor in RESIZED)
     sides = [*range(SMALLEST, FINE, 8), *range(FINE, LARGEST + 1, 64)]
     for side in sorted((s for s in sides if least <= s <= most and s != width), key=lambda s: max(s / width, width / s)):
-        yield side, max(1, round(height * side / width))
+        size = side, max(1, round(height * side / width))
+        if size[0] * size[1] <= LARGEST**2:  # nobody draws larger ones
+            yield size
