@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,7 @@ def mapped_kb(folder: Path) -> dict[str, int]:
 def test_a_worker_settles_once_its_first_pictures_are_out(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of it delays them, no bit changes, and the weights lie in no memory twice."""
     quiet = threading.Event()
-    monkeypatch.setattr(model_openvino, "_quiet", lambda denoiser: quiet.wait(60))
+    monkeypatch.setattr(model_openvino, "_quiet", lambda model: quiet.wait(60) and model())
     said = settings(backend="openvino", device="cpu", dtype="float32", model=str(toy), data_dir=tmp_path, threads=1)
     found = open_backend(said)
     stages, denoiser = found.stages, found.denoiser
@@ -129,7 +130,20 @@ def test_what_could_not_be_written_stays_as_it_is(toy: Path, tmp_path: Path, mon
 
 def test_a_worker_that_is_always_asked_settles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_openvino, "LATEST_S", 0.1)
-    assert model_openvino._quiet(SimpleNamespace(asked_at=float("inf")))
+    busy = SimpleNamespace(asked_at=float("inf"))
+    assert model_openvino._quiet(lambda: busy) is busy
+
+
+def test_a_model_that_leaves_is_let_go_at_once(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_openvino, "QUIET_S", 600.0)
+    monkeypatch.setattr(model_openvino, "LATEST_S", 600.0)
+    found = open_backend(settings(backend="openvino", device="cpu", model=str(toy), data_dir=tmp_path, threads=1))
+    left = weakref.ref(found.denoiser)
+    del found
+    gc.collect()
+    settled()
+    assert left() is None
+    assert not list(tmp_path.rglob("*.blob"))
 
 
 ENDS = """

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread, main_thread
+from weakref import ref
 
 import numpy as np
 import structlog
@@ -47,39 +48,40 @@ def open_openvino(said: Described, settings: WorkerSettings) -> Opened:
         around = beside.submit(OpenVinoStages, said, compiler, precision)
         denoiser = OpenVinoDenoiser(compiler.forms(precision, streams), said.configs["unet"], streams)
         stages = around.result()
-    Thread(target=_settle, args=(said, compiler, denoiser, stages), name=SETTLE).start()
+    Thread(target=_settle, args=(said, ref(denoiser), ref(compiler)), name=SETTLE).start()
     threads = max(1, cores // streams)
     name = f"openvino-{precision}{', int8 weights' * int8}, {streams} stream{'s' * (streams > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Opened(stages, denoiser, "cpu", "cpu", name, compiler.note("unet", precision, streams))
 
 
-def _settle(said: Described, compiler: Compiler, denoiser: OpenVinoDenoiser, stages: OpenVinoStages) -> None:
+def _settle(said: Described, model: ref[OpenVinoDenoiser], compiler: ref[Compiler]) -> None:
     """What makes later pictures and starts quicker, and must not make the first one late: the cache is written, the U-Net taken from there,
-    and a second one made for the usual call. Who has no memory left for it goes on without.
+    and a second one made for the usual call. Who has no memory left for it goes on without. A model that left meanwhile is let go.
     """
-    if not _quiet(denoiser):
+    if (denoiser := _quiet(model)) is None or (made_by := compiler()) is None:
         return
     began, card = time.monotonic(), said.card
     try:
-        shape = stages.unet_channels, *said.latent_shape(card.width, card.height)[1:]
-        if compiler.kept.write():
+        shape = int(said.configs["unet"].get("in_channels", 4)), *said.latent_shape(card.width, card.height)[1:]
+        if made_by.kept.write():
             denoiser.renew(shape, said.tokens)
         if said.small and not denoiser.specialize(shape, said.tokens):
             log.info("not_specialized", reason="its bits are others on this processor")
     except (OSError, RuntimeError, MemoryError) as error:
         log.warning("not_specialized", reason=type(error).__name__)
-    compiler.kept.drop_pages()
+    made_by.kept.drop_pages()
     log.info("settled", model=card.id, seconds=round(time.monotonic() - began, 1))
 
 
-def _quiet(denoiser: OpenVinoDenoiser) -> bool:
-    """Wait for the first pause, such as after the first pictures; False where the process ends before."""
+def _quiet(model: ref[OpenVinoDenoiser]) -> OpenVinoDenoiser | None:
+    """The model after its first pause, such as after the first pictures; None where it leaves or the process ends before."""
     latest = time.monotonic() + LATEST_S
-    while denoiser.asked_at + QUIET_S > (now := time.monotonic()) and now < latest:
-        if not main_thread().is_alive():
-            return False
+    while (found := model()) and main_thread().is_alive():
+        if time.monotonic() >= min(latest, found.asked_at + QUIET_S):
+            return found
+        del found
         time.sleep(LOOK_S)
-    return True
+    return None
 
 
 def _streams(said: Described, compiler: Compiler, precision: str, cores: int, cache: Path) -> int:

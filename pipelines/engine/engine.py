@@ -157,7 +157,7 @@ class Engine:
         xp = self._xp
         shape = batch[0].sample.shape
         x = self._pools[shape].read(X, [f.slot for f in batch])  # [S, D]
-        told = np.stack([f.scalars() for f in batch])  # [S, 10]
+        told = np.array([f.scalars() for f in batch])  # [S, 10]
         scalars = self._upload(told)
         guided = [i for i, f in enumerate(batch) if f.guided]
         marked = [i for i, f in enumerate(batch) if f.mark]
