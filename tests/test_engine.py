@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.engine import batcher, update
+from pipelines.engine import update
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress
 from pipelines.engine.sample import Sample
@@ -252,13 +252,6 @@ def test_a_pass_that_is_too_full_serves_everybody_in_turn() -> None:
     moved = [{e.sample_id for e in engine.step(0.0)} for _ in range(3)]
     assert set.union(*moved) == {f"s{i}" for i in range(6)}
     assert all(len(m) == 2 for m in moved)
-
-
-def test_the_batcher_serves_a_sample_that_alone_exceeds_the_pass() -> None:
-    engine = Engine(RowwiseDenoiser(), max_rows=1)
-    engine.add(sample("s"))
-    assert isinstance(run(engine)["s"], Finished)
-    assert batcher.choose([], lambda shape: 4) == []
 
 
 def test_memory_of_a_size_that_nobody_draws_is_given_back() -> None:

@@ -54,6 +54,18 @@ def test_the_first_pass_of_a_size_tells_nothing() -> None:
     assert knee.limit(SHAPE) == 32
 
 
+def test_what_was_measured_before_is_known_at_once_and_followed() -> None:
+    knee = Knee(32)
+    assert knee.alone(SHAPE) is None
+    knee.begin(SHAPE, 2, 8.0)
+    assert knee.alone(SHAPE) == 4.0 and knee.alone(OTHER) is None
+    knee.observe(SHAPE, 2, 6.0)
+    assert knee.alone(SHAPE) == 3.0
+    knee.begin(SHAPE, 32, 160.0)
+    assert knee.alone(SHAPE) == 3.0
+    assert knee.limit(SHAPE) == 32  # once is not enough to judge a size
+
+
 def test_it_follows_the_machine() -> None:
     knee = Knee(32)
     ramp(knee, lambda rows: max(8.0, rows))

@@ -329,6 +329,7 @@ def test_both_backends_open_and_say_what_they_are(toy: Path, tmp_path: Path) -> 
         model = open_model(settings(backend=backend, device="cpu", dtype="float32", model=str(toy), data_dir=tmp_path, threads=1))
         names[backend] = model.backend
         assert model.stages.card.id == "toy" and not model.engine.busy
+        assert model.engine._rows or model.engine._knee.alone((4, 16, 16)), "a pass is measured at the start"
     assert names["openvino"].startswith("openvino-float32, 1 stream of 1 thread, rows ")
     assert names["torch"].startswith("torch-float32, rows ")
     with pytest.raises(ModelRefused, match=r"CELADON_WEIGHTS=int8 is OpenVINO's"):

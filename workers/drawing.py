@@ -282,6 +282,7 @@ class DrawingThread:
             preview=params.preview,
             previews=frozenset(at - before for at in job.preview_steps if at > before) if index == 0 else frozenset(),
             known=second.known if second else self._known_of(job),
+            due=time.monotonic() + job.deadline_at - time.time() if job.deadline_at else None,
         )
 
     def _known_of(self, job: Job) -> Known | None:

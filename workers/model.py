@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from workers.warm import Recording, buckets, made_ready
 
 log = structlog.get_logger("worker")
 
+ALONE = 2  # rows of a guided picture
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either of them under WSL
 
 Array = Any
@@ -100,6 +102,8 @@ def open_model(settings: WorkerSettings, said: Described | None = None) -> Model
     except FloatingPointError as error:
         raise _no_numbers(card.id, "VAE") from error
     engine = Engine(opened.denoiser, slots=settings.slots, max_rows=max_rows, rows=rows)
+    for size in () if rows else buckets(max_rows) if opened.warm else (ALONE,):
+        engine.begin(shape, size, _seconds(opened, seen, context, size))
     return Model(stages, engine, opened.device_name, f"{opened.name}, rows {rows or 'any'}")
 
 
@@ -114,6 +118,13 @@ def _check_numbers(opened: Opened, shape: tuple[int, int, int], context: Array) 
 
 def _no_numbers(model: str, part: str) -> ModelRefused:
     return ModelRefused(f"{model}: its {part} answers with what are no numbers, as where weights are infinite or none (weights_not_finite)")
+
+
+def _seconds(opened: Opened, shape: tuple[int, int, int], context: Array, rows: int) -> float:
+    """Of a call, to its end."""
+    xp, began = opened.denoiser.xp, time.perf_counter()
+    float(xp.sum(warm_up(opened.denoiser, shape, context, opened.stages.told.width, rows)))
+    return time.perf_counter() - began
 
 
 def _invariant(opened: Opened, shape: tuple[int, int, int], context: Array) -> bool:

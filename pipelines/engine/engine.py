@@ -7,13 +7,15 @@ schedules, lengths, guidance and ages. The slow twin is `pipelines.text_to_image
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipelines import guidance, prediction
 from pipelines.denoiser import Denoiser, uploading
-from pipelines.engine import batcher, update
+from pipelines.engine import update
+from pipelines.engine.batcher import Batcher
 from pipelines.engine.calls import Calls, Memory
 from pipelines.engine.events import Event, Failed, Finished, Preview, Progress, describe
 from pipelines.engine.knee import Knee
@@ -23,6 +25,14 @@ from pipelines.known import begin
 from pipelines.noise import NormalStream
 
 Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    shape: Shape
+    samples: int
+    rows: int  # of the U-Net
+    alike: bool  # whether all rows cost the same
 
 
 class Engine:
@@ -38,7 +48,8 @@ class Engine:
         self._denoiser, self._xp, self._upload = denoiser, denoiser.xp, uploading(denoiser)
         self._calls = Calls(denoiser, rows)
         self._slots, self._rows, self._knee = slots, rows, Knee(max_rows)
-        self._pass: tuple[Shape, int] | None = None  # the last one, until it is told how long it took
+        self._batcher = Batcher(self._knee.limit)
+        self._pass: Pass | None = None  # the last one, until it is told how long it took
         self._preview_interval_s = preview_interval_s
         self._flying: dict[str, InFlight] = {}
         self._pools: dict[Shape, SlotPool] = {}
@@ -104,17 +115,30 @@ class Engine:
         return True
 
     def step(self, now: float) -> list[Event]:
-        """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds."""
-        batch = sorted(batcher.choose(self._flying.values(), self._knee.limit), key=lambda flight: flight.slot)
+        """One tick: one U-Net pass over one latent shape. `now` is the caller's clock in seconds, in which deadlines are, too."""
+        batch = sorted(self._batcher.choose(self._flying.values(), now), key=lambda flight: flight.slot)
         self._tick += 1
-        alike = batch and not any(flight.memory for flight in batch)  # rows that recall are cheaper, and tell nothing of others
-        self._pass = (batch[0].sample.shape, sum(flight.rows for flight in batch)) if alike else None
-        return self._move(batch, now) if batch else []
+        if not batch:
+            self._pass = None
+            return []
+        alike = not any(flight.memory for flight in batch)  # rows that recall are cheaper, and tell nothing of others
+        self._pass = Pass(batch[0].sample.shape, len(batch), sum(flight.rows for flight in batch), alike)
+        return self._move(batch, now)
+
+    def begin(self, shape: Shape, rows: int, seconds: float) -> None:
+        """What a call of so many rows takes, as measured before any sample came."""
+        self._knee.begin(shape, rows, seconds)
 
     def took(self, seconds: float) -> None:
-        """How long the last tick took, from which the size of the next ones follows. Who does not tell gets the largest batches."""
-        if self._pass and self._rows is None:
-            self._knee.observe(*self._pass, seconds)
+        """How long the last tick took, from which the size of the next ones follows, and whose turn it is. Who does not tell gets largest
+        batches, and shapes that take turns.
+        """
+        if (last := self._pass) is None:
+            return
+        if last.alike and self._rows is None:
+            self._knee.observe(last.shape, last.rows, seconds)
+        alone = self._knee.alone(last.shape) or seconds / last.rows
+        self._batcher.took(last.shape, last.samples, seconds, alone * last.rows / last.samples)
         self._pass = None
 
     def _move(self, batch: list[InFlight], now: float) -> list[Event]:

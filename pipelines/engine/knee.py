@@ -60,6 +60,11 @@ class Knee:
         for old in [s for s, c in costs.by_size.items() if costs.passes - c.seen > TRUSTED]:
             del costs.by_size[old]
 
+    def begin(self, shape: Shape, rows: int, seconds: float) -> None:
+        """What a pass takes, as measured before any sample came, when kernels had been made."""
+        self._shapes.setdefault(shape, Costs()).warm.add(_size(rows))
+        self.observe(shape, rows, seconds)
+
     def limit(self, shape: Shape) -> int:
         """Rows of the next pass at most: the smallest size from which no larger one that was measured is clearly cheaper a row.
 
@@ -74,6 +79,11 @@ class Knee:
             if larger and min(larger) > (1 - CHEAPER) * seconds:
                 return min(size, self._most)
         return self._most
+
+    def alone(self, shape: Shape) -> float | None:
+        """Seconds a row of the smallest size that was measured; None where none was."""
+        costs = self._shapes.get(shape)
+        return costs.by_size[min(costs.by_size)].seconds if costs and costs.by_size else None
 
 
 def _size(rows: int) -> int:

@@ -51,6 +51,7 @@ class Sample:
     worn: Worn = ()
     cache_interval: int = 1
     control: Control | None = None
+    due: float | None = None  # when it is to be done, by the clock of `Engine.step`
     plan: Plan = field(init=False)
     script: NDArray[np.float32] = field(init=False)  # [rows, 10], what the engine is told of each row
 
@@ -116,6 +117,11 @@ class InFlight:
     @property
     def done(self) -> bool:
         return self.row == len(self.sample.table)
+
+    @property
+    def left(self) -> int:
+        """Rows."""
+        return len(self.sample.table) - self.row
 
     @property
     def guided(self) -> bool:
