@@ -15,5 +15,5 @@ class CheckpointError(ValueError):
     """It is no checkpoint that this program can run: `code` for programs, the message says what is wrong with what."""
 
     def __init__(self, message: str, code: Code = "bad_config") -> None:
-        super().__init__(message)
+        super().__init__(" ".join(message.split()))  # one line, whatever the libraries say
         self.code: Code = code

@@ -8,6 +8,7 @@ previews.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 
 from pipelines import guidance_list, samplers, schedules
 from pipelines.card import Defaults, ModelCard
+from pipelines.checkpoint_checks import check_parts
 from pipelines.checkpoint_error import CheckpointError
 from pipelines.conditioning import Told
-from pipelines.config_bounds import check_counts
+from pipelines.config_bounds import check_counts, check_said
 from pipelines.ladder import Ladder
 from pipelines.params import KINDS
 from pipelines.prompts import SYNTAXES
 from pipelines.solver_files import Solver, SolverError, read_solvers
 from pipelines.sources import local, slug
 from pipelines.upscaler import METHOD, PART, Recipe
-from pipelines.weight_files import numbers_in, read_object
+from pipelines.weight_files import read_object, tensors_in
+from pipelines.weight_shapes import check_weights, superres_shapes
 
 LIMIT_PX = 1024  # a side, or twice the trained one, of a checkpoint that does not say how far beyond its training size it may go
 MOST_BLOCKS = 8  # of a VAE, each of which halves the sides: latents of a 128th
@@ -86,6 +89,8 @@ def describe(source: str | Path, solvers: Path | None = None, cache: Path | None
         return _described(folder, name, solvers)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror or error}", "not_found") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(f"the configs of {name} cannot be read: {type(error).__name__} {error}", "bad_config") from error
 
@@ -97,10 +102,12 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     configs = {part: read_json(folder / part / "config.json") for part in parts}
     for part, config in configs.items():
         check_counts(part, config)
+    check_said(extra, configs["vae"].get("latent_channels", 4))
     ladder = read_ladder(folder, extra)
     configs |= _upscaler(folder)
     told, kinds = _told(folder, configs), _kinds(folder, configs)
-    parameters = sum(numbers_in(folder / part) for part in parts)
+    tensors = {part: tensors_in(folder / part) for part in parts}
+    parameters = sum(math.prod(tensor.shape) for found in tensors.values() for tensor in found.values())
     if configs["vae"].get("latents_mean") or configs["vae"].get("latents_std"):  # Playground's: no scaling factor says it
         raise CheckpointError(f"the VAE of {folder.name} normalises each channel of its latents, which is not done here", "unsupported_vae")
     blocks = configs["vae"]["block_out_channels"]
@@ -108,6 +115,7 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
         raise TypeError(f"block_out_channels of the VAE is no list of 1 to {MOST_BLOCKS}")
     factor = 2 ** (len(blocks) - 1)
     tokens = _tokens(folder, configs["text_encoder"])
+    check_parts(folder, {part: configs[part] for part in parts}, tensors)
     named = {"id": name, "title": folder.resolve().name if folder.name == name else name} | extra
     card = build_card(folder, named, ladder, (configs["unet"].get("sample_size") or 64) * factor, factor, tokens - 2, configs["unet"])
     card = replace(card, kinds=kinds, size_conditioning=told.sizes > 0, distilled_guidance=told.scale > 0)
@@ -116,9 +124,16 @@ def _described(folder: Path, name: str, solvers: Path | None) -> Described:
     matrix, bias = (extra["latent_rgb"]["matrix"], extra["latent_rgb"]["bias"]) if "latent_rgb" in extra else SD_LATENT_RGB
     latent_rgb = np.asarray(matrix, np.float32), np.asarray(bias, np.float32)
     known = _solvers(folder, solvers, ladder)
-    return Described(
-        folder, _with_solvers(card, known, solvers), ladder, latent_rgb, known, configs, factor, tokens, told, zero_negative, parameters
-    )
+    card = _with_solvers(card, known, solvers)
+    _check_defaults(card)
+    return Described(folder, card, ladder, latent_rgb, known, configs, factor, tokens, told, zero_negative, parameters)
+
+
+def _check_defaults(card: ModelCard) -> None:
+    """Raises ValueError where what it draws with by default cannot be drawn with."""
+    named = card.defaults.sampler, card.defaults.schedule
+    if named[0] not in {info.id for info in card.samplers} or named[1] not in {"auto", *(info.id for info in card.schedules)}:
+        raise ValueError(f"the model cannot be drawn with its defaults {' on '.join(named)}")
 
 
 def _parts(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,7 +162,7 @@ def _upscaler(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     config = read_json(folder / PART / "config.json")
     Recipe.from_config(config)
-    numbers_in(folder / PART)
+    check_weights(PART, superres_shapes(config["shape"]), tensors_in(folder / PART))
     return {PART: config}
 
 

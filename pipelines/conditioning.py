@@ -44,6 +44,8 @@ class Told:
     def from_config(cls, unet: Mapping[str, Any]) -> Told:
         """As the U-Net's config has it. Raises ValueError for additions that nothing here makes."""
         scale, kind = unet.get("time_cond_proj_dim") or 0, unet.get("addition_embed_type")
+        if unet.get("class_embed_type") or unet.get("num_class_embeds") or unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
+            raise ValueError("the U-Net takes a class or a picture beside the text, which is not built here")
         if kind is None:
             return cls(scale=scale)
         if kind != "text_time":

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.config_bounds import within
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 NORMALIZATIONS = (None, "closed", "measured")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -57,8 +59,8 @@ class Ladder:
             if input_scale != 1.0 or normalize is not None:
                 raise ValueError("input_scale and normalize belong to variance-preserving models")
             return _flow(config) if flow else _edm(config)
-        if isinstance(input_scale, bool) or not isinstance(input_scale, int | float) or not 0.0 < input_scale < math.inf:
-            raise ValueError(f"input_scale must be a number above 0, not {input_scale!r}")
+        if not within(input_scale, 1e-3, 1e3):
+            raise ValueError(f"input_scale must be a number from 0.001 to 1000, not {input_scale!r}")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"normalize must be closed, measured or null, not {normalize!r}")
         alphas_cumprod = _scaled(_alphas_cumprod(config).astype(np.float64), input_scale)
@@ -152,10 +154,12 @@ def _flow(config: Mapping[str, Any]) -> Ladder:
     """Rectified flow, arXiv 2209.03003, as FlowMatchEulerDiscreteScheduler trains and shifts it: sigma = t, told as T t."""
     if config.get("use_dynamic_shifting") or config.get("invert_sigmas"):
         raise ValueError("a flow model whose levels depend on the picture's size, or run backwards, cannot run here")
-    total, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
+    total, shift = int(config.get("num_train_timesteps", 1000)), config.get("shift", config.get("flow_shift", 1.0)) or 1.0
+    if not within(shift, 1e-3, 1e3):
+        raise ValueError(f"shift must be a number from 0.001 to 1000, not {shift!r}")
     t = np.arange(1, total + 1) / total
     sigma = shift * t / (1.0 + (shift - 1.0) * t)
-    return Ladder((1.0 - sigma) ** 2 / ((1.0 - sigma) ** 2 + sigma**2), "flow", zero_snr=True, space="flow", shift=shift)
+    return Ladder((1.0 - sigma) ** 2 / ((1.0 - sigma) ** 2 + sigma**2), "flow", zero_snr=True, space="flow", shift=float(shift))
 
 
 def _edm(config: Mapping[str, Any]) -> Ladder:
@@ -163,23 +167,31 @@ def _edm(config: Mapping[str, Any]) -> Ladder:
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"an EDM model predicts epsilon or v_prediction, not {prediction_type!r}")
-    low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+    low, high, data = config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("sigma_data", 0.5)
+    if not all(within(sigma, 1e-5, 1e5) for sigma in (low, high, data)) or low >= high:
+        raise ValueError(f"sigma_min {low!r}, sigma_max {high!r} and sigma_data {data!r} are no two ends and a deviation from 1e-5 to 1e5")
     ratio = np.exp(np.linspace(np.log(low), np.log(high), int(config.get("num_train_timesteps", 1000))))
-    return Ladder(1.0 / (1.0 + ratio**2), prediction_type, space="edm", sigma_data=float(config.get("sigma_data", 0.5)))
+    return Ladder(1.0 / (1.0 + ratio**2), prediction_type, space="edm", sigma_data=float(data))
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> Float32:
     betas = _betas(config)
-    if config.get("rescale_betas_zero_snr"):
-        betas = _rescaled_to_zero_snr(betas)
-    return _cumprod(np.float32(1.0) - betas)
+    found = _cumprod(np.float32(1.0) - betas)
+    if not (found[0] < 1.0 and (np.diff(found) < 0.0).all()):
+        raise ValueError("the betas are so small or so large that levels are equal, or have no noise")
+    return _cumprod(np.float32(1.0) - _rescaled_to_zero_snr(betas)) if config.get("rescale_betas_zero_snr") else found
 
 
 def _betas(config: Mapping[str, Any]) -> Float32:
     schedule, steps = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], dtype=np.float32)
+    start, end, trained = config.get("beta_start", 0.0001), config.get("beta_end", 0.02), config.get("trained_betas")
+    for beta in (start, end, *(trained or ())):
+        if not within(beta, 0.0, 1.0):
+            raise ValueError(f"a beta is a number from 0 to 1, not {beta!r}")
+    if trained is not None:
+        if len(trained) < 2:
+            raise ValueError("one trained beta makes no ladder")
+        return np.asarray(trained, dtype=np.float32)
     if schedule == "linear":
         return _linspace(start, end, steps)
     if schedule == "scaled_linear":

@@ -22,12 +22,15 @@ from pipelines.checkpoint_folder import Described, describe
 from pipelines.conditioning import Told
 from pipelines.controls_torch import ControlNets
 from pipelines.embeddings import Embeddings
+from pipelines.empty_modules import shapes
 from pipelines.ladder import Ladder
 from pipelines.loras_torch import Wardrobe
 from pipelines.offload import Turns
 from pipelines.solver_files import Solver
 from pipelines.tiny_unet import load_network
 from pipelines.upscaler import PART, Recipe, Upscaler
+from pipelines.weight_files import tensors_in
+from pipelines.weight_shapes import check_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +104,7 @@ def load_described(
     unet = _module(UNet2DConditionModel, said.folder / "unet", home, dtype)
     vae = _module(AutoencoderKL, said.folder / "vae", home, torch.float32 if said.configs["vae"].get("force_upcast") else rest)
     text_encoder = _module(CLIPTextModel, said.folder / "text_encoder", home, rest)
-    tokenizer = CLIPTokenizer.from_pretrained(said.folder / "tokenizer")
+    tokenizer = _tokenizer(said.folder / "tokenizer")
     second = _second(said, home, rest)
     modules = {"unet": unet, "text_encoder": text_encoder} | ({"text_encoder_2": second.text_encoder} if second else {})
     if offload:
@@ -127,15 +130,26 @@ def _second(said: Described, device: torch.device, dtype: torch.dtype) -> Second
     if "text_encoder_2" not in said.configs:
         return None
     text_encoder = _module(CLIPTextModelWithProjection, said.folder / "text_encoder_2", device, dtype)
-    return SecondEncoder(CLIPTokenizer.from_pretrained(said.folder / "tokenizer_2"), text_encoder)
+    return SecondEncoder(_tokenizer(said.folder / "tokenizer_2"), text_encoder)
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library raises whatever a field of another kind leads to
+        raise CheckpointError(f"{folder.name} cannot be read: {type(error).__name__} {error}", "bad_config") from error
 
 
 def _module(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """One module in eval mode. The weights go through accelerate's empty initialisation, never through pickle."""
+    """One module in eval mode. The weights go through accelerate's empty initialisation, never through pickle.
+
+    What does not fit is found before, so that whatever is raised while they are read is what it says: a lack of memory, for example.
+    """
+    check_weights(folder.name, shapes(kind, folder).items(), tensors_in(folder))
     try:
         module, told = kind.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=True, dtype=dtype, output_loading_info=True)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the weights of {folder.name} are not those that its config describes", "weights_misfit") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights of {folder.name} cannot be read: {error}", "weights_unreadable") from error
     if wrong := sorted(map(str, (*told["missing_keys"], *told["mismatched_keys"]))):
         raise CheckpointError(f"{folder.name}: {wrong[0]} is missing or of another shape than its config describes", "weights_misfit")
     return module.to(device).eval().requires_grad_(False)

@@ -49,7 +49,7 @@ GRAPHS: Mapping[str, Callable[..., openvino.Model]] = {
     PART: tiny_unet.build,
 }  # fmt: skip
 FOLDERS = {"vae_encoder": "vae", "unet_remember": "unet", "unet_recall": "unet"}  # of parts that are not named as their folder
-CACHE_FORMAT = 6  # raised when a graph is built in another way, or what is noted of it means something else
+CACHE_FORMAT = 7  # raised when a graph is built in another way, or what is noted of it means something else
 PLAINLY = {"SNIPPETS_MODE": "DISABLE"}
 LOG_VARIANCE = (-30.0, 20.0)  # what diffusers cuts it to
 

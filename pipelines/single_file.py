@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -26,10 +25,11 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines import original
 from pipelines.checkpoint_error import CheckpointError
+from pipelines.empty_modules import shapes
 from pipelines.original_layout import release_of
 from pipelines.weight_files import check_finite, read_header
 
@@ -99,7 +99,7 @@ def _converted(name: str, tensors: Tensors, config: Mapping[str, Any]) -> Tensor
 
 def _write(folder: Path, kind: Any, found: Tensors, source: str) -> None:
     """Raises CheckpointError where the weights are not those that the config describes."""
-    wanted = _shapes(folder, kind)
+    wanted = shapes(kind, folder)
     flat = {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
     if missing := sorted(wanted.keys() - flat.keys()):
         raise CheckpointError(f"{source} has no {folder.name}: {missing[0]} and {len(missing) - 1} more are missing", "weights_missing")
@@ -111,16 +111,6 @@ def _write(folder: Path, kind: Any, found: Tensors, source: str) -> None:
     prefix = "text_model." if folder.name.startswith("text") else ""
     named = {name if name.startswith("text_projection") else prefix + name: tensor for name, tensor in kept.items()}
     save_file(named, folder / ("model.safetensors" if prefix else "diffusion_pytorch_model.safetensors"), metadata={"format": "pt"})
-
-
-def _shapes(folder: Path, kind: Any) -> dict[str, tuple[int, ...]]:
-    """What the module of that config holds, without memory for it."""
-    with init_empty_weights():
-        if folder.name.startswith("text"):
-            module = kind(CLIPTextConfig.from_pretrained(folder))
-        else:
-            module = kind.from_config(kind.load_config(folder))
-    return {name.removeprefix("text_model."): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 KINDS: Mapping[str, Any] = {

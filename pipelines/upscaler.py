@@ -14,6 +14,7 @@ from pipelines.noise import NormalStream
 from pipelines.superres import FREQUENCIES, SCHEDULES, Network, bicubic, draw
 
 PART = "superres"
+MOST = 100_000  # levels of its ladder
 METHOD = "superres"  # what requests call it
 
 
@@ -30,7 +31,7 @@ class Recipe:
     def from_config(cls, config: Mapping[str, Any]) -> Recipe:
         """Raises ValueError, KeyError or TypeError for what cannot be used."""
         recipe = cls(int(config["steps"]), config["schedule"], int(config["ladder"]), float(config["deviation"]))
-        if recipe.schedule not in SCHEDULES or not 1 <= recipe.steps <= recipe.ladder or not recipe.deviation > 0:
+        if recipe.schedule not in SCHEDULES or not 1 <= recipe.steps <= recipe.ladder <= MOST or not 0 < recipe.deviation < 1e3:
             raise ValueError(f"{PART}/config.json describes no sampler: {recipe}")
         return recipe
 

@@ -31,7 +31,8 @@ EXPONENTS: Mapping[str, tuple[Any, int]] = {  # all of these bits set: infinite,
 }  # fmt: skip
 PIECE = 1 << 24
 END_BYTES = 1 << 20
-NAMES = ("diffusion_pytorch_model", "model")  # diffusers' and transformers'
+NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # diffusers' and transformers'
+OWN = {"unet": NAMES[:1], "vae": NAMES[:1], "text_encoder": NAMES[1:], "text_encoder_2": NAMES[1:]}  # neither library reads the other's
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +47,45 @@ class Tensor:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of the part of a checkpoint in that folder. Raises CheckpointError where there are none that are read here."""
-    for name in NAMES:
-        if (index := folder / f"{name}.safetensors.index.json").exists():
-            return [folder / shard for shard in _shards(index)]
-        if (whole := folder / f"{name}.safetensors").exists():
-            return [whole]
+    for name in OWN.get(folder.name, NAMES):
+        if (shards := _shards(folder / f"{name}.index.json")) is not None:
+            return [folder / shard for shard in sorted(set(shards.values()))]
+        if (folder / name).exists():
+            return [folder / name]
     if any(path.suffix in PICKLES for path in folder.glob("*")):
         raise CheckpointError(f"{folder.name}: {WHY_NOT_PICKLES}", "pickle")
     raise CheckpointError(f"{folder.name} holds no safetensors of its weights", "weights_missing")
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(index: Path) -> dict[str, str] | None:
+    """The file of each tensor, where there are several files."""
+    if not index.exists():
+        return None
     try:
-        names = sorted({str(name) for name in read_object(index)["weight_map"].values()})
+        shards = {tensor: str(name) for tensor, name in read_object(index)["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index.name} cannot be read", "weights_unreadable") from error
-    for name in names:
+    for name in set(shards.values()):
         if Path(name).name != name or not (index.parent / name).exists():
             raise CheckpointError(f"{index.name} names a file that is not beside it", "weights_missing")
-    return names
+    return shards
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError where there is none, FileNotFoundError where there is no file."""
+def read_text(path: Path) -> str:
+    """Raises ValueError where it is no text of a size that is read, FileNotFoundError where there is no file."""
     if not path.is_file():
         if path.exists():
             raise ValueError("it is no file")  # pipes and devices would be read for ever
         raise FileNotFoundError(path)
     if path.stat().st_size > JSON_BYTES:
         raise ValueError(f"it has more than {JSON_BYTES} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError where there is none, FileNotFoundError where there is no file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("its brackets are too deep") from error
     if not isinstance(data, dict):
@@ -84,9 +93,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """What the files of a part hold, by name. Raises CheckpointError where they cannot hold what they say."""
+    found = {name: tensor for path in weight_files(folder) for name, tensor in read_header(path).items()}
+    shards = next((said for name in OWN.get(folder.name, NAMES) if (said := _shards(folder / f"{name}.index.json")) is not None), found)
+    return {name: tensor for name, tensor in found.items() if name in shards}
+
+
 def numbers_in(folder: Path) -> int:
     """How many numbers the weights of a part are. Raises CheckpointError where its files cannot hold what they say."""
-    return sum(math.prod(tensor.shape) for path in weight_files(folder) for tensor in read_header(path).values())
+    return sum(math.prod(tensor.shape) for tensor in tensors_in(folder).values())
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -102,11 +118,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path.name} has a header of {length} bytes; at most {HEADER_BYTES} are read", "weights_unreadable")
         text = file.read(length)
     try:
-        said = json.loads(text)
+        said = json.loads(text, object_pairs_hook=_once)
         found = {name: _tensor(entry, 8 + length) for name, entry in said.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the header of {path.name} cannot be read", "weights_unreadable") from error
     _check_places(path, found, 8 + length, size)
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two tensors of one name is meant, each reader would decide on its own."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
     return found
 
 

@@ -249,7 +249,7 @@ def test_engine_and_slow_loop_agree_on_models_trained_with_input_scale(folder: P
 
 
 @pytest.mark.parametrize(("extra", "message"), [
-    ({"input_scale": 0}, "input_scale must be a number above 0"),
+    ({"input_scale": 0}, "input_scale must be a number from 0.001 to 1000"),
     ({"input_scale": "half"}, "input_scale must be a number"),
     ({"normalize": "batch"}, "normalize must be closed, measured or null"),
 ])  # fmt: skip

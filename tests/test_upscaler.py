@@ -45,6 +45,7 @@ pytestmark = pytest.mark.timeout(300)  # whole services start here, on machines 
 
 RECIPE = Recipe(steps=2, schedule="cosine", ladder=1000, deviation=0.05)
 SMALL = Shape(width=6, deep=4, blocks=(1, 1, 1))
+SHAPE = {"state": 12, "width": 6, "deep": 4, "blocks": [1, 1, 1]}  # the same in a config
 DOUBLED = {"width": 128, "height": 128, "method": "superres"}
 
 
@@ -135,7 +136,8 @@ def test_both_backends_double_alike(model: Path, checkpoint: Checkpoint, tmp_pat
 
 @pytest.mark.parametrize(("change", "code"), [
     ({"steps": 0}, "bad_config"), ({"schedule": "none"}, "bad_config"), ({"deviation": -1}, "bad_config"), ({"ladder": "x"}, "bad_config"),
-    ({"shape": {"width": 5}}, "weights_misfit"), ({"shape": {"depth": 5}}, "weights_misfit"), (None, "weights_missing"),
+    ({"shape": SHAPE | {"width": 5}}, "weights_misfit"), ({"shape": SHAPE | {"depth": 5}}, "bad_config"),
+    ({"shape": {"width": 5}}, "bad_config"), ({"shape": SHAPE | {"state": 0}}, "bad_config"), (None, "weights_missing"),
 ])  # fmt: skip
 def test_one_that_cannot_work_is_refused_before_any_job(change: dict[str, Any] | None, code: str, tmp_path: Path) -> None:
     folder = with_upscaler(write_toy(tmp_path)) / PART

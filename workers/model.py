@@ -151,7 +151,7 @@ def open_backend(settings: WorkerSettings, said: Described | None = None) -> Ope
     except CheckpointError as error:
         raise ModelRefused(f"{said.card.id}: {error} ({error.code})") from error
     except OSError as error:  # a file of weights is gone or cannot be read
-        raise ModelRefused(f"{said.card.id}: {error}") from error
+        raise ModelRefused(f"{said.card.id}: {error} (weights_unreadable)") from error
 
 
 def _described(settings: WorkerSettings, source: str, name: str = "") -> Described:
@@ -230,7 +230,7 @@ def _open(backend: Backend, said: Described, settings: WorkerSettings) -> Opened
         return open_openvino(said, settings)
     except NoGraph as error:
         if settings.backend == "openvino" or not importlib.util.find_spec("torch"):
-            raise ModelRefused(f"CELADON_MODEL: {error}; torch runs it: pip install celadon[gpu]") from error
+            raise ModelRefused(f"{said.card.id}: {error}; torch runs it: pip install celadon[gpu] (no_graph)") from error
         log.warning("no_graph", reason=str(error), backend="torch")
         return _open_torch(said, settings)
 

@@ -19,7 +19,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 
 def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     """The graph, with a dynamic length. Raises NoGraph for another kind of encoder."""
-    act, heads, epsilon = config.get("hidden_act", "quick_gelu"), config["num_attention_heads"], config.get("layer_norm_eps", 1e-5)
+    act, heads, epsilon = config.get("hidden_act", "quick_gelu"), config.get("num_attention_heads", 8), config.get("layer_norm_eps", 1e-5)
     if act not in ACTIVATIONS or config.get("use_attention_mask", False):
         raise NoGraph(
             f"the text encoder has {act if act not in ACTIVATIONS else 'use_attention_mask'}, for which there is no OpenVINO graph"
@@ -36,7 +36,7 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     later = ops.greater(ops.unsqueeze(places, zero), ops.unsqueeze(places, ops.constant(np.array(1, np.int64))))  # [L, L]
     mask = ops.select(later, ops.constant(np.float32(-1e9)), ops.constant(np.float32(0)))
     each = []
-    for i in range(config["num_hidden_layers"]):
+    for i in range(config.get("num_hidden_layers", 12)):
         h = _layer(layers, h, f"{old}encoder.layers.{i}", heads, epsilon, act, mask)
         each.append(h)
     skip = named("skip", [1], openvino.Type.i32)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipelines.graphs.layers import Layers, Node, attention, from_tokens, named, to_tokens
 from pipelines.graphs.runtime import openvino, ops
 from pipelines.graphs.weights import Weights
+from pipelines.weight_shapes import UNET_BLOCKS, USUAL, unet_shapes
 
 Config = Mapping[str, Any]
 
@@ -30,7 +31,8 @@ PLAIN = {
     "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
     "attention_type": "default", "cross_attention_norm": None, "mid_block_scale_factor": 1,
 }  # fmt: skip
-BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True, "UpBlock2D": False, "CrossAttnUpBlock2D": True}  # with attention?
+ONE = ("layers_per_block", "cross_attention_dim")  # for all levels
+DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")  # of a level, the same in each of its layers
 
 
 class NoGraph(ValueError):
@@ -40,9 +42,16 @@ class NoGraph(ValueError):
 def check(config: Config) -> None:
     """Raises NoGraph for what is not built here."""
     odd = {name for name, plain in PLAIN.items() if config.get(name, plain) != plain}
-    odd |= {kind for kind in (*config["down_block_types"], *config["up_block_types"]) if kind not in BLOCKS}
+    odd |= {name for name, usual in USUAL.items() if config.get(name, usual[0]) not in usual}
+    odd |= set() if config.get("norm_num_groups", 32) else {"norm_num_groups"}
+    odd |= {name for name in ONE if isinstance(config.get(name), list)} | {name for name in DEPTHS if _nested(config.get(name))}
+    odd |= {kind for kind in (*config["down_block_types"], *config["up_block_types"]) if kind not in UNET_BLOCKS}
     if odd:
         raise NoGraph(f"the U-Net has {', '.join(sorted(odd))}, for which there is no OpenVINO graph")
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(inner, list) for inner in value)
 
 
 def time_embedding(timestep: NDArray[np.float32], config: Config) -> NDArray[np.float32]:
@@ -50,7 +59,8 @@ def time_embedding(timestep: NDArray[np.float32], config: Config) -> NDArray[np.
     half = config["block_out_channels"][0] // 2
     angles = timestep.astype(np.float32)[:, None] * _frequencies(half, config.get("freq_shift", 0))  # [R, half]
     waves = [np.sin(angles), np.cos(angles)]
-    return np.concatenate(waves[::-1] if config.get("flip_sin_to_cos", True) else waves, axis=1)
+    told = np.concatenate(waves[::-1] if config.get("flip_sin_to_cos", True) else waves, axis=1)
+    return np.pad(told, ((0, 0), (0, config["block_out_channels"][0] % 2)))
 
 
 @lru_cache
@@ -83,12 +93,14 @@ class _Unet:
         self._layers, self._config = layers, config
         self._groups, self._epsilon = config.get("norm_num_groups", 32), config.get("norm_eps", 1e-5)
         levels = len(config["block_out_channels"])
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' own misnomer
+        self._names = sorted(name for name, _ in unet_shapes(config) or ())
+        heads = config.get("attention_head_dim", 8)  # diffusers' own misnomer
         self._heads = list(heads) if isinstance(heads, list | tuple) else [heads] * levels
         depth = config.get("transformer_layers_per_block", 1)
+        self._layers_per_block = config.get("layers_per_block", 2)
         self._depth = list(depth) if isinstance(depth, list | tuple) else [depth] * levels
         first, width = config["block_out_channels"][0], config.get("cross_attention_dim", 1280)
-        self._x = named("x", [-1, config["in_channels"], -1, -1])
+        self._x = named("x", [-1, config.get("in_channels", 4), -1, -1])
         self._sines = named("time", [-1, first])
         self._context = named("context", [-1, -1, width])
         self._pag, self._seg = named("pag", [-1, 1, 1]), named("seg", [-1, 1, 1])
@@ -118,7 +130,8 @@ class _Unet:
 
     def _told(self, x: Node, suffix: str) -> dict[str, Node]:
         """What every block makes of the timestep or of the prompt by its own linear layer, by the block's name."""
-        blocks = [block for block in self._layers.weights.ending(f"{suffix}.weight") if self._has(block)]
+        ending = f"{suffix}.weight"
+        blocks = [name.removesuffix(ending) for name in self._names if name.endswith(ending) and self._has(name)]
         return dict(zip(blocks, self._layers.linears(x, [block + suffix for block in blocks]), strict=True)) if blocks else {}
 
     def _has(self, block: str) -> bool:
@@ -136,15 +149,14 @@ class _Unet:
         skips = [h]
         for i in self._levels:
             kind = self._config["down_block_types"][i]
-            for j in range(self._config["layers_per_block"]):
+            for j in range(self._layers_per_block):
                 h = self._resnet(h, f"down_blocks.{i}.resnets.{j}", i)
-                if BLOCKS[kind]:
+                if UNET_BLOCKS[kind]:
                     h = self._transformer(h, f"down_blocks.{i}.attentions.{j}", i, self._depth[i])
                 skips.append(h)
             if i + 1 in self._levels:
-                h = self._layers.conv(
-                    h, f"down_blocks.{i}.downsamplers.0.conv", stride=2, padding=self._config.get("downsample_padding", 1)
-                )
+                padding = 1 if self._config.get("downsample_padding", 1) else (0, 1)  # without one, diffusers pads behind
+                h = self._layers.conv(h, f"down_blocks.{i}.downsamplers.0.conv", stride=2, padding=padding)
                 skips.append(h)
         return skips
 
@@ -159,9 +171,9 @@ class _Unet:
         depths = self._config.get("reverse_transformer_layers_per_block") or self._depth[::-1]
         for i in blocks:
             level = len(depths) - 1 - i
-            for j in range(self._config["layers_per_block"] + 1):
+            for j in range(self._layers_per_block + 1):
                 h = self._resnet(ops.concat([h, skips.pop()], 1), f"up_blocks.{i}.resnets.{j}", level)
-                if BLOCKS[self._config["up_block_types"][i]]:
+                if UNET_BLOCKS[self._config["up_block_types"][i]]:
                     h = self._transformer(h, f"up_blocks.{i}.attentions.{j}", level, depths[i])
             if level:
                 h = self._layers.upsample(h, f"up_blocks.{i}.upsamplers.0", like=skips[-1])

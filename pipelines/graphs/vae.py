@@ -9,9 +9,9 @@ from pipelines.graphs.layers import Layers, Node, attention, from_tokens, to_tok
 from pipelines.graphs.runtime import openvino, ops
 from pipelines.graphs.unet import NoGraph
 from pipelines.graphs.weights import Weights
+from pipelines.weight_shapes import OLD_NAMES
 
 EPSILON = 1e-6
-OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of checkpoints before diffusers 0.18
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -26,17 +26,17 @@ def build(weights: Weights, config: Mapping[str, Any]) -> openvino.Model:
     """The graph of the decoder, with a dynamic size. Raises NoGraph for another kind of VAE."""
     check(config)
     layers, groups = Layers(weights), config.get("norm_num_groups", 32)
-    z = ops.parameter(openvino.PartialShape([-1, config["latent_channels"], -1, -1]), openvino.Type.f32, "z")
-    h = layers.conv(z, "post_quant_conv") if layers.has("post_quant_conv") else z
+    z = ops.parameter(openvino.PartialShape([-1, config.get("latent_channels", 4), -1, -1]), openvino.Type.f32, "z")
+    h = layers.conv(z, "post_quant_conv") if config.get("use_post_quant_conv", True) else z
     h = layers.conv(h, "decoder.conv_in")
     h = layers.resnet(h, "decoder.mid_block.resnets.0", groups, EPSILON)
-    if layers.has("decoder.mid_block.attentions.0.group_norm"):
+    if config.get("mid_block_add_attention", True):
         h = _attention(layers, h, "decoder.mid_block.attentions.0", groups)
     h = layers.resnet(h, "decoder.mid_block.resnets.1", groups, EPSILON)
     for i in range(len(config["up_block_types"])):
-        for j in range(config["layers_per_block"] + 1):
+        for j in range(config.get("layers_per_block", 1) + 1):
             h = layers.resnet(h, f"decoder.up_blocks.{i}.resnets.{j}", groups, EPSILON)
-        if layers.has(f"decoder.up_blocks.{i}.upsamplers.0.conv"):
+        if i + 1 < len(config["up_block_types"]):
             h = layers.upsample(h, f"decoder.up_blocks.{i}.upsamplers.0")
     h = layers.group_norm(h, "decoder.conv_norm_out", groups, EPSILON, swish=True)
     return openvino.Model([ops.result(layers.conv(h, "decoder.conv_out"), "out")], [z], "vae_decoder")
@@ -51,14 +51,14 @@ def build_encoder(weights: Weights, config: Mapping[str, Any]) -> openvino.Model
     for i in range(len(config["down_block_types"])):
         for j in range(config.get("layers_per_block", 1)):
             h = layers.resnet(h, f"encoder.down_blocks.{i}.resnets.{j}", groups, EPSILON)
-        if layers.has(down := f"encoder.down_blocks.{i}.downsamplers.0.conv"):
-            h = layers.conv(h, down, stride=2, padding=(0, 1))
+        if i + 1 < len(config["down_block_types"]):
+            h = layers.conv(h, f"encoder.down_blocks.{i}.downsamplers.0.conv", stride=2, padding=(0, 1))
     h = layers.resnet(h, "encoder.mid_block.resnets.0", groups, EPSILON)
-    if layers.has("encoder.mid_block.attentions.0.group_norm"):
+    if config.get("mid_block_add_attention", True):
         h = _attention(layers, h, "encoder.mid_block.attentions.0", groups)
     h = layers.resnet(h, "encoder.mid_block.resnets.1", groups, EPSILON)
     h = layers.conv(ops.swish(layers.group_norm(h, "encoder.conv_norm_out", groups, EPSILON)), "encoder.conv_out")
-    h = layers.conv(h, "quant_conv") if layers.has("quant_conv") else h
+    h = layers.conv(h, "quant_conv") if config.get("use_quant_conv", True) else h
     return openvino.Model([ops.result(h, "moments")], [x], "vae_encoder")
 
 

@@ -17,6 +17,17 @@ Tensor = NDArray[Any]
 TYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64, "I32": np.int32}
 
 
+def _quarter() -> NDArray[np.float16]:
+    """E4M3 without infinities: sign, 4 bits of exponent from 2^-7, 3 of fraction (arXiv 2209.05433)."""
+    byte = np.arange(256)
+    exponent, fraction = byte >> 3 & 15, byte & 7
+    value = np.where(exponent, (8 + fraction) * 2.0 ** (exponent - 10), fraction * 2.0**-9)
+    return np.where(byte & 127 == 127, np.nan, np.where(byte & 128, -value, value)).astype(np.float16)
+
+
+EIGHT_BITS = {"F8_E4M3": _quarter(), "F8_E5M2": (np.arange(256, dtype=np.uint16) << 8).view(np.float16)}  # of each byte
+
+
 class Weights:
     """The tensors of one part of a checkpoint, by name. Each is read when it is asked for."""
 
@@ -29,16 +40,14 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._data
 
-    def ending(self, suffix: str) -> list[str]:
-        """The names with that ending, without it, in order."""
-        return sorted(name.removesuffix(suffix) for name in self._data if name.endswith(suffix))
-
     def __getitem__(self, name: str) -> Tensor:
         """Raises KeyError for a name that is not there."""
         info = self._data[name]
         if info["dtype"] == "BF16":  # the upper half of a float32
             upper = np.frombuffer(info["data"], np.uint16).astype(np.uint32) << 16
             return upper.view(np.float32).reshape(info["shape"])
+        if info["dtype"] in EIGHT_BITS:
+            return EIGHT_BITS[info["dtype"]][np.frombuffer(info["data"], np.uint8)].reshape(info["shape"])
         return np.frombuffer(info["data"], TYPES[info["dtype"]]).reshape(info["shape"])
 
 
