@@ -35,7 +35,7 @@ from service.brought import Brought
 from service.catalog import Catalog
 from service.drafts import Draft
 from service.errors import JobExpired, JobNotDead, JobNotFinished, JobNotFound, StorageUnavailable, TooManyStreams
-from service.inputs import Inputs, Pictures, is_url
+from service.inputs import Inputs, Pictures, comes_along, is_url
 from service.keyring import Keyring
 from service.plain_pictures import PlainPictures
 from service.refusals import deadline_unmeetable, refused
@@ -100,9 +100,10 @@ class Generations:
             raise refused(refusal, terms, may, self._settings) from refusal
 
     async def _knock(self, draft: Draft, terms: Terms, client: str, may: Admission, said: Mapping[str, Any]) -> None:
-        """Before pictures are fetched. Whether a job with `reuse` costs any of the day's is seen when they are here."""
+        """Before pictures are fetched or decoded. Whether a job with `reuse` costs any of the day's is seen when they are here."""
         given = (draft.image, draft.mask, draft.controlnet.get("image"))
-        if self._settings.picture_urls != "none" and any(map(is_url, given)):
+        fetched = self._settings.picture_urls != "none" and any(map(is_url, given))
+        if fetched or any(map(comes_along, given)):
             bounds = replace(may, per_day=0) if terms.reuse else may
             await self._entrance.knock(client, bounds, pictures=min(draft.num_images, self._settings.max_images), **said)
 

@@ -1,13 +1,12 @@
 """Pictures that a request brings or names: what they are is seen before anything is queued, and they are stored when it is.
 
-A picture that comes with a request is kept under a key made of its bytes and its client, for as long as jobs are kept; sent again, it is
-the same one. A key opens for the client that it was made for, and for nobody else. Pictures of a client's own jobs may be named too.
+A picture that comes with a request is made plain as an upload is, and kept under a key made of its pixels and its client, for as long as
+jobs are kept; sent again, it is the same one. A key opens for the client that it was made for, and for nobody else. Pictures of a client's
+own jobs may be named too.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,14 +15,13 @@ from dataclasses import dataclass
 from jobs.image_store import BadKey, ImageStore, NotFound
 from jobs.job import Job
 from service import errors
-from service.picture_end import end
-from service.picture_errors import InvalidPicture, PictureNotFound, PictureTrailingData, PictureTruncated
+from service.data_url import decoded, is_data_url
+from service.picture_errors import InvalidPicture, PictureNotFound, PictureTooLarge
 from service.picture_head import Head, head
 from service.plain_pictures import PlainPictures
 
 BROUGHT = "in-"  # what keys of pictures begin with that came with a request; ids of jobs never do
 MOST_PIXELS = 16_777_216
-DATA_URL = "data:"
 CONTROL = "controlnet.image"
 URLS = ("https://", "http://")
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
@@ -65,7 +63,7 @@ class Inputs:
     async def look(
         self, image: str | bytes | None, mask: str | bytes | None, client: str, *, control: str | None = None, fetch: bool = True
     ) -> Pictures:
-        """Raises InvalidPicture and its kin, PictureNotFound; of URLs NotSupported, PictureUrlRefused, PictureUrlFailed, UploadsBusy."""
+        """Raises InvalidPicture and its kin, PictureNotFound, UploadsBusy; of URLs NotSupported, PictureUrlRefused, PictureUrlFailed."""
         if not fetch:
             _refuse_urls({"image": image, "mask": mask, CONTROL: control})
         return Pictures(
@@ -77,14 +75,11 @@ class Inputs:
     async def _look(self, param: str, said: str | bytes, client: str) -> Given:
         if isinstance(said, str) and is_url(said):
             plain = await self.plain.fetched(said, param)
-            return Given(brought_key(plain.png, client, "png"), Head("png", plain.width, plain.height, plain.transparent), plain.png)
-        if isinstance(said, str) and not said.startswith(DATA_URL):
+        elif isinstance(said, bytes) or is_data_url(said):
+            plain = await self.plain.plain(said if isinstance(said, bytes) else decoded(param, said), param)
+        else:
             return Given(said, _head(param, await self._stored(param, said, client)))
-        data = said if isinstance(said, bytes) else _decoded(param, said)
-        found = _head(param, data)
-        if (last := end(data, found.extension)) != len(data):
-            raise PictureTruncated(param=param) if last is None else PictureTrailingData(param=param)
-        return Given(brought_key(data, client, found.extension), found, data)
+        return Given(brought_key(plain.png, client), Head("png", plain.width, plain.height, plain.transparent), plain.png)
 
     async def brought(self, param: str, key: str, client: str) -> bytes:
         """A picture that this client has sent. Raises PictureNotFound, also where it is another's."""
@@ -122,30 +117,26 @@ def is_url(said: str | bytes | None) -> bool:
     return isinstance(said, str) and said.lower().startswith(URLS)
 
 
-def brought_key(data: bytes, client: str, extension: str) -> str:
+def comes_along(said: str | bytes | None) -> bool:
+    """Whether the picture is here already, and nobody has looked at it."""
+    return isinstance(said, bytes) or (isinstance(said, str) and is_data_url(said))
+
+
+def brought_key(png: bytes, client: str) -> str:
     """Where a picture lies that this client has sent."""
-    return f"{_folder(data, client)}/0.{extension}"
+    return f"{_folder(png, client)}/0.png"
 
 
 def _folder(data: bytes, client: str) -> str:
     return BROUGHT + hashlib.sha256(client.encode() + b"\0" + data).hexdigest()[:40]
 
 
-def _decoded(param: str, url: str) -> bytes:
-    about, comma, text = url.partition(",")
-    if not comma or not about.endswith(";base64"):
-        raise InvalidPicture(f"{param} must be a key, or a data URL in base64.", param=param)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise InvalidPicture(f"{param} is not base64.", param=param) from None
-
-
 def _head(param: str, data: bytes) -> Head:
+    """Of a picture that is stored: plain, or one that this service drew."""
     try:
         found = head(data)
     except ValueError as error:
         raise InvalidPicture(f"{param} cannot be taken: {error}.", param=param) from None
     if found.width * found.height > MOST_PIXELS:
-        raise InvalidPicture(f"{param} has more than {MOST_PIXELS} pixels.", param=param)
+        raise PictureTooLarge(f"{param} has more than {MOST_PIXELS} pixels.", param=param)
     return found

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from pipelines.card import ModelCard
+from service.data_url import check_claim
 from service.drafts import Draft, fingerprint
 from service.error_answers import from_validation
 from service.errors import InvalidValue, MissingField, NotSupported, UnknownField, shown
@@ -62,7 +63,8 @@ class Edit:
 
 
 async def read_variation(request: Request) -> Edit:
-    """Of a picture alone. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
+    """Of a picture alone. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, InvalidPicture,
+    NotSupported."""
     content_type = request.headers.get("content-type", "")
     parts = parse(await request.body() if content_type else b"", content_type)
     if unknown := next((part.name for part in parts if part.name not in OF_VARIATIONS), None):
@@ -76,7 +78,8 @@ async def read_variation(request: Request) -> Edit:
 
 
 async def read(request: Request) -> Edit:
-    """Of an edit. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, NotSupported."""
+    """Of an edit. Raises UnsupportedMediaType, MissingField, UnknownField, InvalidValue, InvalidPicture,
+    NotSupported."""
     content_type = request.headers.get("content-type", "")
     parts = parse(await request.body() if content_type else b"", content_type)
     files = {name: _file([part for part in parts if part.name in (name, f"{name}[]")], name) for name in ("image", "mask")}
@@ -92,7 +95,10 @@ def _file(sent: Sequence[Part], name: str) -> bytes | None:
         raise NotSupported("One picture is taken; several are not put together here.", param=name)
     if sent and not sent[0].file:
         raise InvalidValue(f"{name} must be a file of the form.", param=name)
-    return bytes(sent[0].data) if sent else None
+    if not sent:
+        return None
+    check_claim(sent[0].media_type, name)
+    return bytes(sent[0].data)
 
 
 def _body(parts: Sequence[Part]) -> ImagesRequest:

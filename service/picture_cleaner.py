@@ -12,7 +12,8 @@ from service.picture_errors import InvalidPicture, PictureMoves, PictureTooLarge
 
 CLEANER = "workers.clean_picture"
 AT_ONCE = 2  # processes; each takes a core while it works
-WAITING = 16  # requests, each with its picture in memory
+WAITING = 128  # pictures
+WAITING_BYTES = 256 << 20  # of them
 PATIENCE_S = 40.0
 
 REFUSED: Mapping[str, type[InvalidPicture]] = {
@@ -35,18 +36,18 @@ class Plain:
 
 class Cleaner:
     def __init__(self) -> None:
-        self._turns, self._inside = asyncio.Semaphore(AT_ONCE), 0
+        self._turns, self._inside, self._bytes = asyncio.Semaphore(AT_ONCE), 0, 0
 
     async def clean(self, data: bytes, most_pixels: int, param: str) -> Plain:
         """Raises InvalidPicture and its kin, which name `param`; UploadsBusy."""
-        if self._inside >= AT_ONCE + WAITING:
+        if self._inside >= AT_ONCE + WAITING or (self._inside and self._bytes + len(data) > WAITING_BYTES):
             raise UploadsBusy()
-        self._inside += 1
+        self._inside, self._bytes = self._inside + 1, self._bytes + len(data)
         try:
             async with self._turns:
                 said = await _run(data, most_pixels, param)
         finally:
-            self._inside -= 1
+            self._inside, self._bytes = self._inside - 1, self._bytes - len(data)
         about, _, png = said.partition(b"\n")
         told = json.loads(about)
         if "refused" in told:

@@ -76,3 +76,8 @@ class UploadsBusy(ApiError):
     code = "uploads_busy"
     about = "Too many pictures come in at once. Come again after the seconds of Retry-After."
     retry_after_s = 5
+
+
+OF_PICTURES = (  # what a request may hear that brings some
+    InvalidPicture, PictureTruncated, PictureMoves, PictureTooLarge, PictureTrailingData, KindNotSupported, TooManyUploads, UploadsBusy,
+)  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import OrderedDict
 
 from jobs.guarded_network import Refused, Unreachable
-from pipelines.params import EXTENSIONS, MEDIA_TYPES
 from service.errors import NotSupported
 from service.picture_cleaner import Cleaner, Plain
 from service.picture_end import end
@@ -22,7 +23,7 @@ from service.picture_fetch import PictureGet
 from service.picture_head import Moves, head
 from service.settings import Settings
 
-EXTENSION_OF = {MEDIA_TYPES[name]: extension for name, extension in EXTENSIONS.items()}
+REMEMBERED_BYTES = 32 << 20  # of the pictures that came last: a batch brings one with many lines, a dry run is followed by its job
 FETCHED_AT_ONCE = 8
 OFF = "This service fetches no pictures: send it as a data URL, or to /uploads first."
 
@@ -34,11 +35,26 @@ class PlainPictures:
         self._settings, self._cleaner = settings, Cleaner()
         self._get = get or PictureGet(allow_private=settings.picture_urls == "any")
         self._turns = asyncio.Semaphore(FETCHED_AT_ONCE)
+        self._remembered: OrderedDict[bytes, Plain] = OrderedDict()  # by the digest of what came in
+        self._bytes = 0
 
-    async def plain(self, data: bytes, media_type: str, param: str) -> Plain:
-        """Raises InvalidPicture and its kin, UploadsBusy, all naming `param`. An empty `media_type` is no claim."""
-        self._look(data, media_type, param)
-        return await self._cleaner.clean(data, self._settings.max_upload_pixels, param)
+    async def plain(self, data: bytes, param: str) -> Plain:
+        """Raises InvalidPicture and its kin, UploadsBusy, all naming `param`."""
+        digest = hashlib.sha256(data).digest()
+        if known := self._remembered.get(digest):
+            return known
+        self._look(data, param)
+        made = await self._cleaner.clean(data, self._settings.max_upload_pixels, param)
+        self._remember(digest, made)
+        return made
+
+    def _remember(self, digest: bytes, made: Plain) -> None:
+        if digest not in self._remembered:
+            self._remembered[digest] = made
+            self._bytes += len(made.png)
+        while self._bytes > REMEMBERED_BYTES:
+            _, oldest = self._remembered.popitem(last=False)
+            self._bytes -= len(oldest.png)
 
     async def fetched(self, url: str, param: str) -> Plain:
         """Raises NotSupported where the settings say so, PictureUrlRefused, PictureUrlFailed, and what `plain` raises."""
@@ -51,9 +67,9 @@ class PlainPictures:
             raise PictureUrlRefused(str(refusal), param=param) from None
         except Unreachable as failure:
             raise PictureUrlFailed(f"No picture came from the URL: {failure}.", param=param) from None
-        return await self.plain(data, "", param)
+        return await self.plain(data, param)
 
-    def _look(self, data: bytes, media_type: str, param: str) -> None:
+    def _look(self, data: bytes, param: str) -> None:
         """What can be said without decoding anything."""
         try:
             found = head(data)
@@ -61,8 +77,6 @@ class PlainPictures:
             raise PictureMoves(param=param) from None
         except ValueError:
             raise InvalidPicture(param=param) from None
-        if media_type and EXTENSION_OF.get(media_type) != found.extension:
-            raise InvalidPicture(f"The picture is said to be {media_type}, but it is another kind.", param=param)
         if found.width * found.height > self._settings.max_upload_pixels:
             raise PictureTooLarge(f"A picture has at most {self._settings.max_upload_pixels} pixels.", param=param)
         last = end(data, found.extension)

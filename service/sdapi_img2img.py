@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,10 +10,10 @@ from pydantic import ConfigDict, Field
 
 from pipelines.card import ModelCard
 from pipelines.params import MaskContent
+from service.data_url import decoded, from_base64, is_data_url
 from service.drafts import Draft
 from service.errors import InvalidValue, MissingField, NotSupported
 from service.kinds import MAX_PADDING
-from service.picture_errors import InvalidPicture
 from service.picture_head import head
 from service.sdapi import Txt2ImgRequest, say_the_rest
 
@@ -110,14 +108,13 @@ class Img2ImgRequest(Txt2ImgRequest):
 
 
 def _decoded(param: str, text: str) -> bytes:
-    try:
-        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
-    except (ValueError, binascii.Error):
-        raise InvalidPicture(f"{param} is not base64.", param=param) from None
+    """Clients send bare base64 as often as a data URL. Raises InvalidPicture."""
+    return decoded(param, text) if is_data_url(text) else from_base64(param, text)
 
 
 def _transparent(data: bytes) -> bool:
+    """What is no picture is refused with the others."""
     try:
         return head(data).transparent
-    except ValueError as error:
-        raise InvalidPicture(f"mask cannot be taken: {error}.", param="mask") from None
+    except ValueError:
+        return False

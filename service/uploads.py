@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jobs.outcomes import RateLimited
 from jobs.uploads import TooManyKept, UploadCount
 from service.brought import Brought
+from service.data_url import check_claim
 from service.inputs import Inputs, brought_key
 from service.keyring import Keyring
 from service.picture_errors import TooManyUploads
@@ -51,8 +52,9 @@ class Uploads:
 
     async def take(self, data: bytes, media_type: str, client: str) -> Upload:
         """Raises InvalidPicture and its kin, UploadsBusy, TooManyUploads."""
-        plain = await self._inputs.plain.plain(data, media_type, "file")
-        key = brought_key(plain.png, client, "png")
+        check_claim(media_type, "file")
+        plain = await self._inputs.plain.plain(data, "file")
+        key = brought_key(plain.png, client)
         async with self._brought.stored(client, {key: plain.png}):
             expires_at = await self._brought.keep(client, key)
         return Upload(key, plain.width, plain.height, plain.transparent, len(plain.png), expires_at)

@@ -144,11 +144,10 @@ def test_where_a_picture_ends(kind: str) -> None:
 @pytest.mark.parametrize(
     "options, status, code",
     [
-        ({"content": PNG, "headers": {"Content-Type": "image/jpeg"}}, 400, "invalid_picture"),
         ({"content": PNG, "headers": {"Content-Type": "image/gif"}}, 415, "unsupported_media_type"),
         ({"content": PNG}, 415, "unsupported_media_type"),
         ({"json": {"file": "x"}}, 415, "unsupported_media_type"),
-        ({"files": {"file": ("x", PNG, "image/webp")}}, 400, "invalid_picture"),
+        ({"files": {"file": ("x", PNG, "image/gif")}}, 400, "invalid_picture"),
         ({"files": {"picture": ("x", PNG, "image/png")}}, 400, "invalid_value"),
         ({"files": [("file", ("x", PNG, "image/png")), ("file", ("y", PNG, "image/png"))]}, 400, "invalid_value"),
         ({"files": {"file": ("x", PNG, "image/png")}, "data": {"more": "x"}}, 400, "invalid_value"),

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 MEMORY_BYTES = 1 << 30
 CPU_S = 30
 PIECE = 1 << 20
+OPAQUE = 255
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's type of colour
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 REFUSALS = ("unreadable", "truncated", "moves", "too_large")
@@ -84,11 +85,13 @@ def png_rows(png: bytes) -> int:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Eight bits, RGB or RGBA, without anything else."""
+    """Eight bits, RGB, or RGBA where anything is transparent, without anything else."""
     if picture.mode.startswith("I"):  # sixteen bits, which conversion would cut off instead of scaling
         picture = picture.point(lambda value: value * (1 / 256)).convert("L")
     transparent = "A" in picture.getbands() or "transparency" in picture.info
     pixels = picture.convert("RGBA" if transparent else "RGB")
+    if transparent and pixels.getchannel("A").histogram()[OPAQUE] == pixels.width * pixels.height:
+        pixels = pixels.convert("RGB")
     return Image.frombytes(pixels.mode, pixels.size, pixels.tobytes())
 
 

@@ -24,7 +24,7 @@ from service.error_answers import BadLineAnswer, LineFault, documented
 from service.gateway import BaseUrl, Client, Current, Gateway
 from service.generate_request import GenerateRequest
 from service.headers import IdempotencyKey
-from service.picture_errors import TooManyUploads
+from service.picture_errors import TooManyUploads, UploadsBusy
 from service.strict_json import StrictJsonRoute
 from service.zip_stream import zipped
 
@@ -169,8 +169,8 @@ HEADERS = {name: {"description": about, "schema": {"type": "string"}} for name, 
             errors.InvalidJson, errors.MissingField, errors.UnknownField, errors.InvalidValue, errors.InvalidSize, errors.InvalidHeader,
             errors.UnknownModel,
             errors.InvalidBatch, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.KeyReused, errors.BatchExpired,
-            errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, TooManyUploads, errors.QueueUnavailable,
-            errors.QueueOutOfMemory, errors.QueueReadOnly, errors.NoModel, errors.StorageUnavailable,
+            errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, TooManyUploads, UploadsBusy,
+            errors.QueueUnavailable, errors.QueueOutOfMemory, errors.QueueReadOnly, errors.NoModel, errors.StorageUnavailable,
         ),
     },
 )  # fmt: skip

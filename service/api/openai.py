@@ -24,7 +24,7 @@ from service.generations import START
 from service.headers import IdempotencyKey
 from service.openai_edits import FORM, VARIATION, read, read_variation
 from service.openai_images import ImagesAnswer, ImagesRequest, answer, completed, event_of, partial, whole
-from service.picture_errors import InvalidPicture, KindNotSupported, PictureTrailingData, PictureTruncated, TooManyUploads
+from service.picture_errors import OF_PICTURES
 from service.strict_json import StrictJsonRoute
 from service.terms import Terms
 
@@ -39,7 +39,6 @@ OF_DRAWING = (
     errors.QueueIsFull, errors.ClientQueueFull, errors.RateLimited, errors.QuotaSpent, errors.TooManyStreams, errors.QueueUnavailable,
     errors.QueueOutOfMemory, errors.QueueReadOnly, errors.StorageUnavailable, errors.NoModel, errors.JobFailed, errors.StillRunning,
 )  # fmt: skip
-OF_PICTURES = (InvalidPicture, PictureTruncated, PictureTrailingData, KindNotSupported, TooManyUploads)
 
 router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["openai"])
 

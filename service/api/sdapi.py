@@ -21,7 +21,7 @@ from service.error_answers import documented
 from service.finished import pictures_of, raise_unless_succeeded
 from service.gateway import Client, Current, Gateway
 from service.loras import UnknownLora
-from service.picture_errors import InvalidPicture, KindNotSupported, PictureTrailingData, PictureTruncated, TooManyUploads
+from service.picture_errors import OF_PICTURES
 from service.png_text import texts
 from service.sdapi import Txt2ImgRequest, info, progress, title
 from service.sdapi_hires import latent_modes
@@ -69,9 +69,7 @@ async def txt2img(body: Txt2ImgRequest, request: Request, gateway: Current, clie
 @router.post(
     "/img2img",
     summary="Draw from a picture, in A1111's form",
-    responses=documented(
-        *OF_DRAWING, errors.MissingField, InvalidPicture, PictureTruncated, PictureTrailingData, KindNotSupported, TooManyUploads
-    ),
+    responses=documented(*OF_DRAWING, errors.MissingField, *OF_PICTURES),
 )
 async def img2img(body: Img2ImgRequest, request: Request, gateway: Current, client: Client) -> Anything:
     """As txt2img, from `init_images`; with `mask` only what is white is drawn."""

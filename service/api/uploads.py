@@ -16,7 +16,6 @@ from service.forms import FORM, Part, parse
 from service.gateway import BaseUrl, Client, Current
 
 TYPES = frozenset(MEDIA_TYPES.values())
-ANY = ("", "application/octet-stream")  # of a part of a form: nothing is claimed
 
 router = APIRouter(prefix="/uploads", tags=["uploads"])
 
@@ -102,5 +101,5 @@ def _of_form(body: bytes, content_type: str) -> tuple[bytes, str]:
     """The one file, and what it is said to be. Raises InvalidValue."""
     match parse(body, content_type):
         case [Part(name="file", file=True) as part]:
-            return bytes(part.data), "" if part.media_type in ANY else part.media_type
+            return bytes(part.data), part.media_type
     raise errors.InvalidValue("The form must hold one file, named file, and nothing else.", param="file")
