@@ -36,7 +36,7 @@ from service.embeddings import embeddings_of, without
 from service.errors import InvalidSize, InvalidValue, NotSupported, UnknownSampler, UnknownSchedule, shown
 from service.guided import guidance_warnings, guided
 from service.inputs import Pictures
-from service.kinds import kind_warnings, of_picture, size_of
+from service.kinds import kind_warnings, of_picture, size_of, transparency_warning
 from service.loras import check_loras
 from service.option_values import checked_options, idle_options
 from service.second_pass import second_pass
@@ -171,7 +171,7 @@ def settle(draft: Draft, card: ModelCard, settings: Settings, given: Pictures = 
     if len(params.passes) > 1:
         first, last = params.passes[1].kept
         evaluations += sampler.evaluations(last - first, ends_open=ends_open(schedule, schedule_options))
-    return Resolved(params, evaluations * params.num_images, tuple(_warnings(params, card)))
+    return Resolved(params, evaluations * params.num_images, (*_warnings(params, card), *transparency_warning(params, given)))
 
 
 def _check_text(name: str, text: str, syntax: Syntax, settings: Settings) -> None:

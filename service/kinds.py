@@ -91,6 +91,14 @@ def kind_warnings(params: GenerationParams) -> Iterator[JobWarning]:
         yield JobWarning("prompt_empty", "Without a prompt the model draws anything into the picture.")
 
 
+def transparency_warning(params: GenerationParams, given: Pictures) -> Iterator[JobWarning]:
+    if given.image and given.image.head.transparent and params.mask != params.image:
+        yield JobWarning(
+            "transparency_flattened",
+            "The transparent parts of image are laid on white. To have them drawn anew, send kind inpaint and no mask.",
+        )
+
+
 def _nothing_said(draft: Draft) -> None:
     """What a text-to-image job has anyway may be said: answers of this service hold it."""
     plain = {

@@ -69,7 +69,22 @@ def test_outpaint_makes_the_picture_larger(gateway: Live) -> None:
     assert (found["kind"], found["width"], found["height"], found["outpaint"]) == ("outpaint", 96, 80, {"right": 32, "top": 16})
     assert (found["strength"], found["mask_feather"], found["mask"], total) == (1.0, 16, "", 10)
     assert params(gateway, **found) == (found, total)
-    assert params(gateway, image=PICTURE, outpaint={"left": 0})[0]["kind"] == "image_to_image"
+    plain, _ = params(gateway, image=PICTURE, outpaint={}, kind="image_to_image")
+    assert plain["outpaint"] == {} and params(gateway, **plain)[0] == plain  # as answers hold it
+
+
+def test_what_is_transparent_is_said_to_be_laid_on_white(gateway: Live) -> None:
+    for more, codes in (
+        ({"image": CLEAR}, ["transparency_flattened"]),
+        ({"image": CLEAR, "kind": "variations"}, ["transparency_flattened"]),
+        ({"image": CLEAR, "outpaint": {"left": 16}}, ["beyond_trained_size", "transparency_flattened"]),
+        ({"image": CLEAR, "mask": MASK}, ["transparency_flattened"]),
+        ({"image": CLEAR, "kind": "inpaint"}, []),
+        ({"image": PICTURE}, []),
+        ({"image": as_url(np.dstack([sample_picture(), np.full((64, 64), 255, np.uint8)]))}, []),
+    ):
+        answer = gateway.post(GOOD | more).json()
+        assert [warning["code"] for warning in answer["warnings"]] == codes, more
 
 
 def test_predicted_seconds_count_only_the_steps_that_are_taken(gateway: Live) -> None:
@@ -122,6 +137,11 @@ def test_a_picture_of_another_size_is_drawn_in_the_size_that_is_asked_for(gatewa
     ({"image": PICTURE, "start": 0.6, "end": 0.6}, "invalid_value", "start"),
     ({"image": PICTURE, "mask": MASK, "end": 0.9}, "invalid_value", "end"),
     ({"outpaint": {"left": 8}}, "invalid_value", "outpaint"),
+    ({"image": PICTURE, "outpaint": {}}, "invalid_value", "outpaint"),
+    ({"image": PICTURE, "outpaint": {"left": 0}}, "invalid_value", "outpaint"),
+    ({"image": PICTURE, "kind": "image_to_image", "outpaint": {"left": 0, "top": 0}}, "invalid_value", "outpaint"),
+    ({"image": PICTURE, "kind": "outpaint", "outpaint": {}}, "invalid_value", "outpaint"),
+    ({"outpaint": {}}, "invalid_value", "outpaint"),
     ({"kind": "outpaint", "image": PICTURE}, "invalid_value", "outpaint"),
     ({"kind": "image_to_image", "image": PICTURE, "outpaint": {"left": 8}}, "invalid_value", "outpaint"),
     ({"image": PICTURE, "mask": MASK, "outpaint": {"left": 8}}, "invalid_value", "mask"),

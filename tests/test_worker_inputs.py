@@ -22,7 +22,7 @@ from pipelines.text_to_image import encode_picture, generate
 from tests import test_drawing
 from tests.test_drawing import Studio
 from tests.worker_bench import PIXELS, Bench, draw_at_once, job
-from workers.inputs import NoInputs, mask_pixels, pixels
+from workers.inputs import NoInputs, _decoded, mask_pixels, pixels
 from workers.messages import Advanced, Draw, Drawn, Exported, Inputs, Save, Warned
 from workers.regions import whole
 
@@ -86,6 +86,22 @@ def test_pictures_are_turned_as_their_camera_says_and_lose_what_is_not_a_picture
     assert pixels(encoded(np.full((8, 8), 200, np.uint8)), (8, 8)).shape == (8, 8, 3)
     with pytest.raises(NoInputs):
         pixels(encoded(PIXELS, "GIF"), (8, 8))
+
+
+def test_what_is_transparent_is_white_but_where_the_picture_is_its_own_mask() -> None:
+    clear = np.full((64, 64, 4), 100, np.uint8)
+    clear[:, :32, 3], clear[:16, :32, 3], clear[:, 32:, 3] = 0, 51, 255
+    white = pixels(encoded(clear), (64, 64), on_white=True)
+    assert [set(part.flat) for part in (white[16:, :32], white[:16, :32], white[:, 32:])] == [{255}, {224}, {100}]
+    for kind, mask, expected in (("image_to_image", "", white), ("inpaint", "m", white), ("inpaint", "up/1.png", clear[..., :3])):
+        params = with_picture("a", width=64, height=64, mask=mask).params
+        found = _decoded(replace(params, kind=kind), encoded(clear), encoded(clear) if mask else None)
+        np.testing.assert_array_equal(found.picture, expected)
+    dotted = Image.new("P", (64, 64))
+    dotted.putpalette([10, 20, 30])
+    buffer = io.BytesIO()
+    dotted.save(buffer, "PNG", transparency=0)
+    assert (pixels(buffer.getvalue(), (64, 64), on_white=True) == 255).all()
 
 
 def test_of_a_mask_with_transparency_what_is_transparent_is_drawn() -> None:

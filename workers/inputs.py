@@ -70,18 +70,23 @@ def _decoded(params: GenerationParams, picture: bytes, mask: bytes | None) -> In
     size = params.width - more.get("left", 0) - more.get("right", 0), params.height - more.get("top", 0) - more.get("bottom", 0)
     if params.mask_padding is not None:
         size = _opened(picture).size
-    found = pixels(picture, size)
+    of_itself = params.mask == params.image
+    found = pixels(picture, size, on_white=not of_itself)
     if params.kind == "outpaint":
         return whole(params, *extended(found, more, params.mask_feather))
     if mask is None:
         return Inputs(found, None)
-    drawn = mask_pixels(mask, size, of_itself=params.mask == params.image)
+    drawn = mask_pixels(mask, size, of_itself=of_itself)
     return whole(params, found, drawn) if params.mask_padding is None else region(params, found, drawn)
 
 
-def pixels(data: bytes, size: tuple[int, int]) -> Pixels:
-    """[H, W, 3], resized as diffusers does (Lanczos) where the size (W, H) is another. Raises NoInputs."""
-    return np.asarray(_sized(_opened(data).convert("RGB"), size))
+def pixels(data: bytes, size: tuple[int, int], *, on_white: bool = False) -> Pixels:
+    """[H, W, 3], resized as diffusers does (Lanczos) where the size (W, H) is another. What is transparent is laid on white, as A1111
+    does, or shows the colours that it hides. Raises NoInputs."""
+    image = _opened(data)
+    if on_white and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(_sized(image.convert("RGB"), size))
 
 
 def mask_pixels(data: bytes, size: tuple[int, int], *, of_itself: bool = False) -> Pixels:
