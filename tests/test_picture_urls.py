@@ -72,6 +72,14 @@ def drips(request: BaseHTTPRequestHandler, before: int) -> None:
         request.wfile.flush()
 
 
+def drips_headers(request: BaseHTTPRequestHandler, before: int) -> None:
+    """A head that never ends, slowly."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while not request.server.receiver.closing.wait(0.02):  # type: ignore[attr-defined]
+        request.wfile.write(b"x: y\r\n")
+        request.wfile.flush()
+
+
 def floods(request: BaseHTTPRequestHandler, before: int) -> None:
     """More than it says: nothing, since it tells no length."""
     request.send_response(200)
@@ -99,12 +107,40 @@ async def test_a_name_that_leads_inside_is_not_connected_to(address: str, connec
     assert connections == []
 
 
+@pytest.mark.parametrize("answers", [[PUBLIC, "10.0.0.1"], ["::ffff:10.0.0.1", PUBLIC]])
+async def test_one_address_inside_damns_the_name(answers: list[str], connections: list[str]) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return answers
+
+    with pytest.raises(Refused, match="public internet"):
+        await PictureGet(resolve=resolve, tls=client_tls())(f"https://{NAME}/", MOST)
+    assert connections == []
+
+
+async def test_a_name_that_moves_inside_is_not_followed_there(connections: list[str]) -> None:
+    """Asked once for each connection, which goes to what was judged; a redirect to the same name asks again, and is judged again."""
+    asked = [PUBLIC, "169.254.169.254"]
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return [asked.pop(0)]
+
+    with receiving(leads("/b"), tls=True) as server:
+        get = PictureGet(resolve=resolve, tls=client_tls())
+        with pytest.raises(Refused, match="public internet"):
+            await get(server.url(NAME, scheme="https"), MOST)
+        assert len(server.got) == 1
+    assert connections == [PUBLIC] and asked == []
+
+
 INSIDE = [
     "https://127.0.0.1:{port}/",
     "http://hooks.example.com/",
     "https://169.254.169.254/latest",
     "https://localhost/",
     "https://[::1]:8443/",
+    "https://[::ffff:127.0.0.1]/",
+    "https://[::ffff:a9fe:a9fe]/latest",
+    "https://10.0.0.1/",
     "https://2130706433/",
     "https://inside.hooks.example.com:{port}/",
     "file:///etc/passwd",
@@ -150,8 +186,9 @@ async def test_redirects_are_followed_a_few_times(connections: list[str]) -> Non
         (status(404), "status 404"),
         (status(302), "status 302"),
         (drips, "timeout"),
+        (drips_headers, "timeout|broken answer"),
     ],
-    ids=["large", "endless", "short", "packed", "missing", "nowhere", "slow"],
+    ids=["large", "endless", "short", "packed", "missing", "nowhere", "slow", "slow head"],
 )
 async def test_answers_that_are_no_picture(answer: Answer, why: str, connections: list[str]) -> None:
     with receiving(answer, tls=True) as server:
