@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -112,31 +112,8 @@ def worker() -> None:
 
 
 @app.command()
-def generate(
-    prompt: asked.Prompt,
-    output: asked.Output = "",
-    negative: asked.Negative = None,
-    prompt_syntax: asked.Syntax = None,
-    width: asked.Pixels = None,
-    height: asked.Pixels = None,
-    steps: asked.Steps = None,
-    guidance: asked.Guidance = None,
-    cache_interval: asked.CacheInterval = None,
-    sampler: asked.Sampler = None,
-    schedule: asked.Schedule = None,
-    sampler_option: eyes.SamplerOption = [],  # noqa: B006 - typer copies it
-    schedule_option: eyes.ScheduleOption = [],  # noqa: B006
-    guidance_option: asked.GuidanceOption = [],  # noqa: B006
-    seed: asked.Seed = None,
-    num_images: asked.Images = None,
-    model: asked.Model = None,
-    format_: asked.Format = None,
-    image: asked.Image = None,
-    mask: asked.Mask = None,
-    mask_padding: asked.Padding = None,
-    strength: asked.Strength = None,
-    upscale: asked.Upscale = None,
-) -> None:
+@asked.with_options
+def generate(*, prompt: str, output: str, **said: Any) -> None:
     """Draw a picture and save it.
 
     Asks the service at CELADON_URL if that is set, else one that runs on this machine, else starts one for this picture.
@@ -144,18 +121,12 @@ def generate(
     """
     from celadon import generate as command
     from celadon.client import CeladonError
-    from celadon.pairs import options_of, refusing
+    from celadon.generate_fields import fields
+    from celadon.pairs import refusing
     from celadon.supervisor import StartRefused
 
-    given = {"sampler_options": sampler_option, "schedule_options": schedule_option, "guidance_options": guidance_option}
     with refusing():
-        options = {name: options_of(written) for name, written in given.items() if written}
-    params = {
-        "negative_prompt": negative, "prompt_syntax": prompt_syntax, "width": width, "height": height, "steps": steps,
-        "guidance": guidance, "cache_interval": cache_interval, "sampler": sampler, "schedule": schedule, "seed": seed,
-        "num_images": num_images, "model": model, "output_format": format_,
-        "image": image, "mask": mask, "mask_padding": mask_padding, "strength": strength, "upscale": upscale, **options,
-    }  # fmt: skip
+        params = fields(said)
     try:
         command.run(prompt, output, params, os.environ.get("CELADON_URL", ""), Console(stderr=True))
     except (CeladonError, StartRefused, OSError) as error:

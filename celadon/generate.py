@@ -31,10 +31,7 @@ def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: 
     if not wanted.get("output_format") and (suffix := Path(output).suffix.lower()) in pictures.FORMATS:
         wanted["output_format"] = pictures.FORMATS[suffix]
     with service(url, console) as client:
-        for name in ("image", "mask"):
-            if wanted.get(name):
-                wanted[name] = client.upload(wanted[name])["key"]
-        job = pictures.draw(client, console, prompt, **wanted)
+        job = pictures.draw(client, console, prompt, **uploaded(client, wanted))
         if output == "-":
             for image in job.images:
                 sys.stdout.buffer.write(client.download(image))
@@ -43,6 +40,13 @@ def run(prompt: str, output: str, params: Mapping[str, Any], url: str, console: 
             path.parent.mkdir(parents=True, exist_ok=True)
             client.download(image, path)
             print(path)
+
+
+def uploaded(client: Client, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with keys in place of files, one level deep as well. Raises CeladonError, OSError."""
+    keys = {name: client.upload(value)["key"] for name, value in wanted.items() if isinstance(value, Path)}
+    inside = {name: uploaded(client, value) for name, value in wanted.items() if isinstance(value, dict)}
+    return dict(wanted) | keys | inside
 
 
 def check_output(output: str, wanted: Mapping[str, Any]) -> None:
