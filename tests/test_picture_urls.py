@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -80,6 +81,19 @@ def drips_headers(request: BaseHTTPRequestHandler, before: int) -> None:
         request.wfile.flush()
 
 
+def leads_slowly(request: BaseHTTPRequestHandler, before: int) -> None:
+    """Each answer would be in time by itself; all of them are not."""
+    request.server.receiver.closing.wait(0.4)  # type: ignore[attr-defined]
+    status(302, location="/on")(request, before)
+
+
+def bomb(*codings: str) -> Answer:
+    """Ninety megabytes of nothing in less than may be sent."""
+    packed = zlib.compress(bytes(90_000_000), 9, wbits=31)
+    assert len(packed) < MOST
+    return sends(packed, content_encoding=", ".join(codings))
+
+
 def floods(request: BaseHTTPRequestHandler, before: int) -> None:
     """More than it says: nothing, since it tells no length."""
     request.send_response(200)
@@ -141,6 +155,8 @@ INSIDE = [
     "https://[::ffff:127.0.0.1]/",
     "https://[::ffff:a9fe:a9fe]/latest",
     "https://10.0.0.1/",
+    "https://0x7f.1/",
+    "https://hooks.example.com:22/",
     "https://2130706433/",
     "https://inside.hooks.example.com:{port}/",
     "file:///etc/passwd",
@@ -148,6 +164,13 @@ INSIDE = [
     "//127.0.0.1:{port}/x",
     "https://a:b@hooks.example.com/",
 ]
+
+
+@pytest.mark.parametrize("place", [place for place in INSIDE if "{port}" not in place])
+async def test_who_names_the_inside_is_not_served(place: str, connections: list[str]) -> None:
+    with pytest.raises(Refused):
+        await getter(inside="10.0.0.1")(place, MOST)
+    assert connections == []
 
 
 @pytest.mark.parametrize("place", INSIDE)
@@ -183,12 +206,15 @@ async def test_redirects_are_followed_a_few_times(connections: list[str]) -> Non
         (floods, "larger than"),
         (sends(PNG, content_length=str(len(PNG) + 5), connection="close"), "broken answer|timeout"),
         (sends(PNG, content_encoding="gzip"), "encoding"),
+        (bomb("gzip"), "encoding"),
+        (bomb("identity", "gzip"), "encoding"),
         (status(404), "status 404"),
         (status(302), "status 302"),
         (drips, "timeout"),
         (drips_headers, "timeout|broken answer"),
+        (leads_slowly, "timeout"),
     ],
-    ids=["large", "endless", "short", "packed", "missing", "nowhere", "slow", "slow head"],
+    ids=["large", "endless", "short", "packed", "bomb", "bomb twice", "missing", "nowhere", "slow", "slow head", "slow redirects"],
 )
 async def test_answers_that_are_no_picture(answer: Answer, why: str, connections: list[str]) -> None:
     with receiving(answer, tls=True) as server:
