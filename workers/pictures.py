@@ -23,10 +23,11 @@ from workers.log import of, where
 from workers.messages import Drawn
 from workers.metrics import WorkerMetrics
 from workers.previews import Previews
-from workers.safety import UNMARKED, WITHHELD, Safety, Unmarked, Withheld
+from workers.safety import UNJUDGED, UNMARKED, WITHHELD, Safety, Unjudged, Unmarked, Withheld
 
 log = structlog.get_logger("worker")
 
+REFUSED = {Withheld: ("withheld", WITHHELD), Unjudged: ("unjudged", UNJUDGED), Unmarked: ("unmarked", UNMARKED)}
 NOT_STORED = JobError("storage_unavailable", "The picture was drawn but could not be stored.", retryable=True)
 NOT_ENCODED = JobError("encode_failed", "The picture was drawn but could not be written in that format.")
 
@@ -63,9 +64,10 @@ class Pictures:
                 await asyncio.to_thread(self._safety.check, drawn.pixels)
                 data = await asyncio.to_thread(self._file, held, drawn)
             await self._keep(held, key, data)
-        except (Withheld, Unmarked) as refusal:
-            event, error = ("withheld", WITHHELD) if isinstance(refusal, Withheld) else ("unmarked", UNMARKED)
-            log.warning(event, **of(job))
+        except (Withheld, Unjudged, Unmarked) as refusal:
+            event, error = REFUSED[type(refusal)]
+            cause = {"error": where(refusal.__cause__)} if refusal.__cause__ else {}
+            log.warning(event, **of(job), **cause)
             self._ends.drop(held)
             await self._ends.fail(held, error)
             return

@@ -7,6 +7,7 @@ says how it comes. Pictures are looked at after they are drawn; nothing of a pro
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from workers.marked import Mark
 
 WITHHELD = JobError("picture_withheld", "The checker of this service withheld the picture; another seed or prompt may pass.")
+UNJUDGED = JobError(
+    "checker_failed", "The checker of this service could not judge the picture, so that it is not stored; another seed or prompt may pass."
+)
 UNMARKED = JobError(
     "watermark_failed",
     "The watermark of this service cannot be read from the picture; a higher output_quality, png or a larger size may hold it.",
@@ -36,6 +40,10 @@ MEAN = np.array([104, 117, 123], np.float32)  # blue, green, red of ImageNet, as
 
 class Withheld(Exception):
     """The picture must not be stored."""
+
+
+class Unjudged(Exception):
+    """The checker has no score for the picture, so it must not be stored either; the cause says why."""
 
 
 class Unmarked(Exception):
@@ -55,7 +63,8 @@ class Checker:
 
     def score(self, pixels: Pixels) -> float:
         """Of [H, W, 3]. May be called from several threads: each call has a request of its own."""
-        return float(self.network.create_infer_request().infer([looked_at(pixels)])[0][0][1])
+        _, score = self.network.create_infer_request().infer([looked_at(pixels)])[0][0]
+        return float(score)
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,16 @@ class Safety:
     mark: Mark | None = None
 
     def check(self, pixels: Pixels) -> None:
-        """Raises Withheld."""
-        if self.checker and self.checker.score(pixels) >= self.checker.threshold:
+        """Raises Withheld or Unjudged."""
+        if self.checker is None:
+            return
+        try:
+            score = self.checker.score(pixels)
+        except Exception as error:  # whatever a foreign network does: what was not judged does not pass
+            raise Unjudged from error
+        if not math.isfinite(score):
+            raise Unjudged
+        if score >= self.checker.threshold:
             raise Withheld
 
     def file(self, pixels: Pixels, write: Callable[[Pixels], bytes]) -> bytes:
@@ -103,9 +120,11 @@ def open_checker(path: Path, threshold: float) -> Checker:
         core = openvino.Core()
         network = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
         checker = Checker(network, threshold)
-        checker.score(np.zeros((CROP, CROP, 3), np.uint8))
+        fit = 0 <= checker.score(np.zeros((CROP, CROP, 3), np.uint8)) <= 1
     except Exception:
-        raise CheckerUnfit("CELADON_CHECKER names no network that looks at 224 x 224 pixels and gives two scores") from None
+        fit = False
+    if not fit:
+        raise CheckerUnfit("CELADON_CHECKER names no network that looks at 224 x 224 pixels and gives two scores from 0 to 1")
     return checker
 
 
