@@ -75,11 +75,11 @@ class WithMemory:
         return self.xp.concat([out, self._denoiser.recall(x, timestep, context, deep, told)], axis=1)
 
 
-def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0) -> int:
-    """The rows of every call where a row's output is not its own in every batch: few, or 1 where its place among them tells too, or memory
-    does not hold more.
+def fixed_rows(denoiser: Model, shape: tuple[int, int, int], context: Array, width: int = 0, rows: int = 0) -> int:
+    """The rows of every call where a row's output is not its own in every batch: so many, few if not said, or 1 where its place among them
+    tells too, or memory does not hold more. Holds for this shape and length of `context` alone.
     """
-    rows = ROWS_ON_CPU if denoiser.device == "cpu" else ROWS_ON_GPU
+    rows = rows or (ROWS_ON_CPU if denoiser.device == "cpu" else ROWS_ON_GPU)
     try:
         return rows if place_invariant(denoiser, shape, context, width, rows) else 1
     except Exception as error:

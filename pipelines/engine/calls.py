@@ -69,13 +69,14 @@ class Row:
 
 class Calls:
     """`rows` is None where a row's result does not depend on the size of the batch; otherwise every call is cut and padded to exactly
-    `rows` rows. For calls that remember or recall, which the caller knows nothing of, this is measured when the first one comes.
+    `rows` rows, or goes row by row where its place among them tells, too: at sizes at which rows begin at odd addresses. That is measured
+    when the first call of a latent shape and text length comes, and so is everything of calls that remember or recall.
     """
 
     def __init__(self, denoiser: Denoiser, rows: int | None) -> None:
         self._denoiser, self._xp, self._upload = denoiser, denoiser.xp, uploading(denoiser)
-        self._rows, self._rows_of_memory = rows, rows
-        self._measured = rows is not None
+        self._rows = rows
+        self._sizes: dict[tuple[Any, ...], int | None] = {}  # measured
         self._contexts: list[Array] = []
         self._stack: Array = None
 
@@ -105,15 +106,16 @@ class Calls:
         return xp.reshape(out[:count], (count, -1))
 
     def _size(self, row: Row, x: Array) -> int | None:
-        if row.memory is None:
+        if row.memory is None and self._rows in (None, 1):
             return self._rows
-        if not self._measured:
-            both, width = WithMemory(self._denoiser), 0 if row.told is None else len(row.told)
-            shape = x.shape[1], x.shape[2], x.shape[3]
-            alone = batch_invariant(both, shape, row.context, width)
-            self._rows_of_memory = None if alone else fixed_rows(both, shape, row.context, width)
-            self._measured = True
-        return self._rows_of_memory
+        shape = x.shape[1], x.shape[2], x.shape[3]
+        key = *shape, len(row.context), row.memory is None
+        if key not in self._sizes:
+            width = 0 if row.told is None else len(row.told)
+            asked = self._denoiser if row.memory is None else WithMemory(self._denoiser)
+            any_size = self._rows is None and batch_invariant(asked, shape, row.context, width)
+            self._sizes[key] = None if any_size else fixed_rows(asked, shape, row.context, width, self._rows or 0)
+        return self._sizes[key]
 
     def _ask(self, x: Array, timestep: Array, rows: Sequence[Row], count: int) -> Array:
         """One call; the model hears of marks, vectors, LoRAs and a ControlNet only where there are some: a backend may do without. Of the

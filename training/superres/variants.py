@@ -22,7 +22,7 @@ class Variant:
     shape: Shape = DEFAULT
     base: Shape | None = None  # of a plain network that is trained beside, and whose picture is what the residual is of
     teacher: str | None = None  # distilled from that variant's deterministic sampler
-    share: float = 1.0  # of the pictures that the others see, where one costs more
+    share: float = 1.0  # pictures seen, as a multiple of what the others see
     steps: tuple[int, ...] = (1, 5)
     mean_at: tuple[int, ...] = (1,)  # the numbers of steps of which the mean of several samples is told, too
 
@@ -30,6 +30,7 @@ class Variant:
 VARIANTS = {
     "cosine": Variant("TinyUNet, DDIM, cosine schedule", steps=(1, 2, 3, 4, 5), mean_at=(1, 5)),
     "linear": Variant("TinyUNet, DDIM, linear schedule", "linear", steps=(1, 2, 3, 4, 5), mean_at=(1, 5)),
+    "longer": Variant("TinyUNet, DDIM, linear schedule, trained three times as long", "linear", share=3.0),
     "resshift": Variant("ResShift-style: the residual is shifted, 15 steps", "shift", SHIFT_STEPS, fresh=True, steps=(5, 15), mean_at=(5,)),
     "resdiff": Variant(
         "ResDiff-style: a CNN first, diffusion of what it lacks",
