@@ -84,7 +84,7 @@ def _read(figures: Mapping[str, Any]) -> list[str]:
         "* The network ends in a sigmoid, which is never negative, and restores a residual, which must be.",
         "* Parameters are counted in MB in its text and in millions in its table.",
         "* The networks compared there have 1.7 to 3.4 million parameters, TinyUNet 0.15; here each has at most 0.15, and costs as much to",
-        "  train.",
+        "  train, but where the pictures seen are others.",
     ]
 
 
