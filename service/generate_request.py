@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from jobs.job import WEBHOOK_EVENTS, ServiceClass, Webhook, WebhookEvent
 from pipelines.params import MAX_CACHE_INTERVAL, Kind, LoraUse, MaskContent, OutputFormat, UpscaleMethod
@@ -248,9 +248,9 @@ class GenerateRequest(BaseModel):
 
     @field_validator("outpaint")
     @classmethod
-    def _adds_something(cls, said: OutpaintRequest | None, info: ValidationInfo) -> OutpaintRequest | None:
-        """{} beside a kind is what answers hold."""
-        if said and not any(pixels for _, pixels in said) and (said.model_fields_set or not info.data.get("kind")):
+    def _adds_something(cls, said: OutpaintRequest | None) -> OutpaintRequest | None:
+        """{} is what answers hold."""
+        if said and said.model_fields_set and not any(pixels for _, pixels in said):
             raise ValueError("no side has a pixel to add: give left, top, right or bottom, or leave outpaint out")
         return said
 

@@ -48,7 +48,7 @@ def test_openai(gateway: Live, asked: dict[str, Any], param: str, said: str) -> 
     ({"override_settings": {"sd_model_checkpoint": "nothing"}}, "override_settings", "There is no model 'nothing'."),
     ({"init_images": [PICTURE], "mask": OTHER}, "mask", "The mask has 64x128 pixels and the image 64x64"),
     ({"init_images": [PICTURE], "denoising_strength": 0.001, "steps": 2}, "denoising_strength", "No step of 2 is left"),
-    ({"init_images": ["AAAA"]}, "init_images", "init_images cannot be taken"),
+    ({"init_images": ["AAAA"]}, "init_images", "A picture is a PNG, JPEG or WebP"),
 ])  # fmt: skip
 def test_a1111(gateway: Live, asked: dict[str, Any], param: str, said: str) -> None:
     door = "img2img" if "init_images" in asked else "txt2img"
