@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from jobs.job import JobWarning
 from jobs.job_queue import JobQueue
 from pipelines.checkpoint_folder import describe
 from pipelines.denoiser_torch import TorchDenoiser
-from pipelines.engine.engine import Engine
 from pipelines.loading import load
 from pipelines.openvino_model import Compiler, OpenVinoDenoiser, OpenVinoStages
 from pipelines.planning import Seen, Stages, decoded
@@ -25,8 +23,7 @@ from tests import test_drawing
 from tests.worker_bench import PIXELS, Bench, job
 from training.toy import write_toy
 from workers.beside import TOLD
-from workers.drawing import DrawingThread
-from workers.messages import Command, Draw, Drawn, Hold, Report, Warned
+from workers.messages import Command, Draw, Drawn, Report, Warned
 
 Model = tuple[Stages, Any]
 BACKENDS = ["torch", "openvino"]
@@ -68,21 +65,6 @@ def opened(backend: str, folder: Path, *, dark: str) -> Model:
     return stages, OpenVinoDenoiser(compiler.forms("float32"), said.configs["unet"], 1)
 
 
-def drawn(model: Model) -> tuple[np.ndarray, list[str]]:
-    """A picture as a worker draws it, and what is told of it."""
-    reports: queue.Queue[Report] = queue.Queue()
-    stages, denoiser = model
-    thread = DrawingThread(reports.put)
-    thread.put(Hold(stages.card.id, stages, Engine(denoiser, slots=2, rows=4)))
-    thread.start()
-    thread.put(Draw(test_drawing.job("one")))
-    seen: list[Report] = []
-    while not (seen and isinstance(seen[-1], Drawn)):
-        seen.append(reports.get(timeout=test_drawing.TIMEOUT_S))
-    thread.stop()
-    return seen[-1].pixels, [report.warning.code for report in seen if isinstance(report, Warned)]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_picture_that_is_black_in_half_precision_alone_is_decoded_again_and_told(backend: str, tmp_path: Path) -> None:
     model = opened(backend, tmp_path, dark="half")
@@ -93,13 +75,13 @@ def test_a_picture_that_is_black_in_half_precision_alone_is_decoded_again_and_to
     begun, seen = decoded(model[0], LATENTS, model[0].begin(LATENTS))
     np.testing.assert_array_equal(begun, found)
     assert seen is Seen.BLACKENED
-    pixels, told = drawn(model)
+    pixels, told = test_drawing.drawn_alone(*model)
     assert told == ["vae_black"] and pixels.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_picture_that_is_black_in_float32_too_is_delivered_and_told(backend: str, tmp_path: Path) -> None:
-    pixels, told = drawn(opened(backend, tmp_path, dark="both"))
+    pixels, told = test_drawing.drawn_alone(*opened(backend, tmp_path, dark="both"))
     assert told == ["picture_black"] and pixels.shape == (64, 64, 3) and not pixels.any()
 
 

@@ -18,6 +18,7 @@ from pipelines.engine.sample import Saved
 from pipelines.lanes import Lane
 from pipelines.loading import Checkpoint, load
 from pipelines.params import GenerationParams
+from pipelines.planning import Stages
 from pipelines.text_to_image import TorchStages, denoise, encode_prompt
 from training.toy import write_toy
 from workers.drawing import DrawingThread
@@ -59,6 +60,20 @@ class Studio:
             if isinstance(report, wanted) and report.job is job:
                 found.append(report)
         return found
+
+
+def drawn_alone(stages: Stages, denoiser: Any) -> tuple[np.ndarray, list[str]]:
+    """A picture as a worker draws it, and the codes of what is told of it."""
+    reports: queue.Queue[Report] = queue.Queue()
+    thread = DrawingThread(reports.put)
+    thread.put(Hold(stages.card.id, stages, Engine(denoiser, slots=2, rows=4)))
+    thread.start()
+    thread.put(Draw(job("one")))
+    seen: list[Report] = []
+    while not (seen and isinstance(seen[-1], Drawn)):
+        seen.append(reports.get(timeout=TIMEOUT_S))
+    thread.stop()
+    return seen[-1].pixels, [report.warning.code for report in seen if isinstance(report, Warned)]
 
 
 @pytest.fixture(scope="module")

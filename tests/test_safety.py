@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import queue
 import sys
 import types
 import zipfile
@@ -21,7 +20,6 @@ from redis.asyncio import Redis
 from jobs.job import JobStatus
 from jobs.job_queue import JobQueue
 from pipelines.denoiser_torch import TorchDenoiser
-from pipelines.engine.engine import Engine
 from pipelines.loading import Checkpoint, load
 from pipelines.planning import Seen, decoded
 from pipelines.text_to_image import TorchStages, decode
@@ -31,8 +29,7 @@ from tests.worker_bench import PIXELS, Bench, job
 from training.packages import Package, fetch_package
 from training.toy import write_toy
 from workers import serving
-from workers.drawing import DrawingThread
-from workers.messages import Command, Draw, Drawn, Hold, Report, Warned
+from workers.messages import Command, Draw, Drawn, Report
 from workers.safety import MEMBER, Checker, CheckerUnfit, Safety, looked_at, open_checker
 from workers.settings import WorkerSettings
 
@@ -68,17 +65,8 @@ def test_a_vae_that_overflows_in_half_precision_decodes_again_and_says_so(half: 
         decode(half, z)
     exact, seen = decoded(TorchStages(half), z)
     assert seen is Seen.OVERFLOWED and half.vae.dtype == torch.float16 and len(np.unique(exact)) > 10
-    reports: queue.Queue[Report] = queue.Queue()
     denoiser = TorchDenoiser(half.unet, device=half.device, dtype=half.dtype)
-    thread = DrawingThread(reports.put)
-    thread.put(Hold(half.card.id, TorchStages(half), Engine(denoiser, slots=2, rows=4)))
-    thread.start()
-    thread.put(Draw(test_drawing.job("one")))
-    seen: list[Report] = []
-    while not (seen and isinstance(seen[-1], Drawn)):
-        seen.append(reports.get(timeout=test_drawing.TIMEOUT_S))
-    thread.stop()
-    assert [report.warning.code for report in seen if isinstance(report, Warned)] == ["vae_overflow"]
+    assert test_drawing.drawn_alone(TorchStages(half), denoiser)[1] == ["vae_overflow"]
 
 
 def test_latents_that_are_no_numbers_are_the_networks_fault(checkpoint: Checkpoint) -> None:

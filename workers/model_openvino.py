@@ -68,9 +68,10 @@ def _settle(said: Described, model: ref[OpenVinoDenoiser], compiler: ref[Compile
         if said.small and not denoiser.specialize(shape, said.tokens):
             log.info("not_specialized", reason="its bits are others on this processor")
     except (OSError, RuntimeError, MemoryError) as error:
-        log.warning("not_specialized", reason=type(error).__name__)
+        log.warning("not_settled", model=card.id, reason=type(error).__name__)
+    else:
+        log.info("settled", model=card.id, seconds=round(time.monotonic() - began, 1))
     made_by.kept.drop_pages()
-    log.info("settled", model=card.id, seconds=round(time.monotonic() - began, 1))
 
 
 def _quiet(model: ref[OpenVinoDenoiser]) -> OpenVinoDenoiser | None:

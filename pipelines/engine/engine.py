@@ -29,6 +29,8 @@ Array = Any
 
 @dataclass(frozen=True, slots=True)
 class Pass:
+    """What a tick was, by which its time is judged."""
+
     shape: Shape
     samples: int
     rows: int  # of the U-Net
